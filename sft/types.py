@@ -1,0 +1,92 @@
+"""The nouns of the trainer: what flows through the doors between the rooms.
+
+Shapes: L tokens of one sample, S samples, T tokens of one micro-batch (packed layout: every token of the
+micro-batch in one row), R x C the padded layout (one row per sample, padded to the longest).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:  # the data rooms must stay importable without paying for torch
+    import torch
+
+IGNORE_INDEX = -100
+"""Label of a position that carries no loss (PyTorch's and Hugging Face's convention)."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One tokenised conversation, not shifted.
+
+    input_ids:    int32 [L]
+    loss_weights: float32 [L], weight of the loss for predicting *this* token; 0 = not trained.
+    """
+
+    input_ids: np.ndarray
+    loss_weights: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch, labels already shifted: position t predicts labels[t].
+
+    Packed layout: R = 1 and C = T; cu_seqlens marks where each sample starts and ends.
+    Padded layout: R = S samples and C = the longest of them; cu_seqlens is None, padding sits on the right,
+    where a causal model never looks.
+    """
+
+    input_ids: torch.Tensor  # int64 [R, C]
+    labels: torch.Tensor  # int64 [R, C], IGNORE_INDEX = no loss
+    loss_weights: torch.Tensor  # float32 [R, C], aligned with labels
+    position_ids: torch.Tensor  # int64 [R, C], restarts at 0 with every sample
+    cu_seqlens: torch.Tensor | None  # int32 [S + 1], on the CPU
+    max_seqlen: int
+    num_samples: int
+    num_tokens: int  # real tokens, padding excluded
+    num_supervised_tokens: int
+    weight_sum: float  # Σ loss_weights
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`; cu_seqlens stays on the CPU, where the kernels are planned."""
+        if device.type == "cpu":
+            return self
+        on_device = {
+            field.name: getattr(self, field.name).to(device, non_blocking=True)
+            for field in fields(self)
+            if field.name in {"input_ids", "labels", "loss_weights", "position_ids"}
+        }
+        return replace(self, **on_device)
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """What one optimizer step did, summed over every rank of the run."""
+
+    loss: float  # Σ w·CE / Σ w over all tokens of the step
+    grad_norm: float  # before clipping
+    lr: float
+    weight_sum: float
+    samples: int
+    tokens: int
+    supervised_tokens: int
+    padding: int
+    skipped: bool  # loss or gradient was not finite: nothing was updated
+
+
+@dataclass
+class TrainState:
+    """Where the run stands; with weights and optimizer it is all that resuming needs."""
+
+    step: int = 0  # finished optimizer steps, skipped ones included
+    samples_seen: int = 0
+    tokens_seen: int = 0
+    skipped_in_a_row: int = 0
+    skipped_total: int = 0
+    updates: int = 0  # optimizer and schedule moved this often: step - skipped_total
