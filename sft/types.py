@@ -46,6 +46,7 @@ class Batch:
     labels: torch.Tensor  # int64 [R, C], IGNORE_INDEX = no loss
     loss_weights: torch.Tensor  # float32 [R, C], aligned with labels
     position_ids: torch.Tensor  # int64 [R, C], restarts at 0 with every sample
+    supervised_columns: torch.Tensor  # int64 [K], columns where any row has a label: all the LM head meets
     cu_seqlens: torch.Tensor | None  # int32 [S + 1], on the CPU
     max_seqlen: int
     num_samples: int
@@ -60,7 +61,7 @@ class Batch:
         on_device = {
             field.name: getattr(self, field.name).to(device, non_blocking=True)
             for field in fields(self)
-            if field.name in {"input_ids", "labels", "loss_weights", "position_ids"}
+            if field.name in {"input_ids", "labels", "loss_weights", "position_ids", "supervised_columns"}
         }
         return replace(self, **on_device)
 

@@ -1,0 +1,109 @@
+"""Files in, batches out.
+
+    files --source--> rows --chat--> Samples with proven masks --cache--> memory-mapped --fit--> what trains
+    (seed, epoch, step) --plan--> sample ids --collate--> Batch
+
+`encode` is the public function that shows, for one conversation, what would be trained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sft.config import DataConfig, expand_files
+from sft.data import plan
+from sft.data.cache import CachedFile, SampleStore, cached
+from sft.data.chat import encode, stop_token_ids
+from sft.data.collate import collate
+from sft.data.fit import FittedSamples, fit
+from sft.data.prefetch import prefetch
+from sft.data.source import Columns
+from sft.errors import InputError
+from sft.types import Batch
+
+__all__ = ["Dataset", "collate", "encode", "open_dataset", "plan", "prefetch", "stop_token_ids"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Tokenised samples that fit max_length, and the recipe that turns them into batches."""
+
+    samples: FittedSamples
+    fingerprint: str  # of the rows, tokenizer, template, columns and truncation: equal means equal samples
+    micro_batch_size: int
+    packed: bool
+    pad_id: int
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def batches(self, sample_ids: np.ndarray, *, dp_size: int, dp_rank: int) -> Iterator[Batch]:
+        """The micro-batches in which one data-parallel rank computes its part of `sample_ids`."""
+        for ids in plan.micro_batches(
+            sample_ids, dp_size=dp_size, dp_rank=dp_rank, micro_batch_size=self.micro_batch_size
+        ):
+            yield collate([self.samples[i] for i in ids], packed=self.packed, pad_id=self.pad_id)
+
+
+def open_dataset(
+    config: DataConfig,
+    files: str | tuple[str, ...],
+    *,
+    max_samples: int,
+    packed: bool,
+    tokenizer: Any,
+    build_here: bool,
+    say: Callable[[str], None],
+) -> Dataset:
+    """Tokenise (or find tokenised) the files and fit the samples to data.max_length.
+
+    max_samples: rows to read, from the first file on; -1 reads all. Every rank calls it, outside of any collective; build_here on one process per node. Raises InputError naming
+    file:row for rows that cannot be used.
+    """
+    columns = Columns(
+        prompt_key=config.prompt_key,
+        response_key=config.response_key,
+        prompt_dict_keys=tuple(config.prompt_dict_keys or ()),
+        response_dict_keys=tuple(config.response_dict_keys or ()),
+        multiturn=config.multiturn.enable,
+        messages_key=config.multiturn.messages_key,
+        tools_key=config.multiturn.tools_key,
+        enable_thinking_key=config.multiturn.enable_thinking_key,
+    )
+    cached_files: list[CachedFile] = []
+    for path in expand_files(files):
+        rows_left = None if max_samples < 0 else max_samples - sum(file.rows for file in cached_files)
+        if rows_left == 0:
+            break
+        cached_files.append(
+            cached(
+                path,
+                tokenizer=tokenizer,
+                columns=columns,
+                template_options=config.apply_chat_template_kwargs,
+                max_rows=rows_left,
+                cache_dir=Path(config.cache_dir),
+                build_here=build_here,
+                say=say,
+            )
+        )
+    store = SampleStore(cached_files)
+    samples, report = fit(store, max_length=config.max_length, truncation=config.truncation)
+    names = ", ".join(file.source.name for file in cached_files)
+    say(f"{names}: {report}")
+    if not len(samples):
+        raise InputError(f"{names}: no sample is left to train on ({report}); check the files and data.max_length.")
+    identity = [*(file.key for file in cached_files), config.max_length, config.truncation]
+    return Dataset(
+        samples=samples,
+        fingerprint=hashlib.sha256(repr(identity).encode()).hexdigest()[:32],
+        micro_batch_size=config.micro_batch_size_per_gpu,
+        packed=packed,
+        pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
+    )

@@ -1,0 +1,60 @@
+"""Samples -> Batch. The one place where labels are shifted.
+
+Position t of a sample predicts its token t + 1; the last position of every sample predicts nothing, so no
+label ever crosses into the next sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from sft.types import IGNORE_INDEX, Batch, Sample
+
+_NOTHING = Sample(np.zeros(1, np.int32), np.zeros(1, np.float32))
+"""What a rank computes when a step has no sample left for it: one token that teaches nothing."""
+
+
+def collate(samples: Sequence[Sample], *, packed: bool, pad_id: int) -> Batch:
+    """One micro-batch of whole samples, on the CPU.
+
+    packed: all samples in one row, cu_seqlens marks them. Otherwise one row per sample, padded on the right
+    with pad_id to the longest. Both carry the same labels and weights. No samples: a batch without labels.
+    """
+    real_tokens = sum(len(sample) for sample in samples)
+    samples = samples or [_NOTHING]
+    lengths = np.array([len(sample) for sample in samples])
+    longest = int(lengths.max())
+    rows, columns = (1, int(lengths.sum())) if packed else (len(samples), longest)
+    starts = np.concatenate([[0], np.cumsum(lengths)]) if packed else np.arange(len(samples)) * longest
+
+    input_ids = np.full(rows * columns, pad_id, np.int64)
+    labels = np.full(rows * columns, IGNORE_INDEX, np.int64)
+    loss_weights = np.zeros(rows * columns, np.float32)
+    position_ids = np.arange(rows * columns) % columns
+    for start, sample in zip(starts, samples, strict=False):
+        end = start + len(sample)
+        input_ids[start:end] = sample.input_ids
+        loss_weights[start : end - 1] = sample.loss_weights[1:]
+        labels[start : end - 1] = np.where(sample.loss_weights[1:] > 0, sample.input_ids[1:], IGNORE_INDEX)
+        position_ids[start:end] = np.arange(len(sample))
+
+    def layout(flat: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(flat.reshape(rows, columns))
+
+    supervised = labels.reshape(rows, columns) != IGNORE_INDEX
+    return Batch(
+        input_ids=layout(input_ids),
+        labels=layout(labels),
+        loss_weights=layout(loss_weights),
+        position_ids=layout(position_ids),
+        supervised_columns=torch.from_numpy(np.flatnonzero(supervised.any(axis=0))),
+        cu_seqlens=torch.from_numpy(starts.astype(np.int32)) if packed else None,
+        max_seqlen=longest,
+        num_samples=len(samples) if real_tokens else 0,
+        num_tokens=real_tokens,
+        num_supervised_tokens=int(supervised.sum()),
+        weight_sum=float(loss_weights.sum(dtype=np.float64)),
+    )

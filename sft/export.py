@@ -1,0 +1,149 @@
+"""Sharded weights -> a Hugging Face directory that opens like the model it came from.
+
+Same names, shapes and dtypes as the source, same config, tokenizer files byte for byte; only the numbers changed,
+and the stop tokens that were trained are in generation_config.json. One tensor at a time is whole on rank 0, one
+output file at a time in its memory. Files are written aside and moved in with config.json last: a directory that
+has its config.json is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from sft.distributed import World
+from sft.model.load import named_weights, weight_files
+from sft.shards import StoredTensors
+
+MAX_FILE_BYTES = 5 * 10**9
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+COPIED = (
+    "config.json",
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "*.model",
+    "*.tiktoken",
+    "*.py",
+)
+
+
+def export(
+    model: PreTrainedModel,
+    source: Path,
+    target: Path,
+    *,
+    world: World,
+    stop_token_ids: Sequence[int],
+    chat_template: str | None,
+) -> None:
+    """Make `target` the trained model. Every rank calls it; rank 0 writes.
+
+    source: the directory the model was loaded from. chat_template: the template trained with, where it is not
+    the tokenizer's own.
+    """
+    aside = target / ".export.partial"
+    if world.is_main:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+    _write_weights(model, source, aside, write=world.is_main)
+    if world.is_main:
+        _copy_side_files(source, aside)
+        if chat_template is not None:
+            _write_chat_template(aside, chat_template)
+        _write_generation_config(source, aside, stop_token_ids)
+        _move_in(aside, target)
+
+
+def _write_weights(model: PreTrainedModel, source: Path, target: Path, *, write: bool) -> None:
+    stored = StoredTensors.of_whole_tensors(weight_files(source))
+    weights = named_weights(model)
+    if not weights.keys() <= stored.parts.keys():
+        # transformers renamed them while loading, and only it knows the way back.
+        whole = {name: _whole(weight, weight.dtype) for name, weight in weights.items()}
+        if write:
+            model.save_pretrained(target, state_dict=whole, max_shard_size=MAX_FILE_BYTES)
+        return
+    dtypes = {name: DTYPES.get(stored.dtypes[name], weight.dtype) for name, weight in weights.items()}
+    sizes = {name: weight.numel() * dtypes[name].itemsize for name, weight in weights.items()}
+    files = list(_pack(sizes, MAX_FILE_BYTES))
+    weight_map = {}
+    for number, names in enumerate(files, start=1):
+        file = "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        tensors = {}
+        for name in names:
+            whole = _whole(weights[name], dtypes[name])
+            if write:
+                tensors[name] = whole
+        if write:
+            save_file(tensors, target / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(names, file)
+    if write and len(files) > 1:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+@torch.no_grad()
+def _whole(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The global tensor on the CPU, cast before it travels. A collective over the tensor's mesh."""
+    weight = weight.detach().to(dtype)
+    return (weight.full_tensor() if isinstance(weight, DTensor) else weight).cpu().contiguous()
+
+
+def _pack(sizes: dict[str, int], limit: int) -> Iterator[list[str]]:
+    """Names in order, in groups of at most `limit` bytes."""
+    group: list[str] = []
+    filled = 0
+    for name, size in sizes.items():
+        if group and filled + size > limit:
+            yield group
+            group, filled = [], 0
+        group.append(name)
+        filled += size
+    yield group
+
+
+def _copy_side_files(source: Path, target: Path) -> None:
+    for pattern in COPIED:
+        for path in source.glob(pattern):
+            if path.is_file() and not (target / path.name).exists():
+                shutil.copyfile(path, target / path.name)
+
+
+def _write_chat_template(target: Path, template: str) -> None:
+    """Both places where loaders look: the file (new) and the tokenizer config (old)."""
+    (target / "chat_template.jinja").write_text(template)
+    config_file = target / "tokenizer_config.json"
+    config = json.loads(config_file.read_text())
+    config_file.write_text(json.dumps(config | {"chat_template": template}, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write_generation_config(source: Path, target: Path, stop_token_ids: Sequence[int]) -> None:
+    """The source's generation settings, stopping also at every token that was trained to end a turn."""
+    path = source / "generation_config.json"
+    settings: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    config = json.loads((source / "config.json").read_text())
+    known = settings.get("eos_token_id", config.get("eos_token_id")) or []
+    stops = [*(known if isinstance(known, list) else [known]), *stop_token_ids]
+    settings["eos_token_id"] = list(dict.fromkeys(stops))
+    (target / "generation_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _move_in(aside: Path, target: Path) -> None:
+    (target / "config.json").unlink(missing_ok=True)  # from here until the last move, target is no model
+    for stale in [*target.glob("*.safetensors"), target / "model.safetensors.index.json"]:
+        stale.unlink(missing_ok=True)
+    for path in sorted(aside.iterdir(), key=lambda path: path.name == "config.json"):
+        path.rename(target / path.name)
+    aside.rmdir()

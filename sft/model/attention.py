@@ -1,0 +1,78 @@
+"""Attention that never looks across samples, registered through transformers' public interface.
+
+Shapes: T tokens of one packed row, S samples in it, H query heads, G key/value heads, D head width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
+
+from sft.errors import InputError
+
+PACKED_SDPA = "packed_sdpa"
+"""Name of the packed kernel for `attn_implementation`; runs on any device."""
+
+
+def register_kernels() -> None:
+    """Make the packed kernels known to transformers. They need no mask: the boundaries are cu_seqlens."""
+    AttentionInterface.register(PACKED_SDPA, _packed_attention)
+    AttentionMaskInterface.register(PACKED_SDPA, lambda *args, **kwargs: None)
+
+
+def choose_attention(config: PretrainedConfig, *, packed: bool) -> str:
+    """The attention implementation that is right for this model and layout.
+
+    Raises InputError where packing would be wrong: attention logits soft-capped or with sinks.
+    """
+    soft_capped = getattr(config, "attn_logit_softcapping", None) is not None
+    if not packed:
+        return "eager" if soft_capped else "sdpa"
+    if soft_capped or config.model_type == "gpt_oss":
+        raise InputError(
+            f"use_remove_padding=true: {config.model_type} soft-caps its attention or uses sinks, which the packed "
+            "kernel cannot compute; set use_remove_padding=false."
+        )
+    return PACKED_SDPA
+
+
+def _packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,  # [1, H, T, D]
+    key: torch.Tensor,  # [1, G, T, D]
+    value: torch.Tensor,  # [1, G, T, D]
+    attention_mask: None,
+    *,
+    cu_seqlens: torch.Tensor,  # int32 [S + 1], CPU
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention of every sample with itself; returns [1, T, H, D]."""
+    assert attention_mask is None and getattr(module, "is_causal", True)
+    lengths = cu_seqlens.diff().tolist()
+    outputs = [
+        _causal_sdpa(q, k, v, scale=scaling, dropout=dropout, window=sliding_window)
+        for q, k, v in zip(
+            query.split(lengths, dim=2), key.split(lengths, dim=2), value.split(lengths, dim=2), strict=True
+        )
+    ]
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _causal_sdpa(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float | None, dropout: float, window: int | None
+) -> torch.Tensor:
+    length = q.shape[2]
+    if window is None or length <= window:
+        return F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=scale, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1]
+        )
+    # A token sees itself and the window - 1 tokens before it.
+    ones = torch.ones(length, length, dtype=torch.bool, device=q.device)
+    band = ones.tril().triu(1 - window)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=band, scale=scale, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1]
+    )

@@ -1,0 +1,188 @@
+"""A Hugging Face directory -> a model, built without memory and filled shard by shard.
+
+    skeleton on the meta device  ->  (the caller shards it)  ->  every rank reads its own slices
+
+A missing, unexpected or mis-shaped weight is an error that names it; transformers would fill it with random numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+
+from sft.distributed import log
+from sft.errors import InputError
+from sft.model.attention import choose_attention, register_kernels
+from sft.shards import StoredTensors
+
+MAX_NAMES_SHOWN = 8
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+
+
+def find_model(name_or_path: str) -> Path:
+    """The local directory of a model: the path itself, or the hub snapshot, downloaded if it is not here yet."""
+    if Path(name_or_path).is_dir():
+        return Path(name_or_path)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name_or_path, allow_patterns=HUB_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(
+            f"model.partial_pretrain={name_or_path} is no local directory, and the hub did not give it "
+            f"({type(error).__name__}). Check the name, log in for gated models, or give a local path."
+        ) from error
+
+
+def load_tokenizer(directory: Path, *, trust_remote_code: bool) -> Any:
+    """The tokenizer of a model directory."""
+    try:
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model.partial_pretrain={directory}: no usable tokenizer there ({error}).") from error
+
+
+def load_config(directory: Path, *, trust_remote_code: bool) -> PretrainedConfig:
+    """The architecture of a model directory."""
+    try:
+        return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"model.partial_pretrain={directory}: no usable config.json there ({error}).") from error
+
+
+def build_skeleton(
+    config: PretrainedConfig, *, packed: bool, dtype: torch.dtype, trust_remote_code: bool
+) -> PreTrainedModel:
+    """The model on the meta device: names, shapes and dtypes, no memory.
+
+    Raises InputError where this architecture cannot train in the asked layout.
+    """
+    register_kernels()
+    attention = choose_attention(config, packed=packed)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            config, attn_implementation=attention, dtype=dtype, trust_remote_code=trust_remote_code
+        )
+    if packed and getattr(model, "_is_stateful", False):
+        raise InputError(
+            f"use_remove_padding=true: {config.model_type} carries a state from token to token, which would leak from "
+            "one sample into the next; set use_remove_padding=false."
+        )
+    model.train()
+    return model
+
+
+def decoder_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """The repeated blocks of the model, in order: what is sharded and checkpointed one at a time."""
+    blocks = set(model._no_split_modules or ())
+    layers = [module for module in model.modules() if type(module).__name__ in blocks]
+    if not layers:
+        raise InputError(f"{type(model).__name__} does not say which of its modules are decoder layers.")
+    return layers
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a model directory."""
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        others = sorted(path.name for path in directory.glob("*.bin")) or "no weights at all"
+        raise InputError(
+            f"model.partial_pretrain={directory} holds no *.safetensors but {others}; pickled weights are not read. "
+            "Save the model again with save_pretrained()."
+        )
+    return files
+
+
+def load_weights(model: PreTrainedModel, directory: Path, device: torch.device, *, trust_remote_code: bool) -> None:
+    """Give the (sharded) skeleton memory on `device` and fill it from `directory`, each rank with its own slices."""
+    model.to_empty(device=device)
+    model.tie_weights()
+    _initialise_buffers(model)
+    stored = StoredTensors.of_whole_tensors(weight_files(directory))
+    wanted = named_weights(model)
+    problems = _disagreements(model, wanted, stored)
+    if not problems:
+        stored.copy_into(wanted)
+    elif _renamed_by_transformers(model):
+        log.info(
+            "%s: transformers renames its weights while loading; every rank loads the whole model on the CPU first.",
+            type(model).__name__,
+        )
+        _copy_from_whole_model(wanted, directory, trust_remote_code=trust_remote_code)
+    else:
+        raise InputError(f"the weights in {directory} do not fit {type(model).__name__}:\n  " + "\n  ".join(problems))
+
+
+def named_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Everything a model directory stores: parameters (a tied one once) and persistent buffers, by name."""
+    persistent = model.state_dict().keys()
+    return dict(model.named_parameters()) | {n: b for n, b in model.named_buffers() if n in persistent}
+
+
+@torch.no_grad()
+def _initialise_buffers(model: PreTrainedModel) -> None:
+    """Compute the buffers that no file holds, such as rotary frequencies.
+
+    They are poisoned first: a buffer that its architecture forgets to compute must not pass as garbage.
+    """
+    persistent = model.state_dict().keys()
+    computed = {name: buffer for name, buffer in model.named_buffers() if name not in persistent}
+    for buffer in computed.values():
+        buffer.fill_(float("nan") if buffer.is_floating_point() else torch.iinfo(buffer.dtype).min)
+    for module in model.modules():
+        if any(True for _ in module.buffers(recurse=False)):
+            model._init_weights(module)
+    for name, buffer in computed.items():
+        untouched = buffer.isnan() if buffer.is_floating_point() else buffer == torch.iinfo(buffer.dtype).min
+        if untouched.any():
+            raise InputError(
+                f"{type(model).__name__} does not say how to compute its buffer {name!r}, so it cannot be built without "
+                "loading a whole model; please report the architecture."
+            )
+
+
+def _disagreements(model: PreTrainedModel, wanted: dict[str, torch.Tensor], stored: StoredTensors) -> list[str]:
+    """What is missing, unexpected or mis-shaped in the files, one line each; empty if they fit."""
+    aliases = set(model.state_dict()) - set(wanted)  # names of tied weights; files may or may not repeat them
+    ignored = re.compile("|".join(model._keys_to_ignore_on_load_unexpected or ["(?!)"]))
+    missing = [name for name in wanted if name not in stored.parts]
+    unexpected = [n for n in stored.parts if n not in wanted and n not in aliases and not ignored.search(n)]
+    misshaped = [
+        f"{name}: the file has {list(stored.shape(name))}, the model {list(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in stored.parts and stored.shape(name) != tuple(tensor.shape)
+    ]
+    told = []
+    for kind, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", misshaped)):
+        if names:
+            more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
+            told.append(f"{kind}: {', '.join(names[:MAX_NAMES_SHOWN])}{more}")
+    return told
+
+
+def _renamed_by_transformers(model: PreTrainedModel) -> bool:
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    return bool(get_checkpoint_conversion_mapping(model.config.model_type))
+
+
+@torch.no_grad()
+def _copy_from_whole_model(wanted: dict[str, torch.Tensor], directory: Path, *, trust_remote_code: bool) -> None:
+    from sft.shards import local_box, local_part
+
+    whole, report = AutoModelForCausalLM.from_pretrained(
+        directory, trust_remote_code=trust_remote_code, output_loading_info=True
+    )
+    problems = [f"{kind}: {sorted(map(str, names))[:MAX_NAMES_SHOWN]}" for kind, names in report.items() if names]
+    if problems:
+        raise InputError(f"the weights in {directory} do not fit {type(whole).__name__}:\n  " + "\n  ".join(problems))
+    source = named_weights(whole)
+    for name, tensor in wanted.items():
+        box = local_box(tensor)
+        window = tuple(slice(start, start + length) for start, length in zip(box.offset, box.shape, strict=True))
+        local_part(tensor).copy_(source[name][window])

@@ -1,0 +1,32 @@
+"""The world as named axes: who reads which data, who shards which weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The axes of the run.
+
+    dp:   ranks that read different data (dp_replicate x dp_shard)
+    fsdp: ranks that share the weights between them (dp_shard x sp)
+    """
+
+    fsdp: DeviceMesh
+    dp_size: int
+    dp_rank: int
+    dp_group: dist.ProcessGroup
+
+
+def build_mesh(world_size: int, device_type: str, *, sp_size: int = 1) -> Mesh:
+    """Lay the ranks out as dp_replicate x dp_shard x sp, neighbours in the same sequence-parallel group."""
+    axes = init_device_mesh(
+        device_type, (1, world_size // sp_size, sp_size), mesh_dim_names=("dp_replicate", "dp_shard", "sp")
+    )
+    dp = axes["dp_replicate", "dp_shard"]._flatten("dp")
+    fsdp = axes["dp_shard", "sp"]._flatten("fsdp")
+    return Mesh(fsdp=fsdp, dp_size=dp.size(), dp_rank=dp.get_local_rank(), dp_group=dp.get_group())
