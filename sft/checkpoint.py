@@ -21,6 +21,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,15 @@ def save(
 ) -> Path:
     """Commit `global_step_N`, N = state.step. Every rank calls it; all return, or all raise CheckpointError.
 
-    A checkpoint that is already there is left alone: the same run reached the same step before.
+    A good checkpoint that is already there is left alone: this run reached the same step before. A damaged one is
+    set aside as `global_step_N.damaged`.
     """
     final = run_dir / f"global_step_{state.step}"
     aside = run_dir / f".global_step_{state.step}.partial"
-    if _everywhere(final.is_dir):
-        return final
+    if any(_on_every_rank(f"looking at {final}", final.is_dir)):
+        if not verify(final, world=world):
+            return final
+        _on_main_rank(world, f"setting {final} aside", lambda: _set_aside(final, f"{final.name}.damaged"))
 
     def write_mine() -> dict[str, dict[str, Any]]:
         tensors, rng = _file_names(world.rank)
@@ -87,12 +91,33 @@ def save(
     return final
 
 
+def checkpoints_of(run_dir: Path) -> list[Path]:
+    """The committed checkpoints of a run, oldest first, unverified."""
+    steps = {path: re.fullmatch(r"global_step_(\d+)", path.name) for path in run_dir.glob("global_step_*")}
+    return sorted((path for path, match in steps.items() if match), key=lambda path: int(path.name.split("_")[-1]))
+
+
+def start_over(run_dir: Path, *, world: World) -> None:
+    """Move everything an earlier run left in `run_dir` into `superseded_<time>/`: nothing is mixed, nothing lost."""
+    leftovers = [path for path in run_dir.glob("*") if not path.name.startswith("superseded_")]
+    if checkpoints_of(run_dir):
+        aside = run_dir / f"superseded_{datetime.now():%Y%m%dT%H%M%S}"
+        log.info("trainer.resume_mode=disable: what the earlier run left is moved to %s", aside)
+
+        def move() -> None:
+            aside.mkdir()
+            for path in leftovers:
+                path.rename(aside / path.name)
+
+        _on_main_rank(world, f"setting an earlier run aside in {aside}", move)
+
+
 def newest(run_dir: Path, *, world: World) -> Path | None:
     """The newest checkpoint of a run whose files are all as they were written; None if there is none.
 
     Every rank calls it and checks its share of the files. Rejected checkpoints are named with the reason.
     """
-    for checkpoint in sorted(run_dir.glob("global_step_*"), key=_step_of, reverse=True):
+    for checkpoint in reversed(checkpoints_of(run_dir)):
         problems = verify(checkpoint, world=world)
         if not problems:
             return checkpoint
@@ -153,8 +178,7 @@ def retain(run_dir: Path, keep: int | None, *, world: World) -> None:
     """Delete all but the newest `keep` checkpoints (None: keep all), and what an interrupted save left behind."""
 
     def delete_old() -> None:
-        checkpoints = sorted(run_dir.glob("global_step_*"), key=_step_of)
-        for checkpoint in checkpoints[: -keep if keep else 0]:
+        for checkpoint in checkpoints_of(run_dir)[: -keep if keep else 0]:
             doomed = checkpoint.with_name(f".{checkpoint.name}.deleted")  # never half a checkpoint under its name
             checkpoint.rename(doomed)
         for leftover in [*run_dir.glob(".global_step_*.deleted"), *run_dir.glob(".global_step_*.partial")]:
@@ -218,11 +242,6 @@ def _read_manifest(checkpoint: Path) -> dict[str, Any]:
         raise CheckpointError(f"{checkpoint / MANIFEST} cannot be read ({error}).") from error
 
 
-def _step_of(checkpoint: Path) -> int:
-    match = re.fullmatch(r"global_step_(\d+)", checkpoint.name)
-    return int(match[1]) if match else -1
-
-
 def _file_names(rank: int) -> tuple[str, str]:
     return f"state/rank_{rank:05d}.safetensors", f"state/rng_{rank:05d}.safetensors"
 
@@ -233,6 +252,11 @@ def _describe(path: Path, *, durable: bool = False) -> dict[str, Any]:
         if durable:
             os.fsync(file.fileno())
     return {"size": path.stat().st_size, "sha256": digest}
+
+
+def _set_aside(path: Path, name: str) -> None:
+    shutil.rmtree(path.with_name(name), ignore_errors=True)
+    path.rename(path.with_name(name))
 
 
 def _fresh_directory(directory: Path, *, within: Path) -> None:
@@ -272,7 +296,3 @@ def _on_every_rank(phase: str, work: Callable[[], Any]) -> list[Any]:
 def _on_main_rank(world: World, phase: str, work: Callable[[], None]) -> None:
     """Rank 0 works, the others wait for the outcome and share it."""
     _on_every_rank(phase, work if world.is_main else lambda: None)
-
-
-def _everywhere(question: Callable[[], bool]) -> bool:
-    return all(_on_every_rank("looking for checkpoints", question))

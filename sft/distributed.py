@@ -76,7 +76,7 @@ def sum_over(group: dist.ProcessGroup | None, *values: float) -> list[float]:
 def seed_everything(seed: int) -> None:
     """Seed python, numpy and torch (CPU and CUDA) alike on every rank."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries draw from the global generator
+    np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 

@@ -35,8 +35,7 @@ class Box:
         """The part that both boxes hold, in global coordinates; None if there is none."""
         starts = [max(a, b) for a, b in zip(self.offset, other.offset, strict=True)]
         ends = [
-            min(a + n, b + m)
-            for a, n, b, m in zip(self.offset, self.shape, other.offset, other.shape, strict=True)
+            min(a + n, b + m) for a, n, b, m in zip(self.offset, self.shape, other.offset, other.shape, strict=True)
         ]
         if any(end <= start for start, end in zip(starts, ends, strict=True)):
             return None
@@ -106,14 +105,12 @@ class StoredTensors:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of the global tensor."""
-        ends = [
-            tuple(o + n for o, n in zip(part.box.offset, part.box.shape, strict=True)) for part in self.parts[name]
-        ]
+        ends = [tuple(o + n for o, n in zip(part.box.offset, part.box.shape, strict=True)) for part in self.parts[name]]
         return tuple(max(column) for column in zip(*ends, strict=True))
 
     @torch.no_grad()
     def copy_into(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Fill this rank's part of every tensor, cast to its dtype. Every element is written, or it is an InputError."""
+        """Fill this rank's part of every tensor, cast to its dtype. Raises InputError if the files lack some of it."""
         with ExitStack() as stack:
             opened: dict[Path, Any] = {}
             for name, tensor in tensors.items():

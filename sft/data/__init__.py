@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from sft.config import DataConfig, expand_files
+from sft.config import DataConfig
 from sft.data import plan
 from sft.data.cache import CachedFile, SampleStore, cached
 from sft.data.chat import encode, stop_token_ids
 from sft.data.collate import collate
 from sft.data.fit import FittedSamples, fit
 from sft.data.prefetch import prefetch
-from sft.data.source import Columns
+from sft.data.source import Columns, expand_files
 from sft.errors import InputError
 from sft.types import Batch
 
@@ -53,7 +53,7 @@ class Dataset:
 
 def open_dataset(
     config: DataConfig,
-    files: str | tuple[str, ...],
+    files: tuple[str, ...],
     *,
     max_samples: int,
     packed: bool,

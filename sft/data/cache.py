@@ -212,7 +212,9 @@ def _open(file: CachedFile) -> list[pa.RecordBatch]:
         reader = pa.ipc.open_file(pa.memory_map(str(file.directory / "samples.arrow")))
         return [reader.get_batch(index) for index in range(reader.num_record_batches)]
     except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"the token cache {file.directory} is damaged ({error}); delete it and start again.") from error
+        raise InputError(
+            f"the token cache {file.directory} is damaged ({error}); delete it and start again."
+        ) from error
 
 
 def _ragged(column: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,9 +6,10 @@ counted from 0) in every message about it.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,21 @@ class Columns:
 
     def fingerprint(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
+
+
+def expand_files(specs: Iterable[str], suffixes: tuple[str, ...] = (".parquet", ".jsonl")) -> list[Path]:
+    """The files that paths, globs and directories stand for; each spec's in sorted order, specs in their own."""
+    files: list[Path] = []
+    for spec in specs:
+        if Path(spec).is_dir():
+            files += sorted(path for path in Path(spec).rglob("*") if path.suffix in suffixes)
+        elif Path(spec).exists():
+            files.append(Path(spec))
+        else:
+            files += sorted(Path(match) for match in glob.glob(spec, recursive=True))  # noqa: PTH207 - may be absolute
+    if not files:
+        raise InputError(f"no data files at {', '.join(specs)}.")
+    return files
 
 
 def fingerprint_file(path: Path) -> str:
@@ -122,11 +138,11 @@ def to_conversation(row: Row, columns: Columns, template_options: Mapping[str, A
     else:
         looked_for = [columns.messages_key] if columns.multiturn else [columns.prompt_key, columns.messages_key]
         knobs = "data.multiturn.messages_key" if columns.multiturn else "data.prompt_key or data.multiturn.messages_key"
-        raise RowError(
-            f"{where}: no column {' or '.join(map(repr, looked_for))}; found {sorted(cells)}. Set {knobs}."
-        )
+        raise RowError(f"{where}: no column {' or '.join(map(repr, looked_for))}; found {sorted(cells)}. Set {knobs}.")
     if not isinstance(messages, list) or not messages:
-        raise RowError(f"{where}: column {columns.messages_key!r} holds {_short(messages)}, expected a list of messages.")
+        raise RowError(
+            f"{where}: column {columns.messages_key!r} holds {_short(messages)}, expected a list of messages."
+        )
     options = dict(template_options)
     if cells.get(columns.enable_thinking_key) is not None:
         options["enable_thinking"] = bool(cells[columns.enable_thinking_key])

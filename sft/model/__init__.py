@@ -1,9 +1,9 @@
 """A Hugging Face directory in, a trainable model out.
 
-    source = find_model("Qwen/Qwen2.5-0.5B")                     # local directory or hub snapshot
-    model = build_skeleton(load_config(source, ...), ...)        # on the meta device: no memory yet
-    ...                                                          # the caller shards it
-    load_weights(model, source, device, ...)                     # every rank reads its own slices
+source = find_model("Qwen/Qwen2.5-0.5B")                     # local directory or hub snapshot
+model = build_skeleton(load_config(source, ...), ...)        # on the meta device: no memory yet
+...                                                          # the caller shards it
+load_weights(model, source, device, ...)                     # every rank reads its own slices
 """
 
 from sft.model.load import (

@@ -141,8 +141,8 @@ def _initialise_buffers(model: PreTrainedModel) -> None:
         untouched = buffer.isnan() if buffer.is_floating_point() else buffer == torch.iinfo(buffer.dtype).min
         if untouched.any():
             raise InputError(
-                f"{type(model).__name__} does not say how to compute its buffer {name!r}, so it cannot be built without "
-                "loading a whole model; please report the architecture."
+                f"{type(model).__name__} does not say how to compute its buffer {name!r}, so it cannot be built "
+                "without loading a whole model; please report the architecture."
             )
 
 

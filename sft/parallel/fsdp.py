@@ -22,4 +22,3 @@ def shard(model: torch.nn.Module, layers: list[torch.nn.Module], mesh: DeviceMes
             # gloo cannot pre-multiply, so the divide factor alone would fail on CPU.
             module.set_force_sum_reduction_for_comms(True)
             module.set_gradient_divide_factor(1.0)
-

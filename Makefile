@@ -1,0 +1,32 @@
+# Two commands: `make quickstart` fine-tunes a small model from nothing, `make test` runs every test.
+
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+# One rank per GPU, two at most; two on the CPU.
+RANKS = $(shell $(BIN)/python -c "import torch; print(min(2, torch.cuda.device_count()) or 2)")
+
+.PHONY: quickstart test lint format
+
+quickstart: $(VENV)/installed
+	$(BIN)/python scripts/quickstart.py prepare
+	$(BIN)/torchrun --standalone --nproc_per_node=$(RANKS) -m sft.fsdp_sft_trainer +experiment=quickstart
+	$(BIN)/python scripts/quickstart.py score
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,lora]"
+	touch $@

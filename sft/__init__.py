@@ -1,0 +1,22 @@
+"""Supervised fine-tuning: `from sft import load_config, run`.
+
+config = load_config(["data.train_files=train.parquet", "model.partial_pretrain=Qwen/Qwen2.5-0.5B"])
+result = run(config)   # the same function that `python -m sft.fsdp_sft_trainer` calls
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from sft.config import SftConfig, load_config
+
+if TYPE_CHECKING:
+    from sft.fsdp_sft_trainer import RunResult, run
+
+__all__ = ["RunResult", "SftConfig", "load_config", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("run", "RunResult"):  # on demand: loading a configuration must not cost importing torch
+        from sft import fsdp_sft_trainer
+
+        return getattr(fsdp_sft_trainer, name)
+    raise AttributeError(f"module 'sft' has no attribute {name!r}")

@@ -1,0 +1,181 @@
+"""One conversation -> Samples whose masks are proven.
+
+A sample's text is tokenised once; the tokens of a turn are found by their character offsets, and proven by decoding
+them: they must say exactly what the model would sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, chain, pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sft.data.render import Conversation, MaskError, Rendering, Span, chat_template, render, turn_shape
+from sft.errors import InputError
+from sft.types import Sample
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "Conversation",
+    "MaskError",
+    "encode",
+    "encode_batch",
+    "stop_token_ids",
+    "template_fingerprint",
+    "tokenizer_fingerprint",
+]
+
+Tokens = tuple[list[int], list[slice]]
+"""The ids of a text, and for each of its spans the ids that say it."""
+
+
+def encode(
+    messages: Sequence[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    tools: Sequence[Mapping[str, Any]] | str | None = None,
+    **template_options: Any,
+) -> list[Sample]:
+    """The samples of one conversation; trained (weight 1) is only what the model would sample in it.
+
+    One sample, or several where the template rewrites earlier turns: each assistant turn is trained in exactly
+    one of them. Raises InputError for messages that the template cannot render, MaskError where the proof fails.
+    """
+    return encode_batch([Conversation(messages, tools, template_options)], tokenizer)[0]
+
+
+def encode_batch(conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase) -> list[list[Sample]]:
+    """The samples of every conversation. As `encode`, tokenising and decoding all texts at once, in Rust threads."""
+    backend = _backend(tokenizer)
+    renderings = [render(conversation, tokenizer) for conversation in conversations]
+    samples = iter(_samples(list(chain.from_iterable(renderings)), backend))
+    return [[next(samples) for _ in of_one] for of_one in renderings]
+
+
+def stop_token_ids(tokenizer: PreTrainedTokenizerBase, **template_options: Any) -> list[int]:
+    """The ids that end a turn in training, and so must end generation. Not always the tokenizer's eos."""
+    _backend(tokenizer)
+    shape = turn_shape(tokenizer, chat_template(tokenizer), json.dumps(template_options, sort_keys=True))
+    return [shape.stop_token_id]
+
+
+def template_fingerprint(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]) -> str:
+    """Equal if messages become equal text: sha256 of the template, its options and the special tokens."""
+    return _sha256([tokenizer.chat_template, dict(options), tokenizer.special_tokens_map])
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Equal if text becomes equal ids, in any process: sha256 of the tokenizer's whole definition."""
+    definition = json.loads(_backend(tokenizer).to_str())
+    # Not of the tokenizer, but left behind by whoever called it last.
+    del definition["truncation"], definition["padding"]
+    return _sha256([definition, tokenizer.special_tokens_map])
+
+
+def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise InputError(
+            f"{type(tokenizer).__name__} knows no character offsets, by which masks are found; "
+            "use a tokenizer with a tokenizer.json (AutoTokenizer converts most with use_fast=True)."
+        )
+    return backend
+
+
+def _samples(renderings: Sequence[Rendering], backend: Tokenizer) -> list[Sample]:
+    backend.no_truncation()  # a tokenizer.json may ask for it, and would cut or pad texts unseen
+    backend.no_padding()
+    encodings = backend.encode_batch([rendering.text for rendering in renderings], add_special_tokens=False)
+    tokens: list[Tokens] = [
+        (encoding.ids, _slices(encoding.offsets, rendering.spans))
+        for rendering, encoding in zip(renderings, encodings, strict=True)
+    ]
+    spoken = iter(backend.decode_batch([ids[s] for ids, slices in tokens for s in slices], skip_special_tokens=False))
+    samples = []
+    for rendering, (ids, slices) in zip(renderings, tokens, strict=True):
+        said = [next(spoken) for _ in slices]
+        if said != [rendering.text[span.start : span.end] for span in rendering.spans]:
+            ids, slices = _prove(rendering, ids, slices, backend)
+        samples.append(_sample(ids, slices))
+    return samples
+
+
+def _slices(offsets: list[tuple[int, int]], spans: list[Span]) -> list[slice]:
+    # A token belongs to the span in which it starts. Several tokens of one character share its offset.
+    return [slice(bisect_left(offsets, (span.start, 0)), bisect_left(offsets, (span.end, 0))) for span in spans]
+
+
+def _sample(ids: list[int], slices: list[slice]) -> Sample:
+    loss_weights = np.zeros(len(ids), np.float32)
+    for s in slices:
+        loss_weights[s] = 1.0
+    return Sample(np.array(ids, np.int32), loss_weights)
+
+
+def _prove(rendering: Rendering, ids: list[int], slices: list[slice], backend: Tokenizer) -> Tokens:
+    """The slow road, for a text that simple decoding does not give back. Raises MaskError at its end.
+
+    Either the tokenizer itself changes text (NFC; sentencepiece eats a leading space), and decoding in context shows
+    that it did no more; or a token reaches from the prompt into the reply, and both must be tokenised apart.
+    """
+    if _first_unproven(rendering, ids, slices, backend) is None:
+        return ids, slices
+    apart_ids, apart = _tokenise_apart(rendering, backend)
+    unproven = _first_unproven(rendering, apart_ids, apart, backend)
+    whole, parts = backend.decode_batch([ids, apart_ids], skip_special_tokens=False)
+    if unproven is None and parts == whole:
+        return apart_ids, apart
+    turn, expected, found = unproven or (rendering.spans[0].turn, whole, parts)
+    raise MaskError(
+        rendering.where,
+        turn,
+        "the tokens of the reply do not decode to its text",
+        expected=expected,
+        found=found,
+        way_out="This tokenizer does not keep such text as it is: change the row, or use a byte-level tokenizer.",
+    )
+
+
+def _first_unproven(
+    rendering: Rendering, ids: list[int], slices: list[slice], backend: Tokenizer
+) -> tuple[int, str, str] | None:
+    """(turn, its text, the text its ids decode to) of the first turn where, for this tokenizer, the two differ."""
+
+    def decode(ids: list[int]) -> str:
+        return backend.decode(ids, skip_special_tokens=False)
+
+    def canonical(text: str) -> str:
+        return backend.normalizer.normalize_str(text) if backend.normalizer else text
+
+    for span, s in zip(rendering.spans, slices, strict=True):
+        alone, before, until = decode(ids[s]), decode(ids[: s.start]), decode(ids[: s.stop])
+        in_context = until.removeprefix(before)
+        expected = rendering.text[span.start : span.end]
+        if canonical(expected) not in (canonical(alone), canonical(in_context)):
+            return span.turn, expected, alone
+    return None
+
+
+def _tokenise_apart(rendering: Rendering, backend: Tokenizer) -> Tokens:
+    """Ids with a token boundary where each reply starts, as when sampling: there the prompt is tokenised alone."""
+    starts = [span.start for span in rendering.spans]
+    pieces = [rendering.text[a:b] for a, b in pairwise([0, *starts, len(rendering.text)])]
+    encodings = backend.encode_batch(pieces, add_special_tokens=False)
+    begins = accumulate(len(encoding.ids) for encoding in encodings[:-1])
+    slices = [
+        slice(begin, begin + bisect_left(encoding.offsets, (span.end - span.start, 0)))
+        for begin, encoding, span in zip(begins, encodings[1:], rendering.spans, strict=True)
+    ]
+    return [token_id for encoding in encodings for token_id in encoding.ids], slices
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

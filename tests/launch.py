@@ -1,0 +1,80 @@
+"""Start the real command in real processes, with a hard time limit, and leave none behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parent.parent
+MARK = "SFT_TEST_RUN"
+
+
+def train(
+    overrides: Sequence[str],
+    *,
+    ranks: int = 1,
+    cwd: Path,
+    timeout_s: float = 150,
+    env: Mapping[str, str] | None = None,
+    module: str = "sft.fsdp_sft_trainer",
+) -> subprocess.CompletedProcess[str]:
+    """`torchrun --nproc_per_node=ranks -m sft.fsdp_sft_trainer overrides...`, its output captured.
+
+    Fails the test if it outlives timeout_s, or if any of its processes outlives it.
+    """
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    if ranks == 0:  # without torchrun
+        launcher = [sys.executable]
+    mark = uuid.uuid4().hex
+    process = subprocess.Popen(
+        [*launcher, "-m", module, *overrides],
+        cwd=cwd,
+        env=clean_environment() | {MARK: mark} | dict(env or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        out, err = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        kill_marked(mark)
+        out, err = process.communicate()
+        raise AssertionError(f"still running after {timeout_s} s\n{out}\n{err}") from None
+    finally:
+        survivors = kill_marked(mark)
+    assert not survivors, f"processes left behind: {survivors}"
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def succeed(overrides: Sequence[str], **options) -> subprocess.CompletedProcess[str]:
+    """`train`, and the test fails with the output unless it exits with 0."""
+    done = train(overrides, **options)
+    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment of a user's shell: nothing of an outer torchrun, one thread per rank, the checkout importable."""
+    torchrun_sets = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
+    kept = {name: value for name, value in os.environ.items() if name not in torchrun_sets}
+    paths = [str(REPOSITORY), *filter(None, [kept.get("PYTHONPATH")])]
+    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
+
+
+def kill_marked(mark: str) -> list[str]:
+    """SIGKILL every process that carries `mark` in its environment; returns their command lines."""
+    killed = []
+    needle = f"{MARK}={mark}".encode()
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            if needle in (directory / "environ").read_bytes().split(b"\0"):
+                killed.append((directory / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+                os.kill(int(directory.name), signal.SIGKILL)
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+    return [command for command in killed if command]

@@ -1,0 +1,49 @@
+"""Schedules at known steps; which parameters decay."""
+
+import pytest
+import torch
+
+from sft.optim import adamw, lr_at
+
+
+def rates(steps, total, schedule="cosine", lr=1e-5, warmup=0.0, minimum=0.0):
+    return [
+        lr_at(step, total, lr=lr, schedule=schedule, warmup_steps_ratio=warmup, min_lr_ratio=minimum) for step in steps
+    ]
+
+
+def test_cosine_at_known_steps():
+    found = rates([1000, 2000, 3000, 4000, 5000], 5000)
+    assert found == pytest.approx([9.045e-06, 6.545e-06, 3.455e-06, 9.549e-07, 0], rel=1e-3, abs=1e-12)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd", "linear", "constant"])
+def test_warm_up_is_linear_and_reaches_lr(schedule):
+    assert rates([1, 5, 10], 100, schedule, lr=1.0, warmup=0.1) == pytest.approx([0.1, 0.5, 1.0])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd", "linear"])
+@pytest.mark.parametrize("minimum", [0.0, 0.1])
+@pytest.mark.parametrize("total", [2, 7, 100])
+def test_the_last_step_runs_at_the_minimum(schedule, minimum, total):
+    assert rates([total], total, schedule, lr=1.0, warmup=0.1, minimum=minimum) == pytest.approx([minimum])
+
+
+def test_shapes_between():
+    assert rates([50], 100, "linear", lr=1.0) == pytest.approx([0.5])
+    assert rates([50, 90, 95], 100, "wsd", lr=1.0) == pytest.approx([1.0, 1.0, 0.5])
+    assert rates([1, 50, 100], 100, "constant", lr=1.0) == [1.0, 1.0, 1.0]
+
+
+def test_a_single_step_is_not_wasted():
+    assert rates([1], 1, "cosine", lr=1.0) == [1.0]
+
+
+def test_vectors_do_not_decay():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4))
+    model[0].weight.requires_grad_(False)
+    model.append(torch.nn.Linear(4, 2))
+    optimizer = adamw(model, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    decay = {tuple(p.shape): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decay == {(2, 4): 0.1, (4,): 0.0, (2,): 0.0}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 5  # the frozen matrix is not there
