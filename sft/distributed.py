@@ -6,6 +6,7 @@ Every collective here says over whom it runs; every rank of that group must call
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 import os
 import random
@@ -18,8 +19,11 @@ from datetime import timedelta
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 log = logging.getLogger("sft")
+
+_RUNS = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,10 @@ def process_group(world: World, timeout: timedelta = timedelta(minutes=30)) -> I
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
     backend = "cuda:nccl,cpu:gloo" if world.device.type == "cuda" else "gloo"
-    if "MASTER_ADDR" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
-    else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    store = next(rendezvous("env://"))[0] if "MASTER_ADDR" in os.environ else dist.HashStore()
+    # A prefix of its own for every run of this process: torchrun's store still holds the keys of the last one.
+    store = dist.PrefixStore(f"sft_run_{next(_RUNS)}", store)
+    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ has its config.json is complete.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -144,6 +145,9 @@ def _move_in(aside: Path, target: Path) -> None:
     (target / "config.json").unlink(missing_ok=True)  # from here until the last move, target is no model
     for stale in [*target.glob("*.safetensors"), target / "model.safetensors.index.json"]:
         stale.unlink(missing_ok=True)
+    umask = os.umask(0)
+    os.umask(umask)
     for path in sorted(aside.iterdir(), key=lambda path: path.name == "config.json"):
+        path.chmod(0o666 & ~umask)  # safetensors writes files that only their owner may read
         path.rename(target / path.name)
     aside.rmdir()

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from filelock import FileLock
+from rich.console import Console
 from rich.progress import track
 
 from sft.data.chat import encode_batch, template_fingerprint, tokenizer_fingerprint
@@ -128,7 +129,10 @@ def _with_progress(source: Path, max_rows: int | None) -> Iterator[list]:
     """The rows of the file in lists of ROWS_AT_ONCE; a progress bar where a person is watching."""
     rows: Iterable = itertools.islice(read_rows(source), max_rows)
     total = count_rows(source) if max_rows is None else min(count_rows(source), max_rows)
-    watched = iter(track(rows, description=f"tokenising {source.name}", total=total, transient=True))
+    console = Console(stderr=True)
+    watched = iter(
+        track(rows, f"tokenising {source.name}", total, console=console, transient=True, disable=not console.is_terminal)
+    )
     return iter(lambda: list(itertools.islice(watched, ROWS_AT_ONCE)), [])
 
 

@@ -1,0 +1,181 @@
+"""From what a step did (StepStats) to what a person wants to know (a flat dict of named numbers).
+
+FLOP = one multiplication or one addition; GB = 1e9 bytes; s = seconds.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from sft.types import StepStats
+
+# Dense bf16 FLOP/s by the makers' data sheets. The first name found in the device's name wins: longer names first.
+PEAK_BF16_FLOPS = {
+    "GB200": 2500e12,
+    "B200": 2250e12,
+    "H200 NVL": 835e12,
+    "H200": 989e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H20": 148e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+    "MI300X": 1307e12,
+}
+
+
+def training_flops_per_token(
+    num_params: int, num_layers: int, attention_width: int, mean_seq_len: float, *, num_frozen_params: int = 0
+) -> float:
+    """Forward and backward FLOPs per token of a causal transformer: 6·N + 6·L·H·s.
+
+    num_params:        N, weights that meet every token in a matmul: the embedding lookup does none, an LM head
+                       counts only if it runs on every token (see Meter for one that does not)
+    attention_width:   H, heads times head_dim
+    mean_seq_len:      s, as a token sees it: Σ len² / Σ len over the samples
+    num_frozen_params: of N, weights that need no gradient of their own (LoRA): 4 FLOPs per token instead of 6
+
+    Source: Kaplan et al. 2020 (6·N) and PaLM appendix B (12·L·H·s for attention, Chowdhery et al. 2022), halved
+    because a causal token looks, on average, at half of its sample. Recomputation is not counted: MFU, not HFU.
+    """
+    return 6.0 * num_params - 2.0 * num_frozen_params + 6.0 * num_layers * attention_width * mean_seq_len
+
+
+@dataclass(frozen=True)
+class Peak:
+    """What MFU is measured against: FLOP/s of one device, and where the figure comes from."""
+
+    flops: float
+    source: str
+
+
+def device_peak(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Peak:
+    """The device's dense `dtype` peak: from the data sheet where we know it, else the best of a few probed matmuls.
+
+    A probe runs with this process's threads and takes well under a second.
+    """
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    if dtype == torch.bfloat16:
+        for model, flops in PEAK_BF16_FLOPS.items():
+            if model in name:
+                return Peak(flops, f"mfu relative to the data sheet of {model}: {flops / 1e12:.0f} TFLOP/s bf16")
+    flops = _probed_matmul_flops(device, dtype)
+    kind = str(dtype).removeprefix("torch.")
+    return Peak(flops, f"mfu relative to a probed matmul on {name}: {flops / 1e12:.3g} TFLOP/s {kind}")
+
+
+def _probed_matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
+    size = 8192 if device.type == "cuda" else 1024
+    a = torch.ones(size, size, device=device, dtype=dtype)
+    durations = []
+    for _ in range(6):  # the first ones warm up caches and kernels; only the fastest counts
+        start = time.perf_counter()
+        torch.matmul(a, a)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        durations.append(time.perf_counter() - start)
+    return 2 * size**3 / min(durations)
+
+
+def peak_memory_gb() -> float:
+    """Most memory this process ever held, in GB: allocated on the CUDA device, or resident where there is none."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9  # macOS counts bytes, Linux KiB
+
+
+@dataclass(frozen=True)
+class _Step:
+    seconds: float
+    data_wait_s: float
+    tokens: int
+    supervised_tokens: int
+    padding: int
+
+
+class Meter:
+    """One metric dict per step: `train/*` tells of that step alone, `perf/*` of the last `window` steps together.
+
+    With window = log_freq a printed line speaks for all steps since the line before. Rates count real tokens, never
+    padding. `perf/data_wait_s` and `perf/step_time_s` are means per step, on this rank.
+    """
+
+    def __init__(
+        self,
+        *,
+        world_size: int,
+        samples_per_epoch: int,
+        flops_per_token: float,
+        peak_flops: float,
+        flops_per_supervised_token: float = 0.0,
+        window: int = 1,
+        samples_seen: int = 0,
+        tokens_seen: int = 0,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        """`flops_per_supervised_token`: of an LM head that runs only where a token carries loss (6 per weight).
+
+        `samples_seen` and `tokens_seen` continue a resumed run; `peak_flops` is of one device; `clock` returns seconds.
+        """
+        self._world_size = world_size
+        self._samples_per_epoch = samples_per_epoch
+        self._flops_per_token = flops_per_token
+        self._flops_per_supervised_token = flops_per_supervised_token
+        self._peak_flops = peak_flops
+        self._samples_seen = samples_seen
+        self._tokens_seen = tokens_seen
+        self._clock = clock
+        self._recent: deque[_Step] = deque(maxlen=window)
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """The next step begins now: call it after validation or a checkpoint, whose time is not training time."""
+        self._step_began = self._clock()
+
+    def measure(self, stats: StepStats, data_wait_s: float) -> dict[str, float]:
+        """The metrics of the step that just ended; the next one begins now."""
+        now = self._clock()
+        self._recent.append(
+            _Step(now - self._step_began, data_wait_s, stats.tokens, stats.supervised_tokens, stats.padding)
+        )
+        self._step_began = now
+        self._samples_seen += stats.samples
+        self._tokens_seen += stats.tokens
+        return {
+            "train/loss": stats.loss,
+            "train/grad_norm": stats.grad_norm,
+            "train/lr": stats.lr,
+            "train/epoch": self._samples_seen / self._samples_per_epoch,
+            "train/num_input_tokens_seen": self._tokens_seen,
+            **self._performance(),
+        }
+
+    def _performance(self) -> dict[str, float]:
+        steps = len(self._recent)
+        seconds = sum(step.seconds for step in self._recent)
+        tokens = sum(step.tokens for step in self._recent)
+        supervised_tokens = sum(step.supervised_tokens for step in self._recent)
+        padding = sum(step.padding for step in self._recent)
+        flops = self._flops_per_token * tokens + self._flops_per_supervised_token * supervised_tokens
+        device_seconds = seconds * self._world_size
+        return {
+            "perf/tokens_per_sec_per_gpu": tokens / device_seconds,
+            "perf/mfu": flops / device_seconds / self._peak_flops,
+            "perf/max_memory_allocated_gb": peak_memory_gb(),
+            "perf/padding_frac": padding / (tokens + padding),
+            "perf/supervised_frac": supervised_tokens / tokens,
+            "perf/data_wait_s": sum(step.data_wait_s for step in self._recent) / steps,
+            "perf/step_time_s": seconds / steps,
+        }

@@ -1,0 +1,105 @@
+"""The console: plain lines when piped, a progress bar below the same lines on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from typing import TextIO, TypeVar
+
+from rich.console import Console as RichConsole
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+Item = TypeVar("Item")
+
+# What a line says of a training step, in this order; metrics.jsonl has the rest.
+TRAIN_LINE = (
+    "train/loss",
+    "train/lr",
+    "train/grad_norm",
+    "train/epoch",
+    "perf/tokens_per_sec_per_gpu",
+    "perf/mfu",
+    "perf/max_memory_allocated_gb",
+)
+FORMATS = {"loss": ".4f", "lr": ".3e", "tokens_per_sec_per_gpu": ".0f"}
+
+
+def step_line(step: int, metrics: Mapping[str, float]) -> str:
+    """`step=1000 loss=1.2345 lr=9.511e-06 ...`; names outside train/ and perf/ keep their set: `val_loss=...`."""
+    others = [name for name in metrics if not name.startswith(("train/", "perf/"))]
+    shown = [name for name in TRAIN_LINE if name in metrics] + others
+    return " ".join([f"step={step}", *(_written(name, metrics[name]) for name in shown)])
+
+
+def _written(name: str, value: float) -> str:
+    quantity = name.rsplit("/", 1)[-1]
+    key = name.removeprefix("train/").removeprefix("perf/").replace("/", "_")
+    return f"{key}={value:{FORMATS.get(quantity, '.4g')}}"
+
+
+class Console:
+    """Sentences always, step lines and progress bar if `show_steps`; the bar only where stdout is a terminal."""
+
+    def __init__(self, total_steps: int, start_step: int, *, show_steps: bool, stream: TextIO | None = None):
+        self._stream = stream or sys.stdout
+        self._show_steps = show_steps
+        self._bar: Progress | None = None
+        self._training = TaskID(0)
+        if show_steps and self._stream.isatty():
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[facts]}"),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+                console=RichConsole(file=self._stream),
+                refresh_per_second=4,
+                expand=True,
+            )
+            self._training = self._bar.add_task("step", total=total_steps, completed=start_step, facts="")
+            self._bar.start()
+
+    def say(self, text: str) -> None:
+        if self._bar:
+            # soft_wrap: the terminal breaks long lines, so that copying one gives one line.
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            self._stream.write(f"{text}\n")  # one write: trackers print from their threads
+            self._stream.flush()
+
+    def show_step(self, line: str) -> None:
+        if self._show_steps:
+            self.say(line)
+
+    def advance(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Move the bar to the end of training step `step`."""
+        if self._bar and "train/loss" in metrics:
+            facts = f"loss {metrics['train/loss']:.4f} lr {metrics['train/lr']:.1e}"
+            if "perf/tokens_per_sec_per_gpu" in metrics:
+                facts += f" {metrics['perf/tokens_per_sec_per_gpu']:,.0f} tok/s/GPU"
+            self._bar.update(self._training, completed=step, facts=facts)
+
+    def progress(self, items: Iterable[Item], description: str, total: int | None) -> Iterable[Item]:
+        """The same items, counted by a second bar that goes away when they end."""
+        if self._bar is None:
+            yield from items
+            return
+        task = self._bar.add_task(description, total=total, facts="")
+        try:
+            for item in items:
+                yield item
+                self._bar.advance(task)
+        finally:
+            self._bar.remove_task(task)
+
+    def close(self) -> None:
+        if self._bar:
+            self._bar.stop()

@@ -1,0 +1,88 @@
+"""loss.png: the training and validation loss of a run, with the learning rate below, drawn from its metrics.jsonl."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from sft.track.files import read_metrics, replace_file
+
+REDRAW_EVERY_S = 60.0
+TIME_SHARE = 0.01  # drawing stops the training loop: it may take this share of the time at most
+SMOOTHED_SHARE = 0.04  # the thick line averages over this share of the steps
+LOG_SCALE_FROM = 20.0  # a loss that falls by this factor would be a flat line on a linear axis
+
+
+class LossCurve:
+    """Redraws loss.png now and then while steps arrive, and once at the end."""
+
+    def __init__(self, path: Path, metrics_path: Path, *, title: str, clock: Callable[[], float] = time.monotonic):
+        self._path = path
+        self._metrics_path = metrics_path
+        self._title = title
+        self._clock = clock
+        self._next_drawing = clock() + REDRAW_EVERY_S
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        start = self._clock()
+        if start >= self._next_drawing:
+            draw(self._metrics_path, self._path, title=self._title)
+            end = self._clock()
+            self._next_drawing = end + max(REDRAW_EVERY_S, (end - start) / TIME_SHARE)
+
+    def close(self) -> None:
+        draw(self._metrics_path, self._path, title=self._title)
+
+
+def draw(metrics_path: Path, png_path: Path, *, title: str) -> None:
+    """Draw `metrics_path` into `png_path`; without a training step there is nothing to draw."""
+    records, _ = read_metrics(metrics_path)
+    steps, loss = _series(records, "train/loss")
+    if not len(steps):
+        return
+    from matplotlib.figure import Figure  # half a second, paid by those who draw; Figure alone means Agg, no display
+
+    figure = Figure(figsize=(9, 6), dpi=120, layout="constrained")
+    figure.suptitle(title, x=0.01, horizontalalignment="left", fontweight="bold")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    smooth = _smoothed(loss)
+    top.plot(steps, loss, color="tab:blue", alpha=0.3, linewidth=0.8, label="train")
+    top.plot(steps, smooth, color="tab:blue", linewidth=2, label="train, smoothed")
+    val_steps, val_loss = _series(records, "val/loss")
+    if len(val_steps):
+        top.plot(val_steps, val_loss, "o-", color="tab:orange", markersize=5, linewidth=1.2, label="validation")
+    if smooth.min() > 0 and smooth.max() > LOG_SCALE_FROM * smooth.min():
+        top.set_yscale("log")
+    top.set_ylabel("loss (nats per token)")
+    top.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, frameon=False)  # above the axes, off the data
+    bottom.plot(*_series(records, "train/lr"), color="tab:green", linewidth=1.5)
+    bottom.set_ylim(bottom=0)
+    bottom.set_ylabel("learning rate")
+    bottom.set_xlabel("step")
+    for panel in (top, bottom):
+        panel.grid(alpha=0.3)
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.spines[["top", "right"]].set_visible(False)
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    replace_file(png_path, png.getvalue())
+
+
+def _series(records: list[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of one metric, where it has a finite value."""
+    points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
+    steps, values = zip(*points, strict=True) if points else ((), ())
+    return np.array(steps, dtype=np.int64), np.array(values, dtype=np.float64)
+
+
+def _smoothed(values: np.ndarray) -> np.ndarray:
+    """Mean over a window centred on each value; at both ends over the part of the window that exists."""
+    half = int(len(values) * SMOOTHED_SHARE / 2)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
+    return (sums[high] - sums[low]) / (high - low)

@@ -1,0 +1,98 @@
+"""The files a run leaves for reading: training.log for people, metrics.jsonl for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write aside, then rename: a reader finds the old file or the new one, never half of one."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_bytes(content)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def timestamp() -> str:
+    """Now in ISO 8601, to the second, with the offset of the local time zone."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+class TrainingLog:
+    """training.log: every line of the console after a timestamp. A resumed run appends."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def say(self, text: str) -> None:
+        self._file.write(f"{timestamp()} {text}\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The objects of a metrics.jsonl in order, and how many lines could not be read (a killed run tears its last)."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    records = [record for line in lines if (record := _parsed(line)) is not None]
+    return records, len(lines) - len(records)
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object per step, `step` first, numbers at full precision.
+
+    A number that is not finite is null, and a step without a finite training loss and gradient says "skipped": true.
+    """
+
+    def __init__(self, path: Path, *, keep_up_to_step: int):
+        """Continue after `keep_up_to_step`; what the file holds beyond it is dropped, as are unreadable lines."""
+        self.path = path
+        records, self.unreadable_lines = read_metrics(path)
+        kept = [record for record in records if record["step"] <= keep_up_to_step]
+        lines = [_line(record) for record in kept]
+        replace_file(path, b"".join(lines))
+        self._last_record = kept[-1] if kept else {}
+        self._last_offset = sum(map(len, lines[:-1]))
+        self._file = path.open("r+b", buffering=0)
+        self._file.seek(0, os.SEEK_END)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        record = _record(step, metrics)
+        if self._last_record.get("step") == step:  # validation of a step already written: rewrite its line
+            record = self._last_record | record
+            self._file.seek(self._last_offset)
+        else:
+            self._last_offset = self._file.tell()
+        # One unbuffered write per step: a killed run loses no finished step.
+        self._file.write(_line(record))
+        self._file.truncate()
+        self._last_record = record
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _record(step: int, metrics: Mapping[str, float]) -> dict[str, Any]:
+    values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    skipped = any(value is None for name, value in values.items() if name.startswith("train/"))
+    return {"step": step, **values} | ({"skipped": True} if skipped else {})
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, allow_nan=False).encode() + b"\n"
