@@ -1,0 +1,35 @@
+"""The configuration room: overrides and YAML in, a frozen SftConfig out. Imports no torch.
+
+`load_config(overrides)` is the door, `cli(run)` the same door for a command, conf/ holds every value.
+"""
+
+from sft.config.cli import cli
+from sft.config.door import config_to_yaml, load_config
+from sft.config.report import ConfigError
+from sft.config.schema import (
+    CustomClassConfig,
+    DataConfig,
+    FsdpConfig,
+    ModelConfig,
+    MultiturnConfig,
+    OptimConfig,
+    SftConfig,
+    TrainerConfig,
+    WrapPolicyConfig,
+)
+
+__all__ = [
+    "ConfigError",
+    "CustomClassConfig",
+    "DataConfig",
+    "FsdpConfig",
+    "ModelConfig",
+    "MultiturnConfig",
+    "OptimConfig",
+    "SftConfig",
+    "TrainerConfig",
+    "WrapPolicyConfig",
+    "cli",
+    "config_to_yaml",
+    "load_config",
+]

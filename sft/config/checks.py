@@ -1,0 +1,154 @@
+"""What types cannot say: combinations of keys, the number of ranks, and the file system.
+
+Every problem names its keys in full: the door leaves out a problem that names a key it has already complained about.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from sft.config.report import Report, choices, divisors_around, multiples_around, shown
+from sft.config.schema import DataConfig, ModelConfig, SftConfig, TrainerConfig
+
+DATA_SUFFIXES = (".parquet", ".jsonl")
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+def check(config: SftConfig, world_size: int, report: Report) -> None:
+    """Report everything about a well-typed configuration that could not run with `world_size` ranks."""
+    for problem in (
+        *_batch_problems(config, world_size),
+        *_data_problems(config.data),
+        *_model_problems(config.model),
+        *_trainer_problems(config.trainer),
+    ):
+        report.problem(problem)
+    if config.trainer.default_local_dir == config.model.partial_pretrain:
+        report.problem(
+            f"trainer.default_local_dir={shown(config.trainer.default_local_dir)} would overwrite "
+            "model.partial_pretrain; choose another directory."
+        )
+    if config.model.strategy == "fsdp":
+        report.warn("model.strategy=fsdp: the same as fsdp2.")
+    if config.data.val_files is None and config.trainer.test_freq > 0:
+        report.warn(f"trainer.test_freq={config.trainer.test_freq} has no effect: data.val_files=null.")
+
+
+def _batch_problems(config: SftConfig, world_size: int) -> Iterator[str]:
+    data, sp = config.data, config.ulysses_sequence_parallel_size
+    if world_size % sp:
+        yield (
+            f"ulysses_sequence_parallel_size={sp} must divide the number of ranks, {world_size}; "
+            f"try {choices(divisors_around(world_size, sp))}."
+        )
+        return
+    dp, samples, micro = world_size // sp, data.train_batch_size, data.micro_batch_size_per_gpu
+    if samples % dp:
+        yield (
+            f"data.train_batch_size={samples} must be a multiple of dp={dp} (every rank takes whole samples); "
+            f"try {choices(multiples_around(dp, samples))}."
+        )
+    elif data.max_tokens_per_gpu is None and (samples // dp) % micro:
+        yield (
+            f"data.train_batch_size={samples} over dp={dp} is {samples // dp} samples per rank, not a multiple of "
+            f"data.micro_batch_size_per_gpu={micro}; try data.micro_batch_size_per_gpu="
+            f"{choices(divisors_around(samples // dp, micro))}, or data.train_batch_size="
+            f"{choices(multiples_around(dp * micro, samples))}."
+        )
+    if data.max_tokens_per_gpu is not None and data.max_tokens_per_gpu < data.max_length:
+        yield (
+            f"data.max_tokens_per_gpu={data.max_tokens_per_gpu} cannot hold one sample of data.max_length="
+            f"{data.max_length} tokens; raise it to at least {data.max_length}."
+        )
+
+
+def _data_problems(data: DataConfig) -> Iterator[str]:
+    for key, files in (("data.train_files", data.train_files), ("data.val_files", data.val_files or ())):
+        for file in files:
+            if complaint := _complaint_about_file(file):
+                yield f"{key}={shown(file)} {complaint}"
+    for key, rows in (
+        ("data.train_max_samples", data.train_max_samples),
+        ("data.val_max_samples", data.val_max_samples),
+    ):
+        if rows == 0:
+            yield f"{key}=0 leaves no rows; use -1 for all of them."
+
+
+def _complaint_about_file(file: str) -> str | None:
+    kinds = " or ".join(f"*{suffix}" for suffix in DATA_SUFFIXES)
+    path = Path(file)
+    if path.is_dir():
+        if any(inside.suffix in DATA_SUFFIXES for inside in path.rglob("*")):
+            return None
+        return f"is a directory without any {kinds}; give the directory that holds the rows."
+    if path.exists():
+        return None
+    if glob.has_magic(file):
+        return None if glob.glob(file, recursive=True) else f"matches no file{_from_here(path)}."  # noqa: PTH207
+    return f"does not exist{_from_here(path)}; set the path of a parquet or jsonl file."
+
+
+def _model_problems(model: ModelConfig) -> Iterator[str]:
+    if complaint := _complaint_about_model(model.partial_pretrain):
+        yield f"model.partial_pretrain={shown(model.partial_pretrain)} {complaint}"
+    if model.external_lib and not _is_importable(model.external_lib):
+        yield (
+            f"model.external_lib={shown(model.external_lib)} cannot be imported; "
+            "install it, put its directory on PYTHONPATH, or set null."
+        )
+
+
+def _complaint_about_model(model: str) -> str | None:
+    path = Path(model)
+    if path.is_file():
+        return "is a file; give the directory around it."
+    if not path.is_dir():
+        if HUB_ID.fullmatch(model):
+            return None
+        return f"is neither a directory{_from_here(path)} nor a hub id org/name; download the model or mend the path."
+    found = f"found {_few(sorted(inside.name for inside in path.iterdir()))}"
+    if not (path / "config.json").is_file():
+        return f"has no config.json ({found}); give a directory that save_pretrained wrote."
+    if any(path.glob("*.safetensors")):
+        return None
+    return f"has no *.safetensors ({found}); convert other weights with save_pretrained, they can carry code."
+
+
+def _is_importable(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):  # a parent package is missing; a malformed name
+        return False
+
+
+def _trainer_problems(trainer: TrainerConfig) -> Iterator[str]:
+    if Path(trainer.default_local_dir).is_file():
+        yield f"trainer.default_local_dir={shown(trainer.default_local_dir)} is a file; give a directory."
+    path = trainer.resume_from_path
+    if trainer.resume_mode == "resume_path" and path is None:
+        yield (
+            "trainer.resume_mode=resume_path needs trainer.resume_from_path=<run>/global_step_N; "
+            "or set trainer.resume_mode=auto to take the newest checkpoint."
+        )
+    elif trainer.resume_mode == "resume_path" and path is not None and not Path(path).is_dir():
+        yield f"trainer.resume_from_path={shown(path)} does not exist; give a global_step_N directory."
+    elif trainer.resume_mode != "resume_path" and path is not None:
+        yield (
+            f"trainer.resume_from_path={shown(path)} would be ignored by trainer.resume_mode={trainer.resume_mode}; "
+            "set trainer.resume_mode=resume_path, or leave the path out."
+        )
+
+
+def _from_here(path: Path) -> str:
+    """A relative path in full: the working directory may not be the one the user has in mind."""
+    return "" if path.is_absolute() else f" (looked for {path.absolute()})"
+
+
+def _few(names: list[str], limit: int = 6) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return (", ".join(names[:limit]) or "nothing") + more

@@ -1,0 +1,117 @@
+"""From argv to a running function: Hydra's flags, our messages, exit code 2 for a configuration that cannot run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from sft.config.compose import COMPOSITION_ERRORS, CONFIG_DIR, CONFIG_NAME, explain, force, plain
+from sft.config.door import checked
+from sft.config.names import ALIASES
+from sft.config.report import ConfigError
+from sft.config.schema import SftConfig, expectations
+
+
+def cli(run: Callable[[SftConfig], object]) -> None:
+    """Call `run` with the configuration that argv composes; with --multirun once per job; with --help not at all."""
+    try:
+        configs = _configs(sys.argv[1:])
+    except ConfigError as error:
+        _say(str(error))
+        sys.exit(2)
+    for config in configs:
+        run(config)
+
+
+def _configs(arguments: Sequence[str]) -> list[SftConfig]:
+    _refuse_dashes(arguments)
+    parsed = get_args_parser().parse_intermixed_args(arguments)
+    sweep = parsed.multirun or "hydra.mode=MULTIRUN" in parsed.overrides
+    if sweep and ("TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1):
+        raise ConfigError(
+            [
+                "--multirun cannot run under torchrun: a process group lives for one run, and every rank would sweep "
+                "on its own; start one torchrun per job, or sweep on a single device without torchrun."
+            ]
+        )
+    flags = [text for text in arguments if text not in parsed.overrides]
+    overrides = force(parsed.overrides, [path for path in (parsed.config_dir, parsed.config_path) if path])
+    composed = _through_hydra(flags, overrides)
+    configs = [checked(values, overrides, _say) for values, overrides in composed]
+    _refuse_shared_directory(configs)
+    return configs
+
+
+def _refuse_dashes(arguments: Sequence[str]) -> None:
+    names = expectations().keys() | ALIASES.keys()
+    dashed = [text for text in arguments if text.startswith("--") and text[2:].partition("=")[0] in names]
+    if dashed:
+        raise ConfigError(
+            [f"{text}: keys have no dashes; write {text[2:].partition('=')[0]}=value." for text in dashed]
+        )
+
+
+def _through_hydra(flags: Sequence[str], overrides: Sequence[str]) -> list[tuple[dict[str, Any], list[str]]]:
+    """What Hydra composes, with the overrides: nothing (--help, --cfg), one configuration, or one per job of a sweep.
+
+    The configurations are handed out, not run, inside hydra.main: it would shorten the traceback of a failing run.
+    """
+    composed: list[tuple[dict[str, Any], list[str]]] = []
+    problems: list[str] = []
+
+    @hydra.main(config_path=str(CONFIG_DIR), config_name=CONFIG_NAME, version_base="1.3")
+    def hand_out(config: DictConfig) -> None:
+        try:
+            composed.append((plain(config), list(HydraConfig.get().overrides.task)))
+        except COMPOSITION_ERRORS as error:  # Hydra would print its own line about it
+            problems.append(explain(error))
+
+    with TemporaryDirectory() as scratch, _hydra_arguments([*overrides, f"hydra.sweep.dir={scratch}", *flags]):
+        try:
+            hand_out()
+        except COMPOSITION_ERRORS as error:
+            problems.append(explain(error))
+    if problems:
+        raise ConfigError(problems)
+    return composed
+
+
+@contextmanager
+def _hydra_arguments(arguments: list[str]) -> Iterator[None]:
+    """argv as Hydra shall read it, and its errors as exceptions instead of a shortened print."""
+    argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = [argv[0], *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        if full_error is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full_error
+
+
+def _refuse_shared_directory(configs: Sequence[SftConfig]) -> None:
+    directories = {config.trainer.default_local_dir for config in configs}
+    if len(directories) < len(configs):
+        raise ConfigError(
+            [
+                f"{len(configs)} jobs share {len(directories)} trainer.default_local_dir, so that one would resume "
+                r"another; give each its own, for example trainer.default_local_dir='runs/lr_${optim.lr}'."
+            ]
+        )
+
+
+def _say(text: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr)

@@ -1,0 +1,122 @@
+"""Overrides in, plain values out: the part that talks to Hydra.
+
+Hydra stops at the first unknown key and refuses `+key=value` for a key that exists. Both are our business (the schema
+knows better), so every value override becomes `++key=value` before Hydra sees it; group overrides stay as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType, Sweep
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from sft.config.report import ConfigError
+from sft.config.schema import expectations
+
+PACKAGE = Path(__file__).resolve().parent.parent
+CONFIG_DIR = next((path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir()), PACKAGE / "conf")
+"""`sft/conf` in a wheel, `conf` beside `sft` in a checkout."""
+CONFIG_NAME = "sft_trainer"
+
+HOME = re.compile(r"(?<=[=\[,])~(?=/)")
+"""The ~ of `key=~/data`: Hydra's grammar has no word for it, and no shell expands it there."""
+
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
+
+
+def compose(overrides: Sequence[str]) -> dict[str, Any]:
+    """The values these overrides compose, resolved, not yet checked. Raises ConfigError."""
+    forced = force(overrides)
+    try:
+        with _own_hydra():
+            return plain(hydra.compose(CONFIG_NAME, forced))
+    except COMPOSITION_ERRORS as error:
+        raise ConfigError([explain(error)]) from error
+
+
+@contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Hydra set up for our directory, also inside a program that uses Hydra itself: there is one global instance."""
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = outer
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    return cast(dict[str, Any], values)
+
+
+def force(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> list[str]:
+    """The same overrides with every value override as `++key=value`. Raises ConfigError for all that do not parse."""
+    parser, forced, problems = OverridesParser.create(), [], []
+    for text in (HOME.sub(str(Path.home()), text) for text in overrides):
+        try:
+            override = parser.parse_override(text)
+        except HydraException as error:
+            problems.append(_explain_syntax(text, error))
+            continue
+        sets = override.type in (OverrideType.CHANGE, OverrideType.ADD)
+        if not _is_group(override, config_dirs):
+            forced.append(f"++{text.lstrip('+')}" if sets else text)
+        elif sets and not isinstance(override.value(), str | list | Sweep):
+            problems.append(f"{text!r} sets a whole group; choose a file of it (--help lists them) or set single keys.")
+        else:
+            forced.append(text)
+    if problems:
+        raise ConfigError(problems)
+    return forced
+
+
+def _is_group(override: Override, config_dirs: Sequence[str | Path]) -> bool:
+    key = override.key_or_group
+    return (
+        override.package is not None
+        or "/" in key
+        or key.startswith("hydra.")
+        or any(Path(directory, key).is_dir() for directory in (CONFIG_DIR, *config_dirs))
+    )
+
+
+def key_of(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
+
+
+def explain(error: Exception) -> str:
+    """One sentence for the user instead of Hydra's traceback."""
+    if isinstance(error, OverrideParseException):
+        return _explain_syntax(error.override, error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return f"{group}={name} does not exist; choose one of {', '.join(sorted(error.options))}."
+    # Composition errors wrap the one that says what happened; the paragraphs after the first list search paths.
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        expected = expectations().get(cause.full_key)
+        way_out = f"; it must be {expected}" if expected else ""
+        return f"{cause.full_key}: {str(cause).splitlines()[0].rstrip('.')}{way_out}."
+    return " ".join(str(cause).split("\n\n")[0].replace("'++", "'").split())
+
+
+def _explain_syntax(override: str, error: HydraException) -> str:
+    if "=" not in override:
+        return f"{override!r} is not an override; write key=value, for example optim.lr=2e-5."
+    what = str(error).splitlines()[0]
+    return (
+        f"{override!r} cannot be read ({what}); put the value in quotes inside the quotes of the shell: key='\"...\"'."
+    )

@@ -1,0 +1,147 @@
+"""The one door: whatever composed the values, from here on they are an SftConfig, or a list of all that is wrong."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from difflib import get_close_matches
+from functools import cache
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from sft.config.checks import check
+from sft.config.compose import compose, key_of
+from sft.config.names import ACCUMULATION, ALIASES, drop_retired, refuse_not_yet, settle_aliases
+from sft.config.report import ConfigError, Report, shown
+from sft.config.schema import SftConfig, expectations
+
+log = logging.getLogger("sft")
+
+SECRET = re.compile(r"token|secret|password|api_key", re.IGNORECASE)
+
+
+def load_config(overrides: Sequence[str] = (), *, warn: Callable[[str], None] = log.warning) -> SftConfig:
+    """The configuration these overrides make (`["+experiment=quickstart", "optim.lr=1e-3"]`), checked and frozen.
+
+    Raises ConfigError with every problem at once. `warn` is called once for each alias and each key without effect.
+    """
+    return checked(compose(overrides), overrides, warn)
+
+
+def checked(values: Mapping[str, Any], overrides: Iterable[str], warn: Callable[[str], None]) -> SftConfig:
+    """Composed values as an SftConfig; `overrides` tells what came from the command line. Raises ConfigError."""
+    report = Report(warn)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    flat = flatten(values)
+    sp = flat.get("ulysses_sequence_parallel_size")
+    dp = world_size // sp if type(sp) is int and 1 <= sp <= world_size else world_size
+
+    settle_aliases(flat, {key_of(override) for override in overrides}, _defaults, dp, report)
+    drop_retired(flat, report)
+    for key in [key for key in flat if key not in expectations()]:
+        report.problem(_unknown(key, flat.pop(key)))
+        # One complaint is enough where a section was given a value: its keys are not "missing" as well.
+        flat = {name: value for name, value in _defaults().items() if name.startswith(f"{key}.")} | flat
+    config, wrong = _typed(flat, report)
+    checks = Report(warn)
+    refuse_not_yet(flat, checks)
+    check(config, world_size, checks)
+    # A problem about a value that is wrong by itself would quote the stand-in the user never wrote.
+    for problem in checks.problems:
+        if not any(re.search(rf"\b{re.escape(key)}\b", problem) for key in wrong):
+            report.problem(problem)
+    if report.problems:
+        raise ConfigError(report.problems)
+    return config
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"optim": {"lr": 1e-5}} -> {"optim.lr": 1e-5}; what a key of the schema holds stays whole."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and value and key not in expectations():
+            flat |= flatten(value, f"{key}.")
+        else:
+            flat[key] = value
+    return flat
+
+
+def config_to_yaml(config: SftConfig) -> str:
+    """The resolved configuration as YAML, for config.yaml in the run directory; secrets are masked."""
+    return yaml.safe_dump(_masked(asdict(config)), sort_keys=False, allow_unicode=True)
+
+
+def _masked(value: Any, name: str = "") -> Any:
+    if isinstance(value, Mapping):
+        return {key: _masked(inner, str(key)) for key, inner in value.items()}
+    # Only text can be a secret: max_tokens_per_gpu and balance_dp_token are a number and a bool.
+    return "***" if isinstance(value, str) and SECRET.search(name) else value
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    return flatten(compose([]))
+
+
+def _typed(flat: Mapping[str, Any], report: Report) -> tuple[SftConfig, set[str]]:
+    """The configuration and the keys that had to be replaced by their default to make one, each reported."""
+    schema = TypeAdapter(SftConfig)
+    try:
+        return schema.validate_python(_nest(flat)), set()
+    except ValidationError as error:
+        wrong = {_key_at(problem["loc"]) for problem in error.errors()}
+    for key in (key for key in expectations() if key in wrong):
+        report.problem(_mistyped(key, flat))
+    stand_ins = _defaults() | {"model.partial_pretrain": "org/name"}  # required: its default is no model either
+    return schema.validate_python(_nest({**flat, **{key: stand_ins[key] for key in wrong}})), wrong
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key in expectations():  # every section exists, so that each of its missing keys is reported
+        *sections, _ = key.split(".")
+        inner = nested
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        if key in flat:
+            inner[key.rpartition(".")[2]] = flat[key]
+    return nested
+
+
+def _key_at(location: tuple[int | str, ...]) -> str:
+    """The key around a place inside its value: ("optim", "betas", 1) -> "optim.betas"."""
+    parts = [str(part) for part in location]
+    return next(key for n in range(len(parts), 0, -1) if (key := ".".join(parts[:n])) in expectations())
+
+
+def _mistyped(key: str, flat: Mapping[str, Any]) -> str:
+    default = _defaults()[key]
+    expected = expectations()[key]
+    if key not in flat:
+        return f"{key} is missing; set it to {expected}, for example {key}={shown(default)}."
+    if default is None and flat[key] is None:
+        return f"{key} is not set; set it to {expected}, for example {key}=Qwen/Qwen2.5-0.5B-Instruct."
+    return f"{key}={shown(flat[key])} must be {expected}; the default is {shown(default)}."
+
+
+def _unknown(key: str, value: Any) -> str:
+    known = expectations()
+    sections = sorted({name.rpartition(".")[0] for name in known if name.startswith(f"{key}.")})
+    if sections:
+        inside = ", ".join(name.removeprefix(f"{key}.") for name in known if name.startswith(f"{key}."))
+        return f"{key}={shown(value)} is a section, not a value; set a key of it: {inside}."
+    leaf = key.rpartition(".")[2]
+    by_leaf = {name.rpartition(".")[2]: name for name in known}
+    namesakes = [name for name in known if name.rpartition(".")[2] == leaf]
+    similar = get_close_matches(key, known, n=2, cutoff=0.7)
+    similar_leaves = [by_leaf[name] for name in get_close_matches(leaf, by_leaf, n=2, cutoff=0.7)]
+    aliases = get_close_matches(key, [*ALIASES, *ACCUMULATION], n=2, cutoff=0.7)
+    if suggestions := namesakes or similar or similar_leaves or aliases:
+        return f"{key} is not a key; did you mean {' or '.join(suggestions)}?"
+    return f"{key} is not a key; --help lists all of them."

@@ -1,0 +1,190 @@
+"""The keys of a run and what each may hold: frozen, typed, without a single default (those stand in conf/).
+
+The types describe themselves: an error message and the reference page quote the `description` of a key's type.
+"""
+
+# Annotations stay real objects here (no `from __future__ import annotations`): `expectations` reads them.
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic.dataclasses import dataclass
+
+
+def _expand_home(path: str) -> str:
+    return str(Path(path).expanduser()) if path.startswith("~") else path
+
+
+def _several(value: Any) -> Any:
+    return value if isinstance(value, list | tuple | None) else (value,)
+
+
+def _none_is_empty(value: Any) -> Any:
+    return () if value is None else _several(value)
+
+
+def _digits_are_text(value: Any) -> Any:
+    return str(value) if type(value) is int else value
+
+
+# `strict`: "12" is no number, 1 is no bool, 1.5 is no count. A float still takes an int.
+Flag = Annotated[bool, Field(strict=True, description="true or false")]
+Count = Annotated[int, Field(strict=True, ge=1, description="a whole number of at least 1")]
+CountOrZero = Annotated[int, Field(strict=True, ge=0, description="a whole number of at least 0")]
+CountOrOff = Annotated[int, Field(strict=True, ge=-1, description="a whole number of at least -1")]
+Length = Annotated[int, Field(strict=True, ge=2, description="a whole number of at least 2")]
+Above0 = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False, description="a number above 0")]
+AtLeast0 = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False, description="a number of at least 0")]
+Share = Annotated[float, Field(strict=True, ge=0, le=1, description="a number from 0 to 1")]
+Decay = Annotated[float, Field(strict=True, ge=0, lt=1)]
+Betas = Annotated[tuple[Decay, Decay], Field(description="two numbers, each at least 0 and below 1")]
+
+Text = Annotated[str, Field(strict=True, min_length=1, description="text")]
+Name = Annotated[Text, BeforeValidator(_digits_are_text), Field(description="text")]  # experiment_name=7 is a name
+UserPath = Annotated[Text, AfterValidator(_expand_home), Field(description="a path")]
+Template = Annotated[UserPath, Field(description="jinja text, a file or a name")]
+Model = Annotated[UserPath, Field(description="a model directory or a hub id org/name")]
+Files = Annotated[
+    tuple[UserPath, ...], BeforeValidator(_several), Field(min_length=1, description="a path or a list of paths")
+]
+Keys = Annotated[tuple[Text, ...], BeforeValidator(_none_is_empty), Field(description="a list of names")]
+Modules = Annotated[Text | tuple[Text, ...], Field(min_length=1, description="all-linear or a list of names")]
+Variables = Annotated[dict[str, Any], Field(description="a section of keys")]
+
+Tracker = Literal["console", "jsonl", "tensorboard", "wandb", "mlflow", "swanlab", "trackio"]
+Trackers = Annotated[
+    tuple[Tracker, ...],
+    BeforeValidator(_several),
+    Field(min_length=1, description=f"one or a list of {', '.join(get_args(Tracker))}"),
+]
+
+
+@dataclass(frozen=True)
+class MultiturnConfig:
+    enable: Flag
+    messages_key: Text
+    tools_key: Text
+    enable_thinking_key: Text
+
+
+@dataclass(frozen=True)
+class CustomClassConfig:
+    path: UserPath | None
+    name: Text | None
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    train_batch_size: Count
+    micro_batch_size_per_gpu: Count
+    max_tokens_per_gpu: Count | None
+    train_files: Files
+    val_files: Files | None
+    train_max_samples: CountOrOff
+    val_max_samples: CountOrOff
+    cache_dir: UserPath
+    prompt_key: Text
+    response_key: Text
+    prompt_dict_keys: Keys
+    response_dict_keys: Keys
+    multiturn: MultiturnConfig
+    max_length: Length
+    truncation: Literal["error", "left", "right", "drop"]
+    balance_dp_token: Flag
+    chat_template: Template | None
+    apply_chat_template_kwargs: Variables
+    custom_cls: CustomClassConfig
+
+
+@dataclass(frozen=True)
+class WrapPolicyConfig:
+    min_num_params: CountOrZero
+
+
+@dataclass(frozen=True)
+class FsdpConfig:
+    model_dtype: Literal["fp32", "bf16"]
+    compute_dtype: Literal["bf16", "fp32"]
+    cpu_offload: Flag
+    offload_params: Flag
+    wrap_policy: WrapPolicyConfig
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    partial_pretrain: Model
+    external_lib: Text | None
+    trust_remote_code: Flag
+    strategy: Literal["fsdp2", "fsdp"]
+    fsdp_config: FsdpConfig
+    enable_gradient_checkpointing: Flag
+    use_liger: Flag
+    lora_rank: CountOrZero
+    lora_alpha: Count
+    target_modules: Modules
+    lora_adapter_path: UserPath | None
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    lr: Above0
+    betas: Betas
+    weight_decay: AtLeast0
+    clip_grad: Above0
+    lr_scheduler: Literal["cosine", "wsd", "linear", "constant"]
+    warmup_steps_ratio: Share
+    min_lr_ratio: Share
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    default_local_dir: UserPath
+    project_name: Name
+    experiment_name: Name
+    total_epochs: Count
+    total_training_steps: Count | None
+    seed: CountOrZero
+    logger: Trackers
+    log_freq: Count
+    test_freq: CountOrOff
+    save_freq: CountOrOff
+    max_ckpt_to_keep: Count | None
+    resume_mode: Literal["auto", "disable", "resume_path"]
+    resume_from_path: UserPath | None
+    init_from_checkpoint: UserPath | None
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    data: DataConfig
+    model: ModelConfig
+    optim: OptimConfig
+    trainer: TrainerConfig
+    ulysses_sequence_parallel_size: Count
+    use_remove_padding: Flag
+
+
+def expectations() -> dict[str, str]:
+    """Every key of the schema, dotted, in order, with what it must hold: {"optim.lr": "a number above 0", ...}."""
+    return dict(_expectations(SftConfig, ""))
+
+
+def _expectations(section: Any, prefix: str) -> Iterator[tuple[str, str]]:
+    for field in fields(section):
+        if is_dataclass(field.type):
+            yield from _expectations(field.type, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, _describe(field.type)
+
+
+def _describe(annotation: Any) -> str:
+    if get_origin(annotation) is UnionType or type(None) in get_args(annotation):
+        return " or ".join("null" if part is type(None) else _describe(part) for part in get_args(annotation))
+    if get_origin(annotation) is Literal:
+        *head, last = get_args(annotation)
+        return f"{', '.join(head)} or {last}"
+    # The last word counts: Annotated flattens, so a type built on another carries both descriptions.
+    return [field.description for field in annotation.__metadata__ if getattr(field, "description", None)][-1]

@@ -1,0 +1,168 @@
+"""Aliases, retired keys and warnings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sft.config import ConfigError, SftConfig, load_config
+from sft.config.compose import compose
+from sft.config.door import checked
+from sft.config.names import ALIASES, NOT_YET, RETIRED
+from sft.config.schema import expectations
+
+GOOD_VALUES = {
+    "data.micro_batch_size_per_gpu": (8, 2),
+    "data.max_length": (77, 78),
+    "data.train_batch_size": (64, 32),
+    "data.train_files": (("other.jsonl",), ("rows.jsonl",)),
+    "model.partial_pretrain": ("org/a", "org/b"),
+    "model.enable_gradient_checkpointing": (True, False),
+    "optim.lr": (0.5, 0.25),
+    "optim.lr_scheduler": ("wsd", "linear"),
+    "optim.warmup_steps_ratio": (0.5, 0.25),
+    "optim.weight_decay": (0.5, 0.25),
+    "trainer.default_local_dir": ("a", "b"),
+    "trainer.save_freq": (7, 8),
+    "trainer.test_freq": (7, 8),
+    "trainer.total_epochs": (7, 8),
+    "trainer.total_training_steps": (7, 8),
+    "trainer.seed": (7, 8),
+}
+
+
+def load(*overrides: str) -> tuple[SftConfig, list[str]]:
+    warnings: list[str] = []
+    return load_config(overrides, warn=warnings.append), warnings
+
+
+def problems_of(*overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(*overrides)
+    return caught.value.problems
+
+
+def typed(value: object) -> str:
+    return value[0] if isinstance(value, tuple) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_an_alias_lands_on_its_key_with_one_warning(alias: str, here: Path, runnable: list[str]) -> None:
+    (here / "other.jsonl").touch()
+    key = ALIASES[alias]
+    if key in NOT_YET:  # lands there, and is refused there
+        assert f"{key}=8 is not built yet" in problems_of(*runnable, f"{alias}=8", "data.max_length=4")[0]
+        return
+    value, other = GOOD_VALUES[key]
+    without = [override for override in runnable if not override.startswith(f"{key}=")]
+    config, warnings = load(*without, f"{alias}={typed(value)}")
+    section, name = key.split(".")
+    assert getattr(getattr(config, section), name) == value
+    assert len(warnings) == 1
+    assert warnings[0].startswith(f"{alias}=")
+    assert f"is read as {key}=" in warnings[0]
+
+    problems = problems_of(*without, f"{alias}={typed(value)}", f"{key}={typed(other)}")
+    assert len(problems) == 1
+    assert f"{alias}=" in problems[0]
+    assert f"{key}=" in problems[0]
+    assert "disagree" in problems[0]
+
+    load(*without, f"{alias}={typed(value)}", f"{key}={typed(value)}")  # saying it twice is no contradiction
+
+
+def test_two_aliases_of_one_key_that_disagree() -> None:
+    problems = problems_of("max_steps=5", "sft_max_steps=6")
+    assert any("sft_max_steps=6 and max_steps=5 disagree" in problem for problem in problems)
+
+
+def test_an_explicit_default_still_contradicts(runnable: list[str]) -> None:
+    assert "disagree" in problems_of(*runnable, "data.micro_batch_size=8", "data.micro_batch_size_per_gpu=4")[0]
+
+
+def test_an_alias_on_the_command_line_beats_a_preset(runnable: list[str]) -> None:
+    config, _ = load("+experiment=quickstart", *runnable, "max_steps=5", "data.micro_batch_size=32")
+    assert config.trainer.total_training_steps == 5
+    assert config.data.micro_batch_size_per_gpu == 32
+
+
+def test_an_alias_in_yaml_beats_a_default_but_not_the_command_line(runnable: list[str]) -> None:
+    values = compose(runnable) | {"epochs": 9}
+    ignored: list[str] = []
+    assert checked(values, runnable, ignored.append).trainer.total_epochs == 9
+
+    overrides = [*runnable, "trainer.total_epochs=2"]
+    assert checked(compose(overrides) | {"epochs": 9}, overrides, ignored.append).trainer.total_epochs == 2
+
+
+def test_an_alias_in_yaml_contradicts_a_key_in_yaml(runnable: list[str]) -> None:
+    values = compose([*runnable, "trainer.total_epochs=2"]) | {"epochs": 9}
+    with pytest.raises(ConfigError, match=r"epochs=9 and trainer\.total_epochs=2 disagree"):
+        checked(values, runnable, print)
+
+
+@pytest.mark.parametrize("name", ["grad_accum", "gradient_accumulation_steps"])
+def test_accumulation_steps_become_a_micro_batch(
+    name: str, runnable: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    config, warnings = load(*runnable, f"{name}=4", "batch_size=64")
+    assert config.data.micro_batch_size_per_gpu == 8
+    assert f"{name}=4 is read as data.micro_batch_size_per_gpu=8." in warnings
+    assert "disagree" in problems_of(*runnable, f"{name}=4", "batch_size=64", "data.micro_batch_size_per_gpu=4")[0]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "trainer.default_hdfs_dir=null",
+        "trainer.nnodes=1",
+        "trainer.n_gpus_per_node=8",
+        "trainer.device=cuda",
+        "trainer.checkpoint.save_contents=[model,optimizer,extra]",
+        "data.use_shm=false",
+        "data.pad_mode=right",
+        "+model.use_shm=False",
+    ],
+)
+def test_a_retired_key_passes_with_a_warning_that_says_why(override: str, runnable: list[str]) -> None:
+    _, warnings = load(*runnable, override)
+    assert len(warnings) == 1
+    assert "has no effect" in warnings[0]
+
+
+def test_a_quiet_configuration_warns_of_nothing(runnable: list[str]) -> None:
+    assert load(*runnable)[1] == []
+
+
+def test_notes(runnable: list[str]) -> None:
+    assert load(*runnable, "model.strategy=fsdp")[1] == ["model.strategy=fsdp: the same as fsdp2."]
+    assert "no effect" in load(*runnable, "data.val_files=null", "trainer.test_freq=10")[1][0]
+
+
+def test_the_tables_do_not_overlap() -> None:
+    known = set(expectations())
+    assert set(ALIASES.values()) <= known
+    assert set(NOT_YET) <= known
+    assert not known & (set(ALIASES) | set(RETIRED))
+    assert not set(ALIASES) & set(RETIRED)
+    untested = set(ALIASES.values()) - set(GOOD_VALUES) - set(NOT_YET)
+    assert not untested, "give each aliased key two values in GOOD_VALUES"
+
+
+@pytest.mark.parametrize("key", NOT_YET)
+def test_what_is_not_built_is_refused_never_ignored(
+    key: str, runnable: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    match NOT_YET[key]:
+        case bool():
+            setting = "true"
+        case int():
+            setting = "2"
+        case _:
+            setting = "2048" if key == "data.max_tokens_per_gpu" else "text"
+    (problem,) = problems_of(*runnable, f"{key}={setting}")
+    assert problem.startswith(f"{key}=")
+    assert "not built yet" in problem
