@@ -74,25 +74,26 @@ def template_fingerprint(tokenizer: PreTrainedTokenizerBase, options: Mapping[st
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Equal if text becomes equal ids, in any process: sha256 of the tokenizer's whole definition."""
-    definition = json.loads(_backend(tokenizer).to_str())
-    # Not of the tokenizer, but left behind by whoever called it last.
-    del definition["truncation"], definition["padding"]
-    return _sha256([definition, tokenizer.special_tokens_map])
+    return _sha256([json.loads(_backend(tokenizer).to_str()), tokenizer.special_tokens_map])
 
 
 def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """The tokenizer in Rust, which knows offsets. Raises InputError if there is none."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise InputError(
             f"{type(tokenizer).__name__} knows no character offsets, by which masks are found; "
             "use a tokenizer with a tokenizer.json (AutoTokenizer converts most with use_fast=True)."
         )
+    # Left by tokenizer.json or by the last caller, these would cut, pad or respell texts unseen.
+    # transformers sets them anew for every call of its own.
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = False
     return backend
 
 
 def _samples(renderings: Sequence[Rendering], backend: Tokenizer) -> list[Sample]:
-    backend.no_truncation()  # a tokenizer.json may ask for it, and would cut or pad texts unseen
-    backend.no_padding()
     encodings = backend.encode_batch([rendering.text for rendering in renderings], add_special_tokens=False)
     tokens: list[Tokens] = [
         (encoding.ids, _slices(encoding.offsets, rendering.spans))

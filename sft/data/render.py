@@ -149,12 +149,12 @@ def turn_shape(tokenizer: PreTrainedTokenizerBase, template: str, options_json: 
             f"the chat template ignores add_generation_prompt, so its header {_short(header)} would be trained as "
             "if the model wrote it; set data.chat_template to one that renders the header when it is asked to."
         )
-    markup = _shared(history, prompt)
+    markup_start = _shared(history, prompt)
     kept = [_shared(prompt, replied) for replied in (prompt, text, thinking_text)]
-    if any(markup >= shared for shared in kept if shared < len(prompt)):
+    if any(shared <= markup_start for shared in kept if shared < len(prompt)):
         raise InputError(
-            f"the chat template's generation prompt {_short(prompt[markup:])} is not what stands before a reply, "
-            f"{_short(text[markup:])}; set data.chat_template."
+            f"the chat template's generation prompt {_short(prompt[markup_start:])} is not what stands before a reply, "
+            f"{_short(text[markup_start:])}; set data.chat_template."
         )
     ending = text[text.rindex(REPLY) + len(REPLY) :]
     stop_token_id, stop = _stop_token(tokenizer, ending)
@@ -168,7 +168,7 @@ def _stop_token(tokenizer: Any, ending: str) -> tuple[int, str]:
     ids = tokenizer.backend_tokenizer.encode(ending, add_special_tokens=False).ids
     candidates = [token_id for token_id in ids if token_id in added]
     # Markup such as </answer> is added too, but not special, and may stand before the token that stops.
-    special = [token_id for token_id in candidates if added[token_id].special or token_id == tokenizer.eos_token_id]
+    special = [token_id for token_id in candidates if added[token_id].special]
     for token_id in special + candidates:
         return token_id, added[token_id].content
     raise InputError(
