@@ -36,7 +36,7 @@ from transformers import PreTrainedModel
 
 from sft import checkpoint
 from sft.config import SftConfig, config_to_yaml
-from sft.data import Dataset, open_dataset, plan, prefetch, stop_token_ids
+from sft.data import Dataset, open_dataset, plan, prefetch, stop_token_ids, template_fingerprint
 from sft.distributed import World, log, log_on_main_rank_only, process_group, seed_everything, sum_over
 from sft.errors import InputError
 from sft.export import export
@@ -128,6 +128,7 @@ def build(
         "data": train.fingerprint,
         "model": config.model.partial_pretrain,
         "seed": config.trainer.seed,
+        "template": template_fingerprint(tokenizer, config.data.apply_chat_template_kwargs),
         "train_batch_size": config.data.train_batch_size,
     }
     steps_per_epoch = plan.steps_per_epoch(len(train), config.data.train_batch_size)
@@ -175,6 +176,11 @@ def fit(job: Job) -> RunResult:
     metrics: dict[str, float] = {}
     with open_log(job) as run_log:
         run_log.say(describe_step(job))
+        if len(job.train) < job.config.data.train_batch_size:
+            run_log.warn(
+                f"{len(job.train)} samples are fewer than data.train_batch_size={job.config.data.train_batch_size}: "
+                "every step trains all of them"
+            )
         meter = start_meter(job)
         batches = prefetch(batches_from(job, state.step + 1))
         while state.step < job.total_steps:
@@ -183,11 +189,13 @@ def fit(job: Job) -> RunResult:
             data_wait_s = time.perf_counter() - waited_since
 
             stats = train_step(job, micro_batches)
-            count(job, stats, run_log)
+            count(state, stats)
             metrics = meter.measure(stats, data_wait_s)
             if is_due(trainer.test_freq, job):
                 metrics |= evaluate(job)
             run_log.log(state.step, metrics)
+            if stats.skipped:
+                note_skipped(job, stats, run_log)
             if trainer.save_freq > 0 and state.step % trainer.save_freq == 0:
                 save(job, run_log)
             meter.restart_clock()
@@ -289,24 +297,25 @@ def clip_gradients(model: torch.nn.Module, max_norm: float) -> float:
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
-def count(job: Job, stats: StepStats, run_log: RunLog) -> None:
-    """Move the state one step on; write down a skipped step, and stop a run that only skips."""
-    state = job.state
+def count(state: TrainState, stats: StepStats) -> None:
+    """Move the state one step on. A skipped step took its samples, but moved neither optimizer nor schedule."""
     state.step += 1
     state.samples_seen += stats.samples
     state.tokens_seen += stats.tokens
-    if not stats.skipped:
-        state.updates += 1
-        state.skipped_in_a_row = 0
-        return
-    state.skipped_total += 1
-    state.skipped_in_a_row += 1
-    rows = [job.train.samples.where(i) for i in samples_of(job, state.step)]
-    run_log.skipped_step(state.step, loss=stats.loss, grad_norm=stats.grad_norm, rows=rows)
-    if state.skipped_in_a_row == MAX_SKIPS_IN_A_ROW:
+    state.updates += not stats.skipped
+    state.skipped_total += stats.skipped
+    state.skipped_in_a_row = state.skipped_in_a_row + 1 if stats.skipped else 0
+
+
+def note_skipped(job: Job, stats: StepStats, run_log: RunLog) -> None:
+    """Write down which rows a skipped step held, and stop a run that only skips."""
+    step = job.state.step
+    rows = [job.train.samples.where(i) for i in samples_of(job, step)]
+    run_log.skipped_step(step, loss=stats.loss, grad_norm=stats.grad_norm, rows=rows)
+    if job.state.skipped_in_a_row >= MAX_SKIPS_IN_A_ROW:
         raise InputError(
-            f"{MAX_SKIPS_IN_A_ROW} steps in a row had a loss or gradient that is not finite, the last at step "
-            f"{state.step}. Nothing was updated by them; their rows are in skipped_steps.jsonl. "
+            f"{MAX_SKIPS_IN_A_ROW} steps in a row had a loss or gradient that is not finite, the last at step {step}. "
+            "Nothing was updated by them; their rows are in skipped_steps.jsonl. "
             "Look at these rows, lower optim.lr, or train in model.fsdp_config.compute_dtype=fp32."
         )
 

@@ -19,7 +19,7 @@ import numpy as np
 from sft.config import DataConfig
 from sft.data import plan
 from sft.data.cache import CachedFile, SampleStore, cached
-from sft.data.chat import encode, stop_token_ids
+from sft.data.chat import encode, stop_token_ids, template_fingerprint
 from sft.data.collate import collate
 from sft.data.fit import FittedSamples, fit
 from sft.data.prefetch import prefetch
@@ -27,7 +27,7 @@ from sft.data.source import Columns, expand_files
 from sft.errors import InputError
 from sft.types import Batch
 
-__all__ = ["Dataset", "collate", "encode", "open_dataset", "plan", "prefetch", "stop_token_ids"]
+__all__ = ["Dataset", "collate", "encode", "open_dataset", "plan", "prefetch", "stop_token_ids", "template_fingerprint"]
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def open_dataset(
 ) -> Dataset:
     """Tokenise (or find tokenised) the files and fit the samples to data.max_length.
 
-    max_samples: rows to read, from the first file on; -1 reads all. Every rank calls it, outside of any collective; build_here on one process per node. Raises InputError naming
-    file:row for rows that cannot be used.
+    max_samples: rows to read, from the first file on; -1 reads all. Every rank calls it, outside of any collective;
+    build_here on one process per node. Raises InputError naming file:row for rows that cannot be used.
     """
     columns = Columns(
         prompt_key=config.prompt_key,

@@ -131,7 +131,9 @@ def _with_progress(source: Path, max_rows: int | None) -> Iterator[list]:
     total = count_rows(source) if max_rows is None else min(count_rows(source), max_rows)
     console = Console(stderr=True)
     watched = iter(
-        track(rows, f"tokenising {source.name}", total, console=console, transient=True, disable=not console.is_terminal)
+        track(
+            rows, f"tokenising {source.name}", total, console=console, transient=True, disable=not console.is_terminal
+        )
     )
     return iter(lambda: list(itertools.islice(watched, ROWS_AT_ONCE)), [])
 

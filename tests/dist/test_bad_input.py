@@ -1,0 +1,138 @@
+"""Input that cannot be used: one message with a way out, from rank 0, exit code 2, no traceback, no hang."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.assets import tiny_model_dir, write_jsonl
+from tests.dist.conftest import read_metrics
+from tests.launch import succeed, train
+
+
+def bad_jsonl(home, text):
+    (home / "bad.jsonl").write_text(text)
+    return [f"data.train_files={home / 'bad.jsonl'}"]
+
+
+def wrong_column(home):
+    return bad_jsonl(home, '{"instruction": "a", "output": "b"}\n')
+
+
+def not_json(home):
+    return bad_jsonl(home, '{"question": "a", "answer": "b"}\n{"question": "a", answer: "b"}\n')
+
+
+def empty_file(home):
+    return bad_jsonl(home, "")
+
+
+def too_long(home):
+    return ["data.max_length=16"]
+
+
+def nothing_left(home):
+    return ["data.max_length=4", "data.truncation=right"]
+
+
+def no_assistant(home):
+    write_jsonl(home / "bad.jsonl", [{"messages": [{"role": "user", "content": "hi"}]}])
+    return [f"data.train_files={home / 'bad.jsonl'}", "data.multiturn.enable=true", "data.val_files=null"]
+
+
+def no_chat_template(home):
+    model = tiny_model_dir(home / "model")
+    (model / "chat_template.jinja").unlink(missing_ok=True)
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+    return [f"model.partial_pretrain={model}"]
+
+
+def edited_weights(home, edit, **model_options):
+    model = tiny_model_dir(home / "model", **model_options)
+    weights = load_file(model / "model.safetensors")
+    edit(weights)
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    return [f"model.partial_pretrain={model}"]
+
+
+def missing_weight(home):
+    return edited_weights(home, lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"))
+
+
+def unexpected_weight(home):
+    return edited_weights(home, lambda weights: weights.update({"model.extra.weight": torch.zeros(2)}))
+
+
+def misshaped_weight(home):
+    return edited_weights(home, lambda weights: weights.update({"model.norm.weight": torch.zeros(63)}))
+
+
+CASES = [
+    (wrong_column, ["bad.jsonl:1", "'question'", "['instruction', 'output']", "data.prompt_key"]),
+    (not_json, ["bad.jsonl:2", "not JSON", "answer:"]),
+    (empty_file, ["bad.jsonl is empty"]),
+    (too_long, ["data.truncation=error", "10 of 10 samples", "data.max_length=16", "train.jsonl:0", "drop"]),
+    (nothing_left, ["no sample is left", "10 dropped because truncation left nothing to train"]),
+    (no_assistant, ["bad.jsonl:1", "no assistant message"]),
+    (no_chat_template, ["chat template", "data.chat_template"]),
+    (missing_weight, ["missing: model.layers.1.mlp.up_proj.weight"]),
+    (unexpected_weight, ["unexpected: model.extra.weight"]),
+    (misshaped_weight, ["model.norm.weight: the file has [63], the model [64]"]),
+]
+
+
+@pytest.mark.parametrize(("make", "fragments"), CASES, ids=[make.__name__ for make, _ in CASES])
+def test_one_message_and_exit_code_2(base, tmp_path, make, fragments):
+    done = train([*base, *make(tmp_path), f"trainer.default_local_dir={tmp_path / 'run'}"], ranks=0, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    message = done.stderr[done.stderr.index("error: ") :]
+    assert [fragment for fragment in fragments if fragment not in message] == []
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize("make", [wrong_column, missing_weight])
+def test_under_torchrun_the_message_comes_once_and_nobody_waits(base, tmp_path, make):
+    done = train([*base, *make(tmp_path), f"trainer.default_local_dir={tmp_path / 'run'}"], ranks=2, cwd=tmp_path)
+    assert done.returncode != 0
+    assert done.stderr.count("error: ") == 1
+    assert "Traceback (most recent call last):\n  File" not in done.stderr.split("torch/distributed/elastic")[0]
+
+
+def test_a_step_that_is_not_finite_updates_nothing_and_five_in_a_row_stop(base, tmp_path):
+
+    def poison(weights):
+        weights["model.norm.weight"].fill_(float("nan"))
+
+    overrides = [*base, *edited_weights(tmp_path, poison), f"trainer.default_local_dir={tmp_path / 'run'}"]
+    done = train([*overrides, "trainer.total_training_steps=8"], ranks=0, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "5 steps in a row" in done.stderr and "skipped_steps.jsonl" in done.stderr
+    metrics = read_metrics(tmp_path / "run")
+    assert [line["skipped"] for line in metrics] == [True] * 5
+    assert {line["train/lr"] for line in metrics} == {metrics[0]["train/lr"]}, "the schedule must not move"
+    skipped = [json.loads(line) for line in (tmp_path / "run" / "skipped_steps.jsonl").read_text().splitlines()]
+    assert [len(record["rows"]) for record in skipped] == [4, 4, 2, 4, 4]
+    assert skipped[0]["rows"][0].startswith("train.jsonl:")
+
+
+def test_one_poisoned_row_costs_one_step_and_training_goes_on(base, tmp_path):
+    """Only one row holds "§", whose token has an infinite embedding; both ranks skip its step, and only that."""
+    from tests.assets import tiny_tokenizer
+
+    rows = [{"question": f"What is {k}?" + " §" * (k == 5), "answer": f"{k}."} for k in range(10)]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    token = tiny_tokenizer()(" §")["input_ids"][-1]
+
+    def poison(weights):
+        weights["model.embed_tokens.weight"][token] = float("inf")
+
+    overrides = [*base, *edited_weights(tmp_path, poison, tie=False), f"data.train_files={tmp_path / 'train.jsonl'}"]
+    succeed([*overrides, "trainer.total_epochs=1", f"trainer.default_local_dir={tmp_path / 'run'}"], ranks=2, cwd=tmp_path)
+    metrics = read_metrics(tmp_path / "run")
+    assert [line.get("skipped", False) for line in metrics].count(True) == 1
+    skipped = json.loads((tmp_path / "run" / "skipped_steps.jsonl").read_text())
+    assert "train.jsonl:5" in skipped["rows"]

@@ -1,0 +1,116 @@
+"""The same command again goes on where the last checkpoint stands: same bits on the same ranks, same loss on others."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.dist.conftest import read_metrics
+from tests.launch import MARK, clean_environment, kill_marked, succeed
+
+TRAINED = ("train/loss", "train/grad_norm", "train/lr", "train/epoch", "train/num_input_tokens_seen")
+
+
+def curve(metrics):
+    return [[line[key] for key in ("step", *TRAINED)] for line in metrics]
+
+
+def steps(number):
+    return [f"trainer.total_training_steps={number}"]
+
+
+def test_resumed_runs_repeat_the_uninterrupted_one_bit_for_bit(base, tmp_path):
+    """An epoch has 3 steps: stops in its middle (2, 4), at its end (3, 6), five times in one run."""
+    runs = {"straight": [8], "middle": [4, 8], "end": [3, 8], "often": [1, 2, 4, 5, 6, 8]}
+    sequence = [
+        [*base, *steps(stop), f"trainer.default_local_dir={tmp_path / name}"]
+        for name, stops in runs.items()
+        for stop in stops
+    ]
+    (tmp_path / "runs.json").write_text(json.dumps(sequence))
+    succeed([str(tmp_path / "runs.json")], ranks=2, cwd=tmp_path, module="tests.dist.several")
+    straight = curve(read_metrics(tmp_path / "straight"))
+    assert len(straight) == 8
+    for name in ("middle", "end", "often"):
+        assert curve(read_metrics(tmp_path / name)) == straight, name
+        assert (tmp_path / name / "model.safetensors").read_bytes() == (
+            tmp_path / "straight" / "model.safetensors"
+        ).read_bytes()
+
+
+def test_another_number_of_ranks_continues_with_the_same_samples(base, tmp_path):
+    def run(name, ranks, stop):
+        overrides = [*base, *steps(stop), "data.micro_batch_size_per_gpu=1", f"trainer.default_local_dir={tmp_path / name}"]
+        succeed(overrides, ranks=ranks, cwd=tmp_path)
+        return read_metrics(tmp_path / name)
+
+    straight = run("straight", 2, 8)
+    run("changing", 2, 2)
+    run("changing", 1, 4)
+    changing = run("changing", 4, 8)
+    for before, after in zip(straight, changing, strict=True):
+        for key in TRAINED:
+            assert after[key] == pytest.approx(before[key], rel=1e-5), (before["step"], key)
+
+
+def test_killed_at_any_moment_and_started_again(base, tmp_path):
+    """kill -9 of every rank while it trains and saves; the same command then ends as if nothing had happened."""
+    command = [*base, *steps(30), "trainer.save_freq=3", "trainer.max_ckpt_to_keep=2", "optim.lr_scheduler=cosine"]
+    succeed([*command, f"trainer.default_local_dir={tmp_path / 'straight'}"], ranks=2, cwd=tmp_path)
+    killed = [*command, f"trainer.default_local_dir={tmp_path / 'killed'}"]
+    kill_after_checkpoint(killed, tmp_path / "killed", ranks=2, checkpoint="global_step_6")
+    done = succeed(killed, ranks=2, cwd=tmp_path)
+    assert "continuing from" in done.stderr
+    assert curve(read_metrics(tmp_path / "killed")) == curve(read_metrics(tmp_path / "straight"))
+    left = sorted(path.name for path in (tmp_path / "killed").iterdir() if "global_step" in path.name)
+    assert left == ["global_step_27", "global_step_30"]
+
+
+def kill_after_checkpoint(overrides, run_dir, *, ranks, checkpoint):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    process = subprocess.Popen(
+        [*launcher, "-m", "sft.fsdp_sft_trainer", *overrides],
+        cwd=run_dir.parent,
+        env=clean_environment() | {MARK: "to-be-killed"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not (run_dir / checkpoint).is_dir():
+        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it was killed"
+        os.sched_yield()
+    kill_marked("to-be-killed")
+    process.wait()
+    assert not (run_dir / "config.json").exists(), "killed too late: the run had finished"
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(base, tmp_path):
+    run_dir = tmp_path / "run"
+    command = [*base, "trainer.save_freq=1", f"trainer.default_local_dir={run_dir}"]
+    succeed([*command, *steps(3)], cwd=tmp_path, ranks=0)
+    before = curve(read_metrics(run_dir))
+    file = run_dir / "global_step_3" / "state" / "rank_00000.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    done = succeed([*command, *steps(4)], cwd=tmp_path, ranks=0)
+    assert "rank_00000.safetensors is not what was written" in done.stderr
+    assert f"continuing from {run_dir / 'global_step_2'}" in done.stderr
+    assert curve(read_metrics(run_dir))[:3] == before
+
+
+def test_another_run_in_the_same_directory_is_refused_with_the_difference(base, tmp_path):
+    from tests.launch import train
+
+    command = [*base, *steps(1), f"trainer.default_local_dir={tmp_path / 'run'}"]
+    succeed(command, cwd=tmp_path, ranks=0)
+    refused = train([*command, "trainer.seed=5", *steps(2)], cwd=tmp_path, ranks=0)
+    assert refused.returncode == 2
+    assert "seed: the checkpoint has 1, this run 5" in refused.stderr
+    started_over = succeed([*command, "trainer.seed=5", "trainer.resume_mode=disable"], cwd=tmp_path, ranks=0)
+    assert "superseded_" in started_over.stderr
+    (superseded,) = (tmp_path / "run").glob("superseded_*")
+    assert (superseded / "global_step_1").is_dir() and (superseded / "model.safetensors").is_file()

@@ -1,0 +1,138 @@
+"""What a run leaves behind: one directory, whole, loadable, and nothing anywhere else."""
+
+import hashlib
+import json
+import re
+
+import pytest
+
+from tests.dist.conftest import read_metrics
+from tests.launch import succeed
+
+FILES = {
+    "config.json",
+    "config.yaml",
+    "generation_config.json",
+    "loss.png",
+    "metrics.jsonl",
+    "model.safetensors",
+    "run.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "training.log",
+    "global_step_3/manifest.json",
+    "global_step_3/state/rank_00000.safetensors",
+    "global_step_3/state/rank_00001.safetensors",
+    "global_step_3/state/rng_00000.safetensors",
+    "global_step_3/state/rng_00001.safetensors",
+}
+
+
+def files(directory):
+    return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(base, tmp_path_factory):
+    """A finished run of 3 steps on 2 ranks, started in an empty directory: (run_dir, its process, its command)."""
+    cwd = tmp_path_factory.mktemp("cwd")
+    overrides = [*base, "trainer.total_training_steps=3", "trainer.test_freq=2", "trainer.default_local_dir=run"]
+    return cwd, succeed(overrides, ranks=2, cwd=cwd), overrides
+
+
+def test_the_exact_set_of_files_and_nothing_beside_the_run_directory(finished):
+    cwd, _, _ = finished
+    assert files(cwd / "run") == FILES | chat_template_file(cwd / "run")
+    assert [path.name for path in cwd.iterdir()] == ["run"]
+
+
+def chat_template_file(run_dir):
+    """Present where the tokenizer was saved with its template in a file of its own."""
+    return {"chat_template.jinja"} if (run_dir / "chat_template.jinja").exists() else set()
+
+
+def test_lines_for_people_and_lines_for_programs_say_the_same(finished):
+    cwd, done, _ = finished
+    metrics = read_metrics(cwd / "run")
+    assert [line["step"] for line in metrics] == [1, 2, 3]
+    for line in metrics:
+        shown = f"step={line['step']} loss={line['train/loss']:.4f} lr={line['train/lr']:.3e}"
+        assert re.search(rf"^{re.escape(shown)} ", done.stdout, re.MULTILINE)
+        assert re.search(rf" {re.escape(shown)} ", (cwd / "run" / "training.log").read_text())
+    assert ["val/loss" in line for line in metrics] == [False, True, True]
+    assert "step = 2 dp x 1 micro-batches of 2 = 4 samples" in done.stdout
+
+
+def test_perf_metrics_are_there_and_plausible(finished):
+    cwd, _, _ = finished
+    last = read_metrics(cwd / "run")[-1]
+    assert last["perf/tokens_per_sec_per_gpu"] > 0 and last["perf/max_memory_allocated_gb"] > 0
+    assert 0 < last["perf/mfu"] < 1 and 0 < last["perf/supervised_frac"] < 1 and 0 <= last["perf/padding_frac"] < 1
+    assert last["train/num_input_tokens_seen"] > 0 and last["perf/data_wait_s"] >= 0
+
+
+def test_run_json_and_config_yaml_say_what_ran(finished):
+    import yaml
+
+    cwd, _, _ = finished
+    facts = json.loads((cwd / "run" / "run.json").read_text())
+    assert facts["world_size"] == 2 and facts["versions"]["torch"] and facts["exported_step"] == 3
+    assert {"data", "template"} <= facts["fingerprint"].keys()
+    config = yaml.safe_load((cwd / "run" / "config.yaml").read_text())
+    assert config["optim"]["lr"] == 0.01 and config["data"]["train_batch_size"] == 4
+
+
+def test_started_again_a_finished_run_changes_nothing(finished):
+    cwd, _, overrides = finished
+
+    def digests():
+        return {name: hashlib.sha256((cwd / "run" / name).read_bytes()).hexdigest() for name in files(cwd / "run")}
+
+    before = digests()
+    done = succeed(overrides, ranks=2, cwd=cwd)
+    assert "nothing to do" in done.stderr
+    assert digests() == before
+
+
+def test_the_run_directory_is_a_model(finished):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    cwd, _, _ = finished
+    tokenizer = AutoTokenizer.from_pretrained(cwd / "run")
+    model, report = AutoModelForCausalLM.from_pretrained(cwd / "run", output_loading_info=True)
+    assert not any(report.values()), report
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What is 1 + 1?"}], add_generation_prompt=True, return_tensors="pt"
+    )
+    reply = model.generate(**prompt, max_new_tokens=4, do_sample=False)
+    assert reply.shape[1] > prompt["input_ids"].shape[1]
+    assert model.generation_config.eos_token_id == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    assert torch.isfinite(next(model.parameters())).all()
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_fewer_rows_than_a_batch_train_one_smaller_step_and_say_so(base, tmp_path, ranks):
+    overrides = [*base, "data.train_max_samples=3", "data.train_batch_size=8", "trainer.total_epochs=1"]
+    done = succeed([*overrides, f"trainer.default_local_dir={tmp_path / 'run'}"], ranks=ranks, cwd=tmp_path)
+    assert len(read_metrics(tmp_path / "run")) == 1
+    assert "3 samples are fewer than data.train_batch_size=8" in done.stdout
+
+
+def test_total_training_steps_is_exact_beyond_and_below_the_epochs(base, run_all):
+    """10 rows in batches of 4 are 3 steps an epoch; the schedule ends at its minimum wherever the run ends."""
+    decaying = [*base, "optim.lr_scheduler=cosine", "optim.min_lr_ratio=0.1", "trainer.total_epochs=1"]
+    runs = run_all([[*decaying, f"trainer.total_training_steps={number}"] for number in (2, 7)] + [decaying], 1)
+    assert [len(metrics) for metrics in runs] == [2, 7, 3]
+    assert [metrics[-1]["train/lr"] for metrics in runs] == pytest.approx([1e-3] * 3)
+
+
+def test_checkpoints_by_save_freq_and_max_ckpt_to_keep(base, run_all, tmp_path):
+    keep = [*base, "trainer.total_training_steps=5", "trainer.save_freq=2"]
+    run_all([keep, [*keep, "trainer.max_ckpt_to_keep=1"], [*keep, "trainer.save_freq=0"]], 1)
+
+    def checkpoints(number):
+        return sorted(path.name for path in (tmp_path / "ranks_1" / f"run_{number}").glob("global_step_*"))
+
+    assert checkpoints(0) == ["global_step_2", "global_step_4", "global_step_5"]
+    assert checkpoints(1) == checkpoints(2) == ["global_step_5"]
