@@ -135,8 +135,9 @@ def _write_generation_config(source: Path, target: Path, stop_token_ids: Sequenc
     path = source / "generation_config.json"
     settings: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     config = json.loads((source / "config.json").read_text())
-    known = settings.get("eos_token_id", config.get("eos_token_id")) or []
-    stops = [*(known if isinstance(known, list) else [known]), *stop_token_ids]
+    known = settings.get("eos_token_id", config.get("eos_token_id"))
+    known = known if isinstance(known, list) else [known]
+    stops = [token_id for token_id in (*known, *stop_token_ids) if token_id is not None]
     settings["eos_token_id"] = list(dict.fromkeys(stops))
     (target / "generation_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 

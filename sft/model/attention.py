@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, AttentionMaskInterface, PretrainedConfig
 
 from sft.errors import InputError
 
@@ -24,17 +24,21 @@ def register_kernels() -> None:
 def choose_attention(config: PretrainedConfig, *, packed: bool) -> str:
     """The attention implementation that is right for this model and layout.
 
-    Raises InputError where packing would be wrong: attention logits soft-capped or with sinks.
+    Raises InputError where packing would be wrong: attention logits soft-capped or with sinks, or layers that carry
+    a state from token to token.
     """
+    # Code from a model directory (trust_remote_code) is in no mapping; it is taken to be an ordinary transformer.
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     soft_capped = getattr(config, "attn_logit_softcapping", None) is not None
     if not packed:
-        return "eager" if soft_capped else "sdpa"
-    if soft_capped or config.model_type == "gpt_oss":
-        raise InputError(
-            f"use_remove_padding=true: {config.model_type} soft-caps its attention or uses sinks, which the packed "
-            "kernel cannot compute; set use_remove_padding=false."
-        )
-    return PACKED_SDPA
+        return "sdpa" if getattr(model_class, "_supports_sdpa", True) and not soft_capped else "eager"
+    if getattr(model_class, "_is_stateful", False):
+        obstacle = "carries a state from token to token, which would leak from one sample into the next"
+    elif soft_capped or config.model_type == "gpt_oss":
+        obstacle = "soft-caps its attention or uses sinks, which the packed kernel cannot compute"
+    else:
+        return PACKED_SDPA
+    raise InputError(f"use_remove_padding=true: {config.model_type} {obstacle}; set use_remove_padding=false.")
 
 
 def _packed_attention(

@@ -68,11 +68,6 @@ def build_skeleton(
         model = AutoModelForCausalLM.from_config(
             config, attn_implementation=attention, dtype=dtype, trust_remote_code=trust_remote_code
         )
-    if packed and getattr(model, "_is_stateful", False):
-        raise InputError(
-            f"use_remove_padding=true: {config.model_type} carries a state from token to token, which would leak from "
-            "one sample into the next; set use_remove_padding=false."
-        )
     model.train()
     return model
 

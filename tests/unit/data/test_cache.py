@@ -1,0 +1,163 @@
+"""Tokenised once, never stale, whole or absent; and what fits max_length."""
+
+import os
+
+import numpy as np
+import pytest
+
+from sft.data import cache
+from sft.data.cache import SampleStore, cached
+from sft.data.fit import fit
+from sft.errors import InputError
+from tests.assets import CHATML, tiny_tokenizer, write_jsonl
+from tests.unit.data.test_source import COLUMNS, columns
+
+ROWS = [{"question": f"What is {k}?", "answer": "one " * (k % 5 + 1)} for k in range(2500)]
+
+
+@pytest.fixture
+def open_file(tmp_path):
+    """cached() with everything filled in; what it says is in .said, one line per tokenisation."""
+
+    def open_file(path, *, tokenizer=None, columns=COLUMNS, options=None, max_rows=None, build_here=True):
+        return cached(
+            path,
+            tokenizer=tokenizer or tiny_tokenizer(),
+            columns=columns,
+            template_options=options or {},
+            max_rows=max_rows,
+            cache_dir=tmp_path / "cache",
+            build_here=build_here,
+            say=open_file.said.append,
+        )
+
+    open_file.said = []
+    return open_file
+
+
+def test_a_second_run_does_not_tokenise(tmp_path, open_file):
+    path = write_jsonl(tmp_path / "rows.jsonl", ROWS[:5])
+    first = open_file(path)
+    again = open_file(write_jsonl(tmp_path / "same_rows_elsewhere.jsonl", ROWS[:5]))
+    assert len(open_file.said) == 1 and first.directory == again.directory
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: {"options": {"enable_thinking": False}},
+        lambda: {"tokenizer": tiny_tokenizer(CHATML.replace("\\n", ""))},
+        lambda: {"columns": columns(prompt_key="answer")},
+        lambda: {"max_rows": 3},
+    ],
+)
+def test_anything_that_changes_the_samples_makes_a_new_cache(tmp_path, open_file, change):
+    path = write_jsonl(tmp_path / "rows.jsonl", ROWS[:5])
+    assert open_file(path).directory != open_file(path, **change()).directory
+
+
+def test_one_edited_row_is_seen(tmp_path, open_file):
+    path = write_jsonl(tmp_path / "rows.jsonl", ROWS[:5])
+    before = SampleStore([open_file(path)])
+    after = SampleStore([open_file(write_jsonl(path, [*ROWS[:4], {**ROWS[4], "answer": "five"}]))])
+    same = [np.array_equal(before[i].input_ids, after[i].input_ids) for i in range(5)]
+    assert same == [True, True, True, True, False]
+
+
+def test_samples_of_several_files_behind_one_index(tmp_path, open_file):
+    """More rows than an Arrow batch holds, so that an index must find its batch and its file."""
+    first = open_file(write_jsonl(tmp_path / "first.jsonl", ROWS))
+    second = open_file(write_jsonl(tmp_path / "second.jsonl", ROWS[:3]))
+    store = SampleStore([first, second])
+    assert len(store) == 2503 and first.rows == 2500
+    for index, row in ((0, 0), (1023, 1023), (1024, 1024), (2499, 2499), (2500, 0), (2502, 2)):
+        sample = store[index]
+        assert f"What is {row}?" in tiny_tokenizer().decode(sample.input_ids)
+        assert len(sample) == store.lengths[index]
+        trained = np.flatnonzero(sample.loss_weights)
+        assert (trained[0], trained[-1]) == (store.first_supervised[index], store.last_supervised[index])
+    assert (store.where(1500), store.where(2501)) == ("first.jsonl:1500", "second.jsonl:1")
+
+
+def test_a_failed_build_leaves_nothing_and_names_every_bad_row(tmp_path, open_file):
+    path = write_jsonl(tmp_path / "rows.jsonl", [ROWS[0], {"question": "a"}, ROWS[1], {"question": "b", "answer": 1}])
+    with pytest.raises(InputError, match=r"2 of 4 rows.*\n.*rows.jsonl:2.*\n.*rows.jsonl:4"):
+        open_file(path)
+    assert [item.name for item in (tmp_path / "cache").iterdir() if item.is_dir()] == []
+
+
+def test_who_does_not_build_waits_for_the_one_who_does(tmp_path, open_file):
+    path = write_jsonl(tmp_path / "rows.jsonl", ROWS[:5])
+    reader, writer = os.pipe()
+    if (child := os.fork()) == 0:
+        found = open_file(path, build_here=False)
+        os.write(writer, found.key.encode())
+        os._exit(0)
+    built = open_file(path)
+    os.waitpid(child, 0)
+    assert os.read(reader, 100).decode() == built.key
+
+
+def test_a_damaged_cache_says_what_to_delete(tmp_path, open_file):
+    file = open_file(write_jsonl(tmp_path / "rows.jsonl", ROWS[:5]))
+    (file.directory / "samples.arrow").write_bytes(b"ARROW1")
+    with pytest.raises(InputError, match=f"{file.key} is damaged.*delete it"):
+        SampleStore([file])
+
+
+def test_row_numbers_count_on_over_batches(tmp_path, open_file, monkeypatch):
+    monkeypatch.setattr(cache, "ROWS_AT_ONCE", 2)
+    store = SampleStore([open_file(write_jsonl(tmp_path / "rows.jsonl", ROWS[:5]))])
+    assert [store.where(i) for i in range(5)] == [f"rows.jsonl:{i}" for i in range(5)]
+
+
+@pytest.fixture
+def store(tmp_path, open_file):
+    """Three samples: question short and long, answer short and long."""
+    rows = [
+        {"question": "a", "answer": "b"},
+        {"question": "a", "answer": "b " * 40},
+        {"question": "a " * 40, "answer": "b"},
+    ]
+    return SampleStore([open_file(write_jsonl(tmp_path / "rows.jsonl", rows))])
+
+
+def test_what_fits_is_left_alone(store):
+    samples, report = fit(store, max_length=1000, truncation="error")
+    assert (len(samples), str(report)) == (3, "3 samples")
+    assert np.array_equal(samples[1].input_ids, store[1].input_ids)
+
+
+def test_truncation_error_names_count_and_first_rows(store):
+    with pytest.raises(
+        InputError, match=r"2 of 3 samples.*max_length=30.*rows.jsonl:1 \(\d+ tokens\).*left\|right\|drop"
+    ):
+        fit(store, max_length=30, truncation="error")
+
+
+def test_truncation_right_keeps_the_beginning_and_drops_what_learns_nothing(store):
+    samples, report = fit(store, max_length=30, truncation="right")
+    assert str(report) == "2 samples, 1 truncated, 1 dropped because truncation left nothing to train"
+    assert np.array_equal(samples[1].input_ids, store[1].input_ids[:30])
+    assert np.array_equal(samples[1].loss_weights, store[1].loss_weights[:30])
+    assert samples.where(1) == "rows.jsonl:1"
+
+
+def test_truncation_left_keeps_the_end_with_its_weights(store):
+    samples, report = fit(store, max_length=30, truncation="left")
+    assert str(report) == "3 samples, 2 truncated"
+    for index in (1, 2):
+        assert np.array_equal(samples[index].input_ids, store[index].input_ids[-30:])
+        assert np.array_equal(samples[index].loss_weights, store[index].loss_weights[-30:])
+
+
+def test_truncation_drop_leaves_long_samples_out(store):
+    samples, report = fit(store, max_length=30, truncation="drop")
+    assert str(report) == "1 samples, 2 dropped as too long"
+    assert samples.where(0) == "rows.jsonl:0"
+
+
+def test_a_window_that_starts_at_its_only_trained_token_learns_nothing(store):
+    """Nothing stands before the window's first token from which it could be predicted."""
+    _, report = fit(store, max_length=2, truncation="left")  # "<|im_end|>\n": the stop token comes first
+    assert report.dropped_nothing_supervised == 3

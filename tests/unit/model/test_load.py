@@ -1,0 +1,125 @@
+"""Sharded loading equals from_pretrained to the bit; a weight that does not fit is named."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, MistralConfig, Qwen3MoeConfig
+
+from sft.errors import InputError
+from sft.model import build_skeleton, decoder_layers, load_config, load_weights
+from sft.parallel import build_mesh, shard
+from tests.assets import tiny_model_dir
+
+SIZES = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "pad_token_id": 0,
+}
+OTHER_FAMILIES = {
+    "mistral": lambda: MistralConfig(**SIZES, sliding_window=4),
+    "gemma3": lambda: Gemma3TextConfig(**SIZES, sliding_window=4),  # scaled embeddings, two kinds of layers
+    "qwen3_moe": lambda: Qwen3MoeConfig(  # stored expert by expert, kept fused: transformers renames while loading
+        **SIZES, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, decoder_sparse_step=1
+    ),
+}
+
+
+def model_of_family(path, family):
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(OTHER_FAMILIES[family](), dtype=torch.float32).save_pretrained(path)
+    return path
+
+
+def load_sharded(directory, *, packed=True):
+    model = build_skeleton(
+        load_config(directory, trust_remote_code=False), packed=packed, dtype=torch.float32, trust_remote_code=False
+    )
+    assert all(parameter.is_meta for parameter in model.parameters())
+    shard(model, decoder_layers(model), build_mesh(1, "cpu").fsdp, torch.float32)
+    load_weights(model, directory, torch.device("cpu"), trust_remote_code=False)
+    return model.eval()
+
+
+@torch.no_grad()
+def assert_same_logits(directory, packed):
+    """Two samples of 7 and 5 tokens in one row, against transformers alone on each of them."""
+    ours = load_sharded(directory, packed=packed)
+    theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    ids = torch.randint(3, 100, (12,), generator=torch.Generator().manual_seed(1))
+    samples = ids.split([7, 5])
+    expected = torch.cat([theirs(sample[None]).logits[0] for sample in samples])
+    if packed:
+        positions = torch.cat([torch.arange(7), torch.arange(5)])
+        cu_seqlens = torch.tensor([0, 7, 12], dtype=torch.int32)
+        found = ours(ids[None], position_ids=positions[None], cu_seqlens=cu_seqlens, max_seqlen=7, use_cache=False)
+        torch.testing.assert_close(found.logits[0], expected, rtol=1e-5, atol=1e-6)
+    else:
+        for sample, logits in zip(samples, expected.split([7, 5]), strict=True):
+            found = ours(sample[None], position_ids=torch.arange(len(sample))[None], use_cache=False)
+            torch.testing.assert_close(found.logits[0], logits, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "qwen2", "llama"])
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("packed", [True, False])
+def test_logits_equal_from_pretrained(tmp_path, world_of_one, kind, tie, packed):
+    assert_same_logits(tiny_model_dir(tmp_path, kind=kind, tie=tie), packed)
+
+
+@pytest.mark.parametrize("family", OTHER_FAMILIES)
+def test_other_families_sliding_windows_included(tmp_path, world_of_one, family):
+    assert_same_logits(model_of_family(tmp_path, family), packed=True)
+
+
+def test_tied_weights_are_one_tensor(tmp_path, world_of_one):
+    model = load_sharded(tiny_model_dir(tmp_path, tie=True))
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_bf16_files_become_fp32_master_weights(tmp_path, world_of_one):
+    model = load_sharded(tiny_model_dir(tmp_path, dtype="bfloat16"))
+    stored = load_file(tmp_path / "model.safetensors")["model.norm.weight"]
+    loaded = dict(model.named_parameters())["model.norm.weight"].full_tensor()
+    assert (stored.dtype, loaded.dtype) == (torch.bfloat16, torch.float32)
+    assert torch.equal(stored.float(), loaded)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda weights: weights.pop("model.norm.weight"), r"missing: model\.norm\.weight"),
+        (lambda weights: weights.update(surplus=torch.zeros(1)), "unexpected: surplus"),
+        (
+            lambda weights: weights.update({"model.norm.weight": torch.zeros(3)}),
+            r"the file has \[3\], the model \[64\]",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(tmp_path, world_of_one, edit, message):
+    weights = load_file(tiny_model_dir(tmp_path) / "model.safetensors")
+    edit(weights)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=message):
+        load_sharded(tmp_path)
+
+
+def test_a_buffer_that_nobody_computes_is_an_error_not_garbage(tmp_path, world_of_one, monkeypatch):
+    from transformers import Qwen3PreTrainedModel
+
+    tiny_model_dir(tmp_path)
+    monkeypatch.setattr(Qwen3PreTrainedModel, "_init_weights", lambda self, module: None)
+    with pytest.raises(InputError, match="inv_freq"):
+        load_sharded(tmp_path)
+
+
+def test_packing_is_refused_where_it_would_be_wrong(tmp_path):
+    from transformers import Gemma2Config, MambaConfig
+
+    for config, reason in ((Gemma2Config(**SIZES), "soft-caps"), (MambaConfig(), "state")):
+        with pytest.raises(InputError, match=rf"{reason}.*use_remove_padding=false"):
+            build_skeleton(config, packed=True, dtype=torch.float32, trust_remote_code=False)

@@ -1,0 +1,109 @@
+"""The exported directory is the source with other numbers: names, shapes, dtypes, side files."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sft.export import export
+from tests.assets import tiny_model_dir
+from tests.unit.model.test_load import load_sharded, model_of_family
+
+
+def export_to(target, model, source, world, **options):
+    export(model, source, target, world=world, **{"stop_token_ids": [2], "chat_template": None} | options)
+    return target
+
+
+def headers(directory):
+    found = {}
+    for file in directory.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+                view = tensors.get_slice(name)
+                found[name] = (tuple(view.get_shape()), view.get_dtype())
+    return found
+
+
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_names_shapes_and_dtypes_are_the_sources(tmp_path, world_of_one, tie, dtype):
+    source = tiny_model_dir(tmp_path / "source", tie=tie, dtype=dtype)
+    target = export_to(tmp_path / "target", load_sharded(source), source, world_of_one)
+    assert headers(target) == headers(source)
+    assert ("lm_head.weight" in headers(target)) is not tie
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (target / name).read_bytes() == (source / name).read_bytes()
+    assert not list(target.glob(".*")), "nothing half-written stays"
+
+
+def test_trained_numbers_come_back(tmp_path, world_of_one):
+    source = tiny_model_dir(tmp_path / "source")
+    model = load_sharded(source)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.ones_like(parameter) * 0.01)
+    target = export_to(tmp_path / "target", model, source, world_of_one)
+    ids = torch.arange(3, 20)[None]
+    found = AutoModelForCausalLM.from_pretrained(target)(ids).logits
+    expected = load_sharded_logits(model, ids)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def load_sharded_logits(model, ids):
+    length = ids.shape[1]
+    cu_seqlens = torch.tensor([0, length], dtype=torch.int32)
+    return model(ids, position_ids=torch.arange(length)[None], cu_seqlens=cu_seqlens, use_cache=False).logits
+
+
+def test_large_models_are_split_into_files_with_an_index(tmp_path, world_of_one, monkeypatch):
+    monkeypatch.setattr("sft.export.MAX_FILE_BYTES", 100_000)
+    source = tiny_model_dir(tmp_path / "source")
+    target = export_to(tmp_path / "target", load_sharded(source), source, world_of_one)
+    files = sorted(target.glob("*.safetensors"))
+    assert len(files) > 1 and all(f"-of-{len(files):05d}" in file.name for file in files)
+    index = json.loads((target / "model.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == headers(source).keys() == headers(target).keys()
+    _, report = AutoModelForCausalLM.from_pretrained(target, output_loading_info=True)
+    assert not any(report.values()), report
+
+
+def test_a_smaller_model_leaves_no_files_of_a_larger_one(tmp_path, world_of_one, monkeypatch):
+    source = tiny_model_dir(tmp_path / "source")
+    model = load_sharded(source)
+    with monkeypatch.context() as patch:
+        patch.setattr("sft.export.MAX_FILE_BYTES", 100_000)
+        export_to(tmp_path / "target", model, source, world_of_one)
+    target = export_to(tmp_path / "target", model, source, world_of_one)
+    assert sorted(path.name for path in target.glob("*.safetensors*")) == ["model.safetensors"]
+
+
+def test_models_that_transformers_renames_keep_their_stored_names(tmp_path, world_of_one):
+    source = model_of_family(tmp_path / "source", "qwen3_moe")
+    target = export_to(tmp_path / "target", load_sharded(source), source, world_of_one)
+    assert headers(target) == headers(source)
+
+
+def test_stop_tokens_join_those_the_source_had(tmp_path, world_of_one):
+    source = tiny_model_dir(tmp_path / "source")
+    (source / "generation_config.json").write_text('{"eos_token_id": 0, "temperature": 0.6}')
+    target = export_to(tmp_path / "target", load_sharded(source), source, world_of_one, stop_token_ids=[2, 0])
+    settings = json.loads((target / "generation_config.json").read_text())
+    assert settings == {"eos_token_id": [0, 2], "temperature": 0.6}
+
+
+def test_the_template_trained_with_is_the_template_of_the_model(tmp_path, world_of_one):
+    template = "{% for message in messages %}<|im_start|>{{ message.content }}<|im_end|>{% endfor %}"
+    source = tiny_model_dir(tmp_path / "source")
+    target = export_to(tmp_path / "target", load_sharded(source), source, world_of_one, chat_template=template)
+    assert AutoTokenizer.from_pretrained(target).chat_template == template
+    assert json.loads((target / "tokenizer_config.json").read_text())["chat_template"] == template
+
+
+def test_readable_by_others(tmp_path, world_of_one):
+    source = tiny_model_dir(tmp_path / "source")
+    target = export_to(tmp_path / "target", load_sharded(source), source, world_of_one)
+    modes = {path.stat().st_mode & 0o777 for path in target.iterdir()}
+    assert modes == {(source / "config.json").stat().st_mode & 0o777}
