@@ -19,6 +19,7 @@ from datetime import timedelta
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed import HashStore, PrefixStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.rendezvous import rendezvous
 
 log = logging.getLogger("sft")
@@ -57,9 +58,9 @@ def process_group(world: World, timeout: timedelta = timedelta(minutes=30)) -> I
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
     backend = "cuda:nccl,cpu:gloo" if world.device.type == "cuda" else "gloo"
-    store = next(rendezvous("env://"))[0] if "MASTER_ADDR" in os.environ else dist.HashStore()
+    store = next(rendezvous("env://"))[0] if "MASTER_ADDR" in os.environ else HashStore()
     # A prefix of its own for every run of this process: torchrun's store still holds the keys of the last one.
-    store = dist.PrefixStore(f"sft_run_{next(_RUNS)}", store)
+    store = PrefixStore(f"sft_run_{next(_RUNS)}", store)
     dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
     try:
         yield

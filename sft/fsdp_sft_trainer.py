@@ -416,7 +416,7 @@ def start_meter(job: Job) -> Meter:
     """The meter of this run, its clock ticking; continues the counts of a resumed run."""
     config, lengths = job.model.config, job.train.samples.lengths.astype(np.float64)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    head = job.model.get_output_embeddings().weight.numel()
+    head = config.vocab_size * config.hidden_size
     vocabulary = head if config.tie_word_embeddings else 2 * head
     return Meter(
         world_size=job.world.size,

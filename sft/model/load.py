@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 from sft.distributed import log
 from sft.errors import InputError
 from sft.model.attention import choose_attention, register_kernels
-from sft.shards import StoredTensors
+from sft.shards import StoredTensors, local_box, local_part
 
 MAX_NAMES_SHOWN = 8
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
@@ -168,10 +168,9 @@ def _renamed_by_transformers(model: PreTrainedModel) -> bool:
 
 @torch.no_grad()
 def _copy_from_whole_model(wanted: dict[str, torch.Tensor], directory: Path, *, trust_remote_code: bool) -> None:
-    from sft.shards import local_box, local_part
-
-    whole, report = AutoModelForCausalLM.from_pretrained(
-        directory, trust_remote_code=trust_remote_code, output_loading_info=True
+    whole, report = cast(
+        tuple[PreTrainedModel, dict[str, Any]],
+        AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=trust_remote_code, output_loading_info=True),
     )
     problems = [f"{kind}: {sorted(map(str, names))[:MAX_NAMES_SHOWN]}" for kind, names in report.items() if names]
     if problems:
