@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.dist.conftest import read_metrics
-from tests.launch import MARK, clean_environment, kill_marked, succeed
+from tests.launch import MARK, clean_environment, kill_marked, succeed, train
 
 TRAINED = ("train/loss", "train/grad_norm", "train/lr", "train/epoch", "train/num_input_tokens_seen")
 
@@ -39,6 +39,16 @@ def test_resumed_runs_repeat_the_uninterrupted_one_bit_for_bit(base, tmp_path):
         assert (tmp_path / name / "model.safetensors").read_bytes() == (
             tmp_path / "straight" / "model.safetensors"
         ).read_bytes()
+
+
+def test_a_named_checkpoint_can_be_taken_instead_of_the_newest(base, tmp_path):
+    command = [*base, "trainer.save_freq=1", f"trainer.default_local_dir={tmp_path / 'run'}"]
+    succeed([*command, *steps(3)], cwd=tmp_path, ranks=0)
+    straight = curve(read_metrics(tmp_path / "run"))
+    named = ["trainer.resume_mode=resume_path", f"trainer.resume_from_path={tmp_path / 'run' / 'global_step_1'}"]
+    elsewhere = [*base, *named, *steps(3), f"trainer.default_local_dir={tmp_path / 'elsewhere'}"]
+    succeed(elsewhere, cwd=tmp_path, ranks=0)
+    assert curve(read_metrics(tmp_path / "elsewhere")) == straight[1:]
 
 
 def test_another_number_of_ranks_continues_with_the_same_samples(base, tmp_path):
@@ -103,8 +113,6 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(base, tmp_path
 
 
 def test_another_run_in_the_same_directory_is_refused_with_the_difference(base, tmp_path):
-    from tests.launch import train
-
     command = [*base, *steps(1), f"trainer.default_local_dir={tmp_path / 'run'}"]
     succeed(command, cwd=tmp_path, ranks=0)
     refused = train([*command, "trainer.seed=5", *steps(2)], cwd=tmp_path, ranks=0)

@@ -136,3 +136,25 @@ def test_checkpoints_by_save_freq_and_max_ckpt_to_keep(base, run_all, tmp_path):
 
     assert checkpoints(0) == ["global_step_2", "global_step_4", "global_step_5"]
     assert checkpoints(1) == checkpoints(2) == ["global_step_5"]
+
+
+def test_a_chat_template_of_ones_own_changes_the_tokens_and_stays_with_the_model(base, run_all, tmp_path):
+    from transformers import AutoTokenizer
+
+    template = tmp_path / "shout.jinja"
+    template.write_text(
+        "{% for message in messages %}<|im_start|>{{ message.role | upper }}\n{{ message.content }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>ASSISTANT\n{% endif %}"
+    )
+    one_step = [*base, "trainer.total_training_steps=1"]
+    own, other = run_all([one_step, [*one_step, f"data.chat_template={template}"]], 1)
+    assert own[0]["train/num_input_tokens_seen"] != other[0]["train/num_input_tokens_seen"]
+    assert AutoTokenizer.from_pretrained(tmp_path / "ranks_1" / "run_1").chat_template == template.read_text()
+
+
+def test_external_lib_is_imported_before_the_model_is_looked_for(base, tmp_path):
+    """Libraries register architectures of their own by being imported."""
+    (tmp_path / "my_models.py").write_text("print('my_models registered')\n")
+    overrides = [*base, "trainer.total_training_steps=1", "model.external_lib=my_models"]
+    done = succeed([*overrides, f"trainer.default_local_dir={tmp_path / 'run'}"], ranks=0, cwd=tmp_path)
+    assert done.stdout.startswith("my_models registered")

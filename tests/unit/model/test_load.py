@@ -123,3 +123,29 @@ def test_packing_is_refused_where_it_would_be_wrong(tmp_path):
     for config, reason in ((Gemma2Config(**SIZES), "soft-caps"), (MambaConfig(), "state")):
         with pytest.raises(InputError, match=rf"{reason}.*use_remove_padding=false"):
             build_skeleton(config, packed=True, dtype=torch.float32, trust_remote_code=False)
+
+
+def test_a_hub_id_that_is_not_here_says_so_without_a_network(monkeypatch):
+    import huggingface_hub.constants
+
+    from sft.model import find_model
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=r"model.partial_pretrain=nobody/nothing is no local directory, and the hub"):
+        find_model("nobody/nothing")
+
+
+def test_a_hub_id_is_found_in_the_hub_cache_offline(tmp_path, monkeypatch):
+    import huggingface_hub.constants
+
+    from sft.model import find_model
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--somebody--something"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    assert find_model("somebody/something") == snapshot
