@@ -6,6 +6,7 @@ Every problem names its keys in full: the door leaves out a problem that names a
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -127,8 +128,12 @@ def _is_importable(module: str) -> bool:
 
 
 def _trainer_problems(trainer: TrainerConfig) -> Iterator[str]:
-    if Path(trainer.default_local_dir).is_file():
-        yield f"trainer.default_local_dir={shown(trainer.default_local_dir)} is a file; give a directory."
+    run_dir = Path(trainer.default_local_dir)
+    standing = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+    if not standing.is_dir():
+        yield f"trainer.default_local_dir={shown(str(run_dir))}: {standing} is a file; give a directory."
+    elif not os.access(standing, os.W_OK):
+        yield f"trainer.default_local_dir={shown(str(run_dir))}: {standing} cannot be written by this user."
     path = trainer.resume_from_path
     if trainer.resume_mode == "resume_path" and path is None:
         yield (

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import track
 
 from sft.data.chat import encode_batch, template_fingerprint, tokenizer_fingerprint
-from sft.data.source import Columns, RowError, count_rows, fingerprint_file, read_rows, to_conversation
+from sft.data.source import Columns, count_rows, fingerprint_file, read_rows, to_conversation
 from sft.errors import InputError
 from sft.types import Sample
 
@@ -141,21 +141,14 @@ def _with_progress(source: Path, max_rows: int | None) -> Iterator[list]:
 def _tokenise(
     rows: Sequence, first_row: int, tokenizer: Any, columns: Columns, template_options: Mapping[str, Any]
 ) -> pa.RecordBatch:
-    """One Arrow batch of samples. Tries every row, so that all bad ones of the batch are named at once."""
-    conversations, problems = [], []
-    for row in rows:
-        try:
-            conversations.append(to_conversation(row, columns, template_options))
-        except RowError as error:
-            problems.append(str(error))
-    if problems:
-        shown = "\n  ".join(problems[:MAX_BAD_ROWS_SHOWN])
-        more = f"\n  and {len(problems) - MAX_BAD_ROWS_SHOWN} more" if len(problems) > MAX_BAD_ROWS_SHOWN else ""
-        raise InputError(f"{len(problems)} of {len(rows)} rows cannot be used:\n  {shown}{more}")
-    samples, row_of_sample = [], []
-    for offset, of_one_row in enumerate(encode_batch(conversations, tokenizer)):
-        samples += of_one_row
-        row_of_sample += [first_row + offset] * len(of_one_row)
+    """One Arrow batch of samples. Raises InputError that names every bad row of the batch."""
+    try:
+        conversations = [to_conversation(row, columns, template_options) for row in rows]
+        encoded = encode_batch(conversations, tokenizer)
+    except InputError:
+        raise _all_problems(rows, tokenizer, columns, template_options) from None
+    samples = [sample for of_one_row in encoded for sample in of_one_row]
+    row_of_sample = [first_row + offset for offset, of_one_row in enumerate(encoded) for _ in of_one_row]
     supervised = [np.flatnonzero(sample.loss_weights) for sample in samples]
     columns_of_batch = [
         _list_array([sample.input_ids for sample in samples], np.int32),
@@ -165,6 +158,19 @@ def _tokenise(
         pa.array(row_of_sample, pa.int64()),
     ]
     return pa.record_batch(columns_of_batch, schema=SCHEMA)
+
+
+def _all_problems(rows: Sequence, tokenizer: Any, columns: Columns, template_options: Mapping[str, Any]) -> InputError:
+    """Every row tried by itself: fixing a file one message at a time is no fun."""
+    problems = []
+    for row in rows:
+        try:
+            encode_batch([to_conversation(row, columns, template_options)], tokenizer)
+        except InputError as error:
+            problems.append(str(error))
+    shown = "\n  ".join(dict.fromkeys(problems[:MAX_BAD_ROWS_SHOWN]))
+    more = f"\n  and {len(problems) - MAX_BAD_ROWS_SHOWN} more" if len(problems) > MAX_BAD_ROWS_SHOWN else ""
+    return InputError(f"{len(problems)} of {len(rows)} rows cannot be used:\n  {shown}{more}")
 
 
 def _list_array(arrays: Sequence[np.ndarray], dtype: type) -> pa.ListArray:

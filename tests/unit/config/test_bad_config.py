@@ -86,6 +86,7 @@ BAD = [
     ("data.train_files='*.parquet'", ["matches no file"]),
     ("data.train_files=model", ["a directory without any *.parquet or *.jsonl"]),
     ("trainer.default_local_dir=rows.jsonl", ["trainer.default_local_dir", "is a file"]),
+    ("trainer.default_local_dir=rows.jsonl/runs/7", ["trainer.default_local_dir", "rows.jsonl is a file"]),
     ("model.partial_pretrain=null", ["model.partial_pretrain is not set", "model.partial_pretrain=Qwen/"]),
     ("model.partial_pretrain=rows.jsonl", ["is a file; give the directory around it"]),
     ("model.partial_pretrain=./nowhere", ["neither a directory (looked for /", "org/name"]),
@@ -184,3 +185,9 @@ def test_a_model_with_pickled_weights_only_is_refused(here: Path, runnable: list
     (problem,) = problems_of(runnable)
     assert "no *.safetensors (found config.json, pytorch_model.bin)" in problem
     assert "convert" in problem
+
+
+def test_a_directory_that_cannot_be_written(runnable: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sft.config.checks.os.access", lambda path, mode: False)  # root may write anywhere
+    (problem,) = problems_of([*runnable, "trainer.default_local_dir=runs/7"])
+    assert "trainer.default_local_dir" in problem and "cannot be written by this user" in problem

@@ -80,9 +80,10 @@ def test_samples_of_several_files_behind_one_index(tmp_path, open_file):
 
 
 def test_a_failed_build_leaves_nothing_and_names_every_bad_row(tmp_path, open_file):
-    path = write_jsonl(tmp_path / "rows.jsonl", [ROWS[0], {"question": "a"}, ROWS[1], {"question": "b", "answer": 1}])
-    with pytest.raises(InputError, match=r"2 of 4 rows.*\n.*rows.jsonl:2.*\n.*rows.jsonl:4"):
-        open_file(path)
+    unknown_role = {"messages": [{"role": "critic", "content": "a"}]}
+    rows = [ROWS[0], {"question": "a"}, ROWS[1], unknown_role, {"question": "b", "answer": 1}]
+    with pytest.raises(InputError, match=r"3 of 5 rows.*\n.*jsonl:2.*\n.*jsonl:4: .*'critic'.*\n.*jsonl:5"):
+        open_file(write_jsonl(tmp_path / "rows.jsonl", rows))
     assert [item.name for item in (tmp_path / "cache").iterdir() if item.is_dir()] == []
 
 
