@@ -41,6 +41,10 @@ class Box:
             return None
         return Box(tuple(starts), tuple(end - start for start, end in zip(starts, ends, strict=True)))
 
+    def slices(self) -> tuple[slice, ...]:
+        """How to index the global tensor to get this box."""
+        return tuple(slice(start, start + length) for start, length in zip(self.offset, self.shape, strict=True))
+
     def slices_within(self, outer: Box) -> tuple[slice, ...]:
         """How to index a tensor that holds `outer` to get this box."""
         return tuple(
@@ -60,6 +64,13 @@ def local_box(tensor: torch.Tensor) -> Box:
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
     """This rank's part as an ordinary tensor that shares its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def whole_tensor(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The global tensor on the CPU, cast before it travels. A collective over the tensor's mesh."""
+    tensor = tensor.detach().to(dtype)
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu().contiguous()
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,12 @@ class StoredTensors:
         """Shape of the global tensor."""
         ends = [tuple(o + n for o, n in zip(part.box.offset, part.box.shape, strict=True)) for part in self.parts[name]]
         return tuple(max(column) for column in zip(*ends, strict=True))
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor as it is in the file that holds all of it."""
+        (part,) = self.parts[name]
+        with safe_open(part.file, "pt") as tensors:
+            return tensors.get_tensor(part.key)
 
     @torch.no_grad()
     def copy_into(self, tensors: Mapping[str, torch.Tensor]) -> None:

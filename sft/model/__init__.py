@@ -2,26 +2,51 @@
 
 source = find_model("Qwen/Qwen2.5-0.5B")                     # local directory or hub snapshot
 model = build_skeleton(load_config(source, ...), ...)        # on the meta device: no memory yet
+lora.add_adapters(model, ...)                                # with LoRA only; imported then, peft is optional
 ...                                                          # the caller shards it
 load_weights(model, source, device, ...)                     # every rank reads its own slices
+lora.start_adapters(model, ...)
 """
 
+from typing import Any
+
+from sft.config import ModelConfig
 from sft.model.load import (
     build_skeleton,
     decoder_layers,
     find_model,
+    has_adapters,
     load_config,
     load_tokenizer,
     load_weights,
     named_weights,
+    trained_weights,
 )
 
 __all__ = [
+    "adapter_settings",
     "build_skeleton",
     "decoder_layers",
     "find_model",
+    "has_adapters",
     "load_config",
     "load_tokenizer",
     "load_weights",
     "named_weights",
+    "trained_weights",
 ]
+
+
+def adapter_settings(model: ModelConfig) -> dict[str, Any]:
+    """What the configuration says about adapters, in types that JSON keeps; empty without LoRA."""
+    if not model.lora_rank:
+        return {}
+    return {
+        "rank": model.lora_rank,
+        "alpha": model.lora_alpha,
+        "targets": model.target_modules if isinstance(model.target_modules, str) else list(model.target_modules),
+        "dropout": model.lora_dropout,
+        "use_rslora": model.use_rslora,
+        "use_dora": model.use_dora,
+        "modules_to_save": list(model.modules_to_save or ()),
+    }

@@ -20,6 +20,7 @@ from sft.model.attention import choose_attention, register_kernels
 from sft.shards import StoredTensors, local_box, local_part
 
 MAX_NAMES_SHOWN = 8
+ADAPTER = re.compile(r"\.lora_(A|B|magnitude_vector)\.")  # parts of the modules that peft puts around `.base_layer`
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 
 
@@ -114,7 +115,27 @@ def load_weights(model: PreTrainedModel, directory: Path, device: torch.device, 
 
 
 def named_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Everything a model directory stores: parameters (a tied one once) and persistent buffers, by name."""
+    """Everything a model directory stores: parameters (a tied one once) and persistent buffers, by its name there."""
+    return {stored: tensor for name, tensor in _state(model).items() if (stored := stored_name(name))}
+
+
+def trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What training can change: parameters that are not frozen, and persistent buffers, by their name in the model."""
+    frozen = {name for name, weight in model.named_parameters() if not weight.requires_grad}
+    return {name: tensor for name, tensor in _state(model).items() if name not in frozen}
+
+
+def has_adapters(model: torch.nn.Module) -> bool:
+    """Whether this is a LoRA run; asks without importing peft."""
+    return any(ADAPTER.search(name) for name, _ in model.named_parameters())
+
+
+def stored_name(name: str) -> str | None:
+    """What a model directory calls a tensor of the model; None for an adapter's, which it does not hold."""
+    return None if ADAPTER.search(name) else name.replace(".base_layer.", ".")
+
+
+def _state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     persistent = model.state_dict().keys()
     return dict(model.named_parameters()) | {n: b for n, b in model.named_buffers() if n in persistent}
 
@@ -143,7 +164,8 @@ def _initialise_buffers(model: PreTrainedModel) -> None:
 
 def _disagreements(model: PreTrainedModel, wanted: dict[str, torch.Tensor], stored: StoredTensors) -> list[str]:
     """What is missing, unexpected or mis-shaped in the files, one line each; empty if they fit."""
-    aliases = set(model.state_dict()) - set(wanted)  # names of tied weights; files may or may not repeat them
+    # Names of tied weights; files may or may not repeat them.
+    aliases = {stored_name(name) for name in model.state_dict()} - set(wanted)
     ignored = re.compile("|".join(model._keys_to_ignore_on_load_unexpected or ["(?!)"]))
     missing = [name for name in wanted if name not in stored.parts]
     unexpected = [n for n in stored.parts if n not in wanted and n not in aliases and not ignored.search(n)]
@@ -177,6 +199,4 @@ def _copy_from_whole_model(wanted: dict[str, torch.Tensor], directory: Path, *, 
         raise InputError(f"the weights in {directory} do not fit {type(whole).__name__}:\n  " + "\n  ".join(problems))
     source = named_weights(whole)
     for name, tensor in wanted.items():
-        box = local_box(tensor)
-        window = tuple(slice(start, start + length) for start, length in zip(box.offset, box.shape, strict=True))
-        local_part(tensor).copy_(source[name][window])
+        local_part(tensor).copy_(source[name][local_box(tensor).slices()])

@@ -1,0 +1,101 @@
+"""Which modules of a model get adapters, and which train as a whole: what the user wrote -> full names, or an error."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+import torch
+from peft import LoraConfig
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from sft.errors import InputError
+
+LINEAR = (torch.nn.Linear, Conv1D)
+MAX_NAMES_SHOWN = 8
+
+
+def find_targets(model: PreTrainedModel, targets: str | Sequence[str]) -> list[str]:
+    """Full names of the modules that `targets` means. Raises InputError if one of them cannot have an adapter."""
+    head = model.get_output_embeddings()
+    modules = {name: module for name, module in model.named_modules() if name}
+    linear = [name for name, module in modules.items() if isinstance(module, LINEAR)]
+    if targets == "all-linear":
+        found = [name for name in linear if modules[name] is not head and not is_expert_to_peft(model, name)]
+        if not found:
+            raise InputError(f"model.target_modules=all-linear: {type(model).__name__} has no module to adapt.")
+        return sorted(found)
+    one = isinstance(targets, str)
+    patterns = {targets: targets} if one else {target: rf"(.*\.)?{re.escape(target)}" for target in targets}
+    found = []
+    for target, pattern in patterns.items():
+        hits = [name for name in modules if re.fullmatch(pattern, name)]
+        if not hits and isinstance(targets, str):
+            raise InputError(
+                f"model.target_modules={targets}: no module has a full name, such as {linear[0]}, that matches this "
+                f"regular expression. Names are given as a list: model.target_modules=[{targets}]."
+            )
+        if not hits:
+            raise InputError(f"model.target_modules: {target!r} is no module of the model; {_closest(target, linear)}")
+        for name in hits:
+            if name not in linear:
+                raise InputError(
+                    f"model.target_modules: {target!r} means {name} ({type(modules[name]).__name__}), but only linear "
+                    f"modules get adapters: {few(_leaves(linear))}."
+                )
+            if is_expert_to_peft(model, name):
+                raise InputError(
+                    f"model.target_modules: peft takes every {target!r} of {type(model).__name__} for a part of its "
+                    "experts, which are no linear modules and get no adapters; leave it out."
+                )
+            if modules[name] is head and model.config.tie_word_embeddings:
+                raise InputError(
+                    f"model.target_modules: {name} shares its weight with the embeddings, which an adapter merged into "
+                    "it would change as well; leave it out."
+                )
+        found += hits
+    return sorted(set(found))
+
+
+def is_expert_to_peft(model: PreTrainedModel, name: str) -> bool:
+    """Whether peft reads this module name as the experts of transformers 4, even where it is a dense layer."""
+    leaf = name.rpartition(".")[2]
+    probe = LoraConfig(target_modules=[leaf])
+    try:
+        convert_peft_config_for_transformers(probe, model=model, conversions=None)
+    except ValueError:  # one of two names that are fused today
+        return True
+    return leaf not in (probe.target_modules or ())
+
+
+def find_module_to_save(model: PreTrainedModel, target: str) -> list[str]:
+    """Full names of the modules called `target`. Raises InputError if there is none, or its weight has two homes."""
+    hits = [name for name, _ in model.named_modules() if name == target or name.endswith(f".{target}")]
+    if not hits:
+        names = [name for name, module in model.named_modules() if any(True for _ in module.parameters())]
+        raise InputError(f"model.modules_to_save: {target!r} is no module of the model; {_closest(target, names)}")
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    if model.config.tie_word_embeddings and any(model.get_submodule(name) in ends for name in hits):
+        raise InputError(
+            f"model.modules_to_save: {target!r} shares its weight with the other end of the model (tied embeddings), "
+            "which an adapter file cannot say; leave it out, or untie them in the model first."
+        )
+    return hits
+
+
+def _closest(target: str, names: Sequence[str]) -> str:
+    close = get_close_matches(target.rpartition(".")[2], _leaves(names), n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"there are {few(_leaves(names))}."
+
+
+def _leaves(names: Sequence[str]) -> list[str]:
+    return sorted({name.rpartition(".")[2] for name in names} - {""})
+
+
+def few(names: Sequence[str]) -> str:
+    """The first of many names, for a message."""
+    more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
+    return ", ".join(names[:MAX_NAMES_SHOWN]) + more
