@@ -1,31 +1,48 @@
 """Sharded weights -> a Hugging Face directory that opens like the model it came from.
 
 Same names, shapes and dtypes as the source, same config, tokenizer files byte for byte; only the numbers changed,
-and the stop tokens that were trained are in generation_config.json. One tensor at a time is whole on rank 0, one
-output file at a time in its memory. Files are written aside and moved in with config.json last: a directory that
-has its config.json is complete.
+and the stop tokens that were trained are in generation_config.json. Adapters are merged into the weights, and stand
+beside them in lora_adapter/. One tensor at a time is whole on rank 0, one output file at a time in its memory. Files
+are written aside and moved in with config.json last: a directory that has its config.json is complete.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from sft.distributed import World
-from sft.model.load import named_weights, weight_files
-from sft.shards import StoredTensors
+from sft.model.load import has_adapters, named_weights, weight_files
+from sft.shards import StoredTensors, whole_tensor
+
+if TYPE_CHECKING:
+    from sft.model.lora import Adapter
 
 MAX_FILE_BYTES = 5 * 10**9
-DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+ADAPTER_DIR = "lora_adapter"
+DTYPES = {
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 COPIED = (
     "config.json",
     "tokenizer*",
@@ -59,6 +76,10 @@ def export(
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
     _write_weights(model, source, aside, write=world.is_main)
+    if has_adapters(model):
+        from sft.model.lora import save_adapter
+
+        save_adapter(model, aside / ADAPTER_DIR, write=world.is_main)
     if world.is_main:
         _copy_side_files(source, aside)
         if chat_template is not None:
@@ -69,24 +90,35 @@ def export(
 
 def _write_weights(model: PreTrainedModel, source: Path, target: Path, *, write: bool) -> None:
     stored = StoredTensors.of_whole_tensors(weight_files(source))
-    weights = named_weights(model)
-    if not weights.keys() <= stored.parts.keys():
-        # transformers renamed them while loading, and only it knows the way back.
-        whole = {name: _whole(weight, weight.dtype) for name, weight in weights.items()}
-        if write:
-            model.save_pretrained(target, state_dict=whole, max_shard_size=MAX_FILE_BYTES)
+    weights, adapters = named_weights(model), _adapters(model)
+    # What LoRA froze is copied from the source, bit for bit; nobody has to gather it.
+    changed = {n for n, w in weights.items() if n in adapters or w.requires_grad} if adapters else set(weights)
+    if not changed <= stored.parts.keys():
+        _write_renamed_weights(model, target, write=write)
         return
-    dtypes = {name: DTYPES.get(stored.dtypes[name], weight.dtype) for name, weight in weights.items()}
-    sizes = {name: weight.numel() * dtypes[name].itemsize for name, weight in weights.items()}
+
+    def whole(name: str) -> torch.Tensor | None:
+        """The tensor to write, where it is written. Every rank calls it."""
+        if name in adapters:
+            adapter = adapters[name]()
+            return adapter.merged_into(stored.read(name)) if write else None
+        if name in changed:
+            return whole_tensor(weights[name], DTYPES[stored.dtypes[name]])
+        return stored.read(name) if write else None
+
+    sizes = {
+        name: math.prod(stored.shape(name)) * DTYPES[stored.dtypes[name]].itemsize
+        for name in (stored.parts if adapters else weights)
+    }
     files = list(_pack(sizes, MAX_FILE_BYTES))
     weight_map = {}
     for number, names in enumerate(files, start=1):
         file = "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
         tensors = {}
         for name in names:
-            whole = _whole(weights[name], dtypes[name])
-            if write:
-                tensors[name] = whole
+            tensor = whole(name)
+            if write and tensor is not None:
+                tensors[name] = tensor
         if write:
             save_file(tensors, target / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
@@ -95,11 +127,21 @@ def _write_weights(model: PreTrainedModel, source: Path, target: Path, *, write:
         (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-@torch.no_grad()
-def _whole(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The global tensor on the CPU, cast before it travels. A collective over the tensor's mesh."""
-    weight = weight.detach().to(dtype)
-    return (weight.full_tensor() if isinstance(weight, DTensor) else weight).cpu().contiguous()
+def _write_renamed_weights(model: PreTrainedModel, target: Path, *, write: bool) -> None:
+    """For a model whose weights transformers renames while loading: only it knows the way back."""
+    whole = {name: whole_tensor(weight, weight.dtype) for name, weight in named_weights(model).items()}
+    for name, gather in _adapters(model).items():
+        whole[name] = gather().merged_into(whole[name])
+    if write:
+        model.save_pretrained(target, state_dict=whole, max_shard_size=MAX_FILE_BYTES)
+
+
+def _adapters(model: PreTrainedModel) -> dict[str, Callable[[], Adapter]]:
+    if not has_adapters(model):
+        return {}
+    from sft.model import lora  # needs peft, which other runs do not
+
+    return lora.adapters(model)
 
 
 def _pack(sizes: dict[str, int], limit: int) -> Iterator[list[str]]:
@@ -146,9 +188,12 @@ def _move_in(aside: Path, target: Path) -> None:
     (target / "config.json").unlink(missing_ok=True)  # from here until the last move, target is no model
     for stale in [*target.glob("*.safetensors"), target / "model.safetensors.index.json"]:
         stale.unlink(missing_ok=True)
+    shutil.rmtree(target / ADAPTER_DIR, ignore_errors=True)
     umask = os.umask(0)
     os.umask(umask)
+    for path in aside.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~umask)  # safetensors writes files that only their owner may read
     for path in sorted(aside.iterdir(), key=lambda path: path.name == "config.json"):
-        path.chmod(0o666 & ~umask)  # safetensors writes files that only their owner may read
         path.rename(target / path.name)
     aside.rmdir()

@@ -1,0 +1,270 @@
+"""Adapters on one rank, without sharding: which modules get them, what they compute, what merging makes of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, GPT2Config, Qwen3MoeConfig
+
+from sft.errors import InputError
+from sft.export import _write_renamed_weights, _write_weights
+from sft.model import build_skeleton, load_config, load_weights, lora, named_weights, trained_weights
+from tests.assets import tiny_model_dir
+
+IDS = torch.arange(24).view(2, 12)
+SETTINGS = {
+    "base": "org/base",
+    "rank": 4,
+    "alpha": 16,
+    "targets": "all-linear",
+    "dropout": 0.0,
+    "use_rslora": False,
+    "use_dora": False,
+    "modules_to_save": [],
+    "dtype": torch.float32,
+}
+KINDS = {
+    "plain": {},
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "modules_to_save": {"modules_to_save": ["lm_head", "norm"], "targets": ["q_proj", "down_proj"]},
+    "head": {"targets": ["lm_head", "v_proj"]},
+    "regex": {"targets": r".*layers\.1\..*_proj"},
+}
+
+
+def adapted(source: Path, *, adapter: Path | None = None, seed: int = 1, dtype=torch.float32, **settings):
+    model = build_skeleton(
+        load_config(source, trust_remote_code=False), packed=False, dtype=dtype, trust_remote_code=False
+    )
+    lora.add_adapters(model, **SETTINGS | settings)
+    load_weights(model, source, torch.device("cpu"), trust_remote_code=False)
+    lora.start_adapters(model, seed=seed, adapter=str(adapter) if adapter else None)
+    return model
+
+
+def disturb(model) -> None:
+    """As if trained: every trainable weight moves."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight += 0.1 * torch.randn(weight.shape, generator=generator)
+
+
+@torch.no_grad()
+def logits(model) -> torch.Tensor:
+    return model.eval()(input_ids=IDS).logits.float()
+
+
+@pytest.fixture(scope="module")
+def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model_dir(tmp_path_factory.mktemp("untied"), tie=False)
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model_dir(tmp_path_factory.mktemp("tied"), kind="qwen2", tie=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapted_model_starts_as_the_model_it_starts_from(kind: str, untied: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(untied)
+    # DoRA divides a norm by itself, which may round.
+    torch.testing.assert_close(
+        logits(adapted(untied, **KINDS[kind])), logits(base), rtol=0, atol=1e-5 if kind == "dora" else 0
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_merged_and_adapter_compute_what_was_trained(kind: str, untied: Path, tmp_path: Path) -> None:
+    """fp32, logits of order 1: 1e-5 is the rounding of adding B·A to W first, or to W·x later."""
+    model = adapted(untied, **KINDS[kind])
+    disturb(model)
+    trained = logits(model)
+    assert (trained - logits(AutoModelForCausalLM.from_pretrained(untied))).abs().max() > 0.1
+
+    (tmp_path / "config.json").write_text((untied / "config.json").read_text())
+    _write_weights(model, untied, tmp_path, write=True)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(logits(merged), trained, rtol=0, atol=1e-5)
+
+    lora.save_adapter(model, tmp_path / "adapter", write=True)
+    opened = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(untied), str(tmp_path / "adapter"))
+    torch.testing.assert_close(logits(opened), trained, rtol=0, atol=1e-6)
+    torch.testing.assert_close(logits(opened.merge_and_unload()), trained, rtol=0, atol=1e-5)
+
+    again = adapted(untied, adapter=tmp_path / "adapter", **KINDS[kind])
+    torch.testing.assert_close(logits(again), trained, rtol=0, atol=0)
+
+
+def test_only_changed_tensors_differ_from_the_source(tied: Path, tmp_path: Path) -> None:
+    model = adapted(tied, targets=["q_proj"])
+    disturb(model)
+    _write_weights(model, tied, tmp_path, write=True)
+    before, after = load_file(tied / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert tensor.dtype == after[name].dtype
+        assert torch.equal(tensor, after[name]) != name.endswith("q_proj.weight"), name
+
+
+def test_a_bf16_base_does_not_round_an_fp32_source(tied: Path, tmp_path: Path) -> None:
+    """Frozen weights compute in bf16, yet the merged model starts from the numbers of the source."""
+    model = adapted(tied, dtype=torch.bfloat16)
+    assert {w.dtype for w in named_weights(model).values()} == {torch.bfloat16}
+    assert {w.dtype for w in trained_weights(model).values()} == {torch.float32}
+    _write_weights(model, tied, tmp_path, write=True)  # B = 0: nothing was learned
+    before, after = load_file(tied / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_gradients_reach_adapters_only(untied: Path) -> None:
+    model = adapted(untied)
+    model(input_ids=IDS).logits.sum().backward()
+    for name, weight in model.named_parameters():
+        assert (weight.grad is not None) == (".lora_" in name), name
+
+
+def test_the_seed_and_the_name_decide_the_start(untied: Path) -> None:
+    first, again, other = (trained_weights(adapted(untied, seed=seed)) for seed in (1, 1, 2))
+    drawn = {name: weight for name, weight in first.items() if "lora_A" in name}
+    for name, weight in drawn.items():
+        assert torch.equal(weight, again[name])
+        assert not torch.equal(weight, other[name])
+        assert weight.abs().max() <= weight.shape[1] ** -0.5  # kaiming_uniform_(a=√5)
+    q_projs = [weight for name, weight in drawn.items() if "q_proj" in name]
+    assert not torch.equal(*q_projs)
+
+
+@pytest.mark.parametrize(
+    ("targets", "fragments"),
+    [
+        (["q_prj"], ["'q_prj' is no module", "did you mean q_proj"]),
+        (["q_proj", "xyz"], ["'xyz' is no module", "there are down_proj, gate_proj"]),
+        ("q_proj", ["such as model.layers.0.self_attn.q_proj", "as a list: model.target_modules=[q_proj]"]),
+        (["embed_tokens"], ["model.embed_tokens (Embedding)", "only linear modules"]),
+        (["mlp"], ["only linear modules"]),
+        (["lm_head"], ["lm_head shares its weight with the embeddings"]),
+    ],
+)
+def test_a_target_that_cannot_be_adapted_is_named(targets, fragments: list[str], tied: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        adapted(tied, targets=targets)
+    for fragment in ["model.target_modules", *fragments]:
+        assert fragment in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("modules", "fragment"),
+    [
+        (["lmhead"], "did you mean lm_head?"),
+        (["lm_head"], "tied embeddings"),
+        (["q_proj"], "out of model.target_modules"),
+        (["mlp"], "out of model.target_modules"),
+    ],
+)
+def test_a_module_that_cannot_be_saved_is_named(modules: list[str], fragment: str, tied: Path) -> None:
+    with pytest.raises(InputError, match=r"model\.modules_to_save") as caught:
+        adapted(tied, modules_to_save=modules)
+    assert fragment in str(caught.value)
+
+
+def test_all_linear_leaves_the_head_alone(untied: Path) -> None:
+    names = set(lora.adapters(adapted(untied)))
+    assert len(names) == 2 * 7
+    assert "lm_head.weight" not in names
+
+
+def test_the_adapter_says_what_it_is(untied: Path, tmp_path: Path) -> None:
+    model = adapted(untied, use_rslora=True, dropout=0.1)
+    lora.save_adapter(model, tmp_path / "adapter", write=True)
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    expected = {"r": 4, "lora_alpha": 16, "use_rslora": True, "use_dora": False, "lora_dropout": 0.1, "bias": "none"}
+    expected |= {"base_model_name_or_path": "org/base", "task_type": "CAUSAL_LM", "inference_mode": True}
+    assert config | expected == config
+    assert config["target_modules"] == sorted(name.removesuffix(".weight") for name in lora.adapters(model))
+
+
+@pytest.mark.parametrize(
+    ("settings", "fragment"),
+    [
+        ({"rank": 8}, "model.lora_rank is 4 there and 8 here"),
+        ({"alpha": 8}, "model.lora_alpha is 16 there and 8 here"),
+        ({"use_rslora": True}, "model.use_rslora is False there"),
+        ({"targets": ["q_proj"]}, "model.target_modules and model.modules_to_save leave out its base_model.model."),
+        ({"modules_to_save": ["norm"]}, "it lacks base_model.model.model.norm.weight"),
+    ],
+)
+def test_another_adapter_than_configured_is_refused(settings, fragment: str, untied: Path, tmp_path: Path) -> None:
+    lora.save_adapter(adapted(untied), tmp_path / "adapter", write=True)
+    with pytest.raises(InputError) as caught:
+        adapted(untied, adapter=tmp_path / "adapter", **settings)
+    assert fragment in str(caught.value)
+
+
+def test_adapters_that_changed_their_base_are_refused(untied: Path, tmp_path: Path) -> None:
+    lora.save_adapter(adapted(untied), tmp_path / "adapter", write=True)
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"init_lora_weights": "pissa_niter_4"}))
+    with pytest.raises(InputError, match="began as pissa_niter_4"):
+        adapted(untied, adapter=tmp_path / "adapter")
+    with pytest.raises(InputError, match=r"holds no adapter_model\.safetensors"):
+        adapted(untied, adapter=untied)
+
+
+def random_model_dir(config, path: Path) -> Path:
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["plain", "dora"])
+def test_weights_stored_transposed(kind: str, tmp_path: Path) -> None:
+    """GPT-2 keeps [in, out]."""
+    config = GPT2Config(vocab_size=64, n_positions=32, n_embd=32, n_layer=2, n_head=2)
+    source = random_model_dir(config, tmp_path / "gpt2")
+    model = adapted(source, **KINDS[kind])
+    torch.testing.assert_close(logits(model), logits(AutoModelForCausalLM.from_pretrained(source)), rtol=0, atol=1e-5)
+    disturb(model)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text((source / "config.json").read_text())
+    _write_weights(model, source, tmp_path / "run", write=True)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    torch.testing.assert_close(logits(merged), logits(model), rtol=0, atol=1e-5)
+
+
+def test_experts_are_not_adapted_and_that_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = Qwen3MoeConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=32, moe_intermediate_size=16, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, head_dim=16, num_experts=4, num_experts_per_tok=2,
+        mlp_only_layers=[1],
+    )  # fmt: skip
+    source = random_model_dir(config, tmp_path / "moe")
+    with caplog.at_level("INFO", logger="sft"):
+        model = adapted(source)
+    assert "LoRA: 0.00 M of 0 M parameters train" in caplog.text
+    assert "experts are no linear modules and get no adapters" in caplog.text
+    assert "share a name; model.layers.1.mlp.gate_proj" in caplog.text
+    with pytest.raises(InputError, match="peft takes every 'up_proj'"):
+        adapted(source, targets=["q_proj", "up_proj"])
+    disturb(model)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text((source / "config.json").read_text())
+    _write_weights(model, source, tmp_path / "run", write=True)
+    lora.save_adapter(model, tmp_path / "adapter", write=True)
+    opened = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(source), str(tmp_path / "adapter"))
+    torch.testing.assert_close(logits(opened), logits(model), rtol=0, atol=1e-6)
+    assert load_file(source / "model.safetensors").keys() == load_file(tmp_path / "run" / "model.safetensors").keys()
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    torch.testing.assert_close(logits(merged), logits(model), rtol=0, atol=1e-5)
+
+    _write_renamed_weights(model, tmp_path / "run", write=True)  # the way of models whose linear weights are renamed
+    torch.testing.assert_close(
+        logits(AutoModelForCausalLM.from_pretrained(tmp_path / "run")), logits(model), rtol=0, atol=1e-5
+    )
