@@ -1,7 +1,7 @@
 """A checkpoint exists or it does not.
 
     <run>/global_step_N/
-        state/rank_00000.safetensors   this rank's part of weights and optimizer moments; tensors only, no pickle
+        state/rank_00000.safetensors   this rank's part of trained weights and their moments; tensors only, no pickle
         state/rng_00000.safetensors    this rank's random state
         manifest.json                  step, counters, world, fingerprint, size and sha256 of every file
 
@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 
 from sft.distributed import World, log
 from sft.errors import InputError
-from sft.model.load import named_weights
+from sft.model.load import trained_weights
 from sft.shards import StoredTensors, save_local_parts
 from sft.types import TrainState
 
@@ -188,7 +188,7 @@ def retain(run_dir: Path, keep: int | None, *, world: World) -> None:
 
 
 def _state_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    weights = named_weights(model)
+    weights = trained_weights(model)  # frozen ones are read from the model again
     tensors = {f"model/{name}": weight for name, weight in weights.items()}
     for name, weight in weights.items():
         for moment in MOMENTS:

@@ -42,7 +42,15 @@ from sft.errors import InputError
 from sft.export import export
 from sft.loss import token_ce_sum, token_ce_sum_and_hits
 from sft.metrics import Meter, device_peak, training_flops_per_token
-from sft.model import build_skeleton, decoder_layers, find_model, load_config, load_tokenizer, load_weights
+from sft.model import (
+    adapter_settings,
+    build_skeleton,
+    decoder_layers,
+    find_model,
+    load_config,
+    load_tokenizer,
+    load_weights,
+)
 from sft.optim import adamw, lr_at
 from sft.parallel import Mesh, build_mesh, checkpoint_activations, shard
 from sft.track import RunLog, check_loggers, open_run, write_run_json
@@ -127,6 +135,8 @@ def build(
     fingerprint = {
         "data": train.fingerprint,
         "model": config.model.partial_pretrain,
+        "lora": adapter_settings(config.model) or None,
+        "lora_adapter": config.model.lora_adapter_path,
         "seed": config.trainer.seed,
         "template": template_fingerprint(tokenizer, config.data.apply_chat_template_kwargs),
         "train_batch_size": config.data.train_batch_size,
@@ -151,18 +161,26 @@ def build(
 
 
 def build_model(config: SftConfig, source: Path, mesh: Mesh, world: World) -> PreTrainedModel:
-    """The model of `source`, sharded over mesh.fsdp; no rank ever holds all of it."""
-    trust, fsdp = config.model.trust_remote_code, config.model.fsdp_config
+    """The model of `source`, sharded over mesh.fsdp; no rank ever holds all of it. With LoRA, adapters inside."""
+    trust, fsdp, adapters = config.model.trust_remote_code, config.model.fsdp_config, adapter_settings(config.model)
+    master_dtype, compute_dtype = DTYPES[fsdp.model_dtype], DTYPES[fsdp.compute_dtype]
     model = build_skeleton(
         load_config(source, trust_remote_code=trust),
         packed=config.use_remove_padding,
-        dtype=DTYPES[fsdp.model_dtype],
+        dtype=compute_dtype if adapters else master_dtype,  # what LoRA freezes never moves: no master copy
         trust_remote_code=trust,
     )
+    if adapters:
+        from sft.model import lora  # needs peft, which other runs do not
+
+        name = str(source.resolve()) if Path(config.model.partial_pretrain).is_dir() else config.model.partial_pretrain
+        lora.add_adapters(model, base=name, dtype=master_dtype, **adapters)
     if config.model.enable_gradient_checkpointing:
         checkpoint_activations(model)
-    shard(model, decoder_layers(model), mesh.fsdp, DTYPES[fsdp.compute_dtype])
+    shard(model, decoder_layers(model), mesh.fsdp, compute_dtype)
     load_weights(model, source, world.device, trust_remote_code=trust)
+    if adapters:
+        lora.start_adapters(model, seed=config.trainer.seed, adapter=config.model.lora_adapter_path)
     return model
 
 
@@ -416,18 +434,21 @@ def start_meter(job: Job) -> Meter:
     """The meter of this run, its clock ticking; continues the counts of a resumed run."""
     config, lengths = job.model.config, job.train.samples.lengths.astype(np.float64)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    head = config.vocab_size * config.hidden_size
-    vocabulary = head if config.tie_word_embeddings else 2 * head
+    head, embedding = job.model.get_output_embeddings(), job.model.get_input_embeddings()
+    assert head is not None and isinstance(head.weight, torch.Tensor)
+    ends = (head.weight, embedding.weight)
+    body = [weight for weight in job.model.parameters() if not any(weight is end for end in ends)]
     return Meter(
         world_size=job.world.size,
         samples_per_epoch=len(job.train),
         flops_per_token=training_flops_per_token(
-            sum(weight.numel() for weight in job.model.parameters()) - vocabulary,
+            sum(weight.numel() for weight in body),
             config.num_hidden_layers,
             config.num_attention_heads * head_dim,
             mean_seq_len=float((lengths**2).sum() / lengths.sum()),
+            num_frozen_params=sum(weight.numel() for weight in body if not weight.requires_grad),
         ),
-        flops_per_supervised_token=6.0 * head,
+        flops_per_supervised_token=(6.0 if head.weight.requires_grad else 4.0) * head.weight.numel(),
         peak_flops=device_peak(job.world.device, DTYPES[job.config.model.fsdp_config.compute_dtype]).flops,
         window=job.config.trainer.log_freq,
         samples_seen=job.state.samples_seen,

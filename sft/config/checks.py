@@ -102,6 +102,27 @@ def _model_problems(model: ModelConfig) -> Iterator[str]:
             f"model.external_lib={shown(model.external_lib)} cannot be imported; "
             "install it, put its directory on PYTHONPATH, or set null."
         )
+    yield from _lora_problems(model)
+
+
+def _lora_problems(model: ModelConfig) -> Iterator[str]:
+    if not model.lora_rank:
+        for key in ("lora_adapter_path", "lora_dropout", "use_rslora", "use_dora", "modules_to_save"):
+            if value := getattr(model, key):
+                yield f"model.{key}={shown(value)} would be ignored: model.lora_rank=0 trains no adapter; set the rank."
+        return
+    if not _is_importable("peft"):
+        yield f"model.lora_rank={model.lora_rank} needs peft, which is not installed: pip install peft."
+    if isinstance(model.target_modules, str):
+        try:
+            re.compile(model.target_modules)
+        except re.error as error:
+            yield f"model.target_modules={shown(model.target_modules)} is no regular expression ({error})."
+    if model.lora_adapter_path and not Path(model.lora_adapter_path).is_dir():
+        yield (
+            f"model.lora_adapter_path={shown(model.lora_adapter_path)} is no directory"
+            f"{_from_here(Path(model.lora_adapter_path))}; give the one that holds adapter_config.json."
+        )
 
 
 def _complaint_about_model(model: str) -> str | None:

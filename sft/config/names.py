@@ -48,8 +48,6 @@ NOT_YET = {
     "model.fsdp_config.cpu_offload": False,
     "model.fsdp_config.offload_params": False,
     "model.fsdp_config.wrap_policy.min_num_params": 0,
-    "model.lora_adapter_path": None,
-    "model.lora_rank": 0,
     "model.use_liger": False,
     "trainer.init_from_checkpoint": None,
     "ulysses_sequence_parallel_size": 1,

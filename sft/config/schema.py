@@ -38,6 +38,7 @@ CountOrOff = Annotated[int, Field(strict=True, ge=-1, description="a whole numbe
 Length = Annotated[int, Field(strict=True, ge=2, description="a whole number of at least 2")]
 Above0 = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False, description="a number above 0")]
 AtLeast0 = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False, description="a number of at least 0")]
+Dropout = Annotated[float, Field(strict=True, ge=0, lt=1, description="a number of at least 0 and below 1")]
 Share = Annotated[float, Field(strict=True, ge=0, le=1, description="a number from 0 to 1")]
 Decay = Annotated[float, Field(strict=True, ge=0, lt=1)]
 Betas = Annotated[tuple[Decay, Decay], Field(description="two numbers, each at least 0 and below 1")]
@@ -51,7 +52,12 @@ Files = Annotated[
     tuple[UserPath, ...], BeforeValidator(_several), Field(min_length=1, description="a path or a list of paths")
 ]
 Keys = Annotated[tuple[Text, ...], BeforeValidator(_none_is_empty), Field(description="a list of names")]
-Modules = Annotated[Text | tuple[Text, ...], Field(min_length=1, description="all-linear or a list of names")]
+Names = Annotated[
+    tuple[Text, ...], BeforeValidator(_several), Field(min_length=1, description="a name or a list of names")
+]
+Modules = Annotated[
+    Text | tuple[Text, ...], Field(min_length=1, description="all-linear, a list of names or a regular expression")
+]
 Variables = Annotated[dict[str, Any], Field(description="a section of keys")]
 
 Tracker = Literal["console", "jsonl", "tensorboard", "wandb", "mlflow", "swanlab", "trackio"]
@@ -125,6 +131,10 @@ class ModelConfig:
     lora_rank: CountOrZero
     lora_alpha: Count
     target_modules: Modules
+    lora_dropout: Dropout
+    use_rslora: Flag
+    use_dora: Flag
+    modules_to_save: Names | None
     lora_adapter_path: UserPath | None
 
 

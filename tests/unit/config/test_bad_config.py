@@ -42,7 +42,9 @@ BAD = [
     ("data.train_files=[1]", ["data.train_files=[1] must be a path"]),
     ("data.chat_template=5", ["data.chat_template=5 must be jinja text, a file or a name or null"]),
     ("data.apply_chat_template_kwargs=[a]", ["data.apply_chat_template_kwargs", "a section of keys"]),
-    ("model.target_modules=[]", ["model.target_modules=[] must be all-linear or a list of names"]),
+    ("model.target_modules=[]", ["must be all-linear, a list of names or a regular expression"]),
+    ("model.modules_to_save=[]", ["model.modules_to_save=[] must be a name or a list of names or null"]),
+    ("model.lora_dropout=1.0", ["model.lora_dropout=1.0 must be a number of at least 0 and below 1"]),
     ("~data.val_files", ["data.val_files is missing"]),
     # choices
     ("data.truncation=middle", ["data.truncation", "error, left, right or drop"]),
@@ -77,6 +79,8 @@ BAD = [
     ("ulysses_sequence_parallel_size=2", ["ulysses_sequence_parallel_size=2 must divide the number of ranks, 1"]),
     ("trainer.resume_mode=resume_path", ["trainer.resume_from_path=<run>/global_step_N"]),
     ("trainer.resume_from_path=run/global_step_3", ["would be ignored by trainer.resume_mode=auto"]),
+    ("model.use_dora=true", ["model.use_dora=true would be ignored: model.lora_rank=0"]),
+    ("model.lora_adapter_path=model", ['model.lora_adapter_path="model" would be ignored', "set the rank"]),
     ("trainer.default_local_dir=./model", ["would overwrite model.partial_pretrain"]),
     ("grad_accum=3", ["grad_accum=3 does not divide data.train_batch_size=256 over dp=1", "255 or 258"]),
     ("grad_accum=0", ["grad_accum=0 must be a whole number of at least 1"]),
@@ -95,7 +99,6 @@ BAD = [
     ("model.partial_pretrain=.", ["has no config.json (found model, rows.jsonl)"]),
     ("model.external_lib=no_such.module", ["model.external_lib", "cannot be imported"]),
     # documented, not built yet
-    ("model.lora_rank=8", ["model.lora_rank=8", "not built yet", "leave it at 0"]),
     ("data.custom_cls.path=mine.py", ["data.custom_cls.path", "not built yet", "leave it at null"]),
     # verl's keys without a meaning
     ("trainer.default_hdfs_dir=hdfs://x/y", ["trainer.default_hdfs_dir", "default_local_dir"]),
@@ -103,7 +106,7 @@ BAD = [
     ("model.use_shm=true", ["model.use_shm=true is not possible here"]),
     ("trainer.nnodes=0", ["trainer.nnodes=0", "torchrun"]),
     # what Hydra would answer with a traceback
-    ("+experiment=foo", ["experiment=foo does not exist", "gsm8k_qwen, multiturn, quickstart"]),
+    ("+experiment=foo", ["experiment=foo does not exist", "gsm8k_qwen, lora, multiturn, quickstart"]),
     ("data=foo", ["data=foo does not exist", "sft"]),
     ("optim=null", ["'optim=null' sets a whole group"]),
     ("optim.lr=[1", ["'optim.lr=[1' cannot be read", "quotes"]),
@@ -135,10 +138,16 @@ def test_the_table_is_long_enough() -> None:
 
 
 def test_all_problems_at_once(runnable: list[str]) -> None:
-    mistakes = ["optim.lr=abc", "data.maxlength=5", "data.micro_batch_size_per_gpu=7", "model.lora_rank=8", "epochs=0"]
+    mistakes = [
+        "optim.lr=abc",
+        "data.maxlength=5",
+        "data.micro_batch_size_per_gpu=7",
+        "model.use_liger=true",
+        "epochs=0",
+    ]
     problems = problems_of([*runnable, *mistakes])
     assert len(problems) == len(mistakes), problems
-    for key in ("optim.lr", "data.maxlength", "micro_batch_size_per_gpu=7", "lora_rank", "trainer.total_epochs=0"):
+    for key in ("optim.lr", "data.maxlength", "micro_batch_size_per_gpu=7", "use_liger", "trainer.total_epochs=0"):
         assert any(key in problem for problem in problems), key
 
 
@@ -177,6 +186,26 @@ def test_impossible_divisions_name_the_numbers_and_the_nearest_choices(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", str(world_size))
     assert problem in problems_of([*runnable, *overrides])
+
+
+@pytest.mark.parametrize(
+    ("override", "fragments"),
+    [
+        ("model.target_modules='(q_proj'", ['model.target_modules="(q_proj" is no regular expression']),
+        ("model.lora_adapter_path=nowhere", ['model.lora_adapter_path="nowhere" is no directory (looked for /']),
+    ],
+)
+def test_mistakes_about_adapters(override: str, fragments: list[str], runnable: list[str]) -> None:
+    (problem,) = problems_of([*runnable, "model.lora_rank=8", override])
+    for fragment in fragments:
+        assert fragment in problem
+
+
+def test_adapters_without_peft_are_refused_before_torch_is_loaded(
+    runnable: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sft.config.checks.find_spec", lambda name: None)
+    assert "model.lora_rank=8 needs peft" in problems_of([*runnable, "model.lora_rank=8"])[0]
 
 
 def test_a_model_with_pickled_weights_only_is_refused(here: Path, runnable: list[str]) -> None:

@@ -110,7 +110,12 @@ def test_cfg_job_prints_the_composed_values(here: Path) -> None:
 def test_help_shows_the_command_the_groups_and_the_keys(here: Path) -> None:
     done = start(here, "--help")
     assert done.returncode == 0
-    for fragment in ("torchrun", "-m sft.fsdp_sft_trainer", "experiment: gsm8k_qwen, multiturn, quickstart", "lr:"):
+    for fragment in (
+        "torchrun",
+        "-m sft.fsdp_sft_trainer",
+        "experiment: gsm8k_qwen, lora, multiturn, quickstart",
+        "lr:",
+    ):
         assert fragment in done.stdout
     assert files(here) == {"rows.jsonl", "model", "model/config.json", "model/model.safetensors"}
 

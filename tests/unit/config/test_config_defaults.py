@@ -47,6 +47,10 @@ model.trust_remote_code: false
 model.lora_rank: 0
 model.lora_alpha: 16
 model.target_modules: all-linear
+model.lora_dropout: 0.0
+model.use_rslora: false
+model.use_dora: false
+model.modules_to_save: null
 model.lora_adapter_path: null
 model.use_liger: false
 optim.lr: 0.00001
@@ -100,7 +104,7 @@ def test_every_preset_passes_the_door(preset: str, runnable: list[str]) -> None:
 
 
 def test_presets_say_what_they_promise(runnable: list[str]) -> None:
-    assert {"gsm8k_qwen", "multiturn", "quickstart"} <= set(PRESETS)
+    assert {"gsm8k_qwen", "lora", "multiturn", "quickstart"} <= set(PRESETS)
     assert load_config(["+experiment=multiturn", *runnable]).data.multiturn.enable
     gsm8k = load_config(["+experiment=gsm8k_qwen", *runnable])
     assert (gsm8k.data.prompt_key, gsm8k.data.prompt_dict_keys) == ("extra_info", ("question",))
@@ -126,6 +130,7 @@ def test_a_key_that_exists_may_be_added(runnable: list[str]) -> None:
         ("data.train_files=[rows.jsonl,'*.jsonl','.']", "data.train_files", ("rows.jsonl", "*.jsonl", ".")),
         ("data.prompt_dict_keys=null", "data.prompt_dict_keys", ()),
         ("data.response_dict_keys=answer", "data.response_dict_keys", ("answer",)),
+        ("model.target_modules='.*attn[.][qv]_proj'", "model.target_modules", ".*attn[.][qv]_proj"),
         ("model.target_modules=[q_proj,v_proj]", "model.target_modules", ("q_proj", "v_proj")),
         ("model.partial_pretrain=Qwen/Qwen2.5-0.5B", "model.partial_pretrain", "Qwen/Qwen2.5-0.5B"),
         ("model.external_lib=json", "model.external_lib", "json"),

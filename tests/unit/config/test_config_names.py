@@ -19,6 +19,7 @@ GOOD_VALUES = {
     "data.train_files": (("other.jsonl",), ("rows.jsonl",)),
     "model.partial_pretrain": ("org/a", "org/b"),
     "model.enable_gradient_checkpointing": (True, False),
+    "model.lora_rank": (8, 16),
     "optim.lr": (0.5, 0.25),
     "optim.lr_scheduler": ("wsd", "linear"),
     "optim.warmup_steps_ratio": (0.5, 0.25),

@@ -1,0 +1,174 @@
+"""Adapters under FSDP2: the same numbers on any split, a base that never moves, and a merged model at the end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.assets import tiny_model_dir
+from tests.dist.conftest import read_metrics
+from tests.launch import succeed, train
+
+LORA = ["model.lora_rank=4", "model.lora_alpha=8", "trainer.total_training_steps=4"]
+KINDS = {"plain": [], "dora": ["model.use_dora=true", "model.use_rslora=true", "model.modules_to_save=[norm]"]}
+IDS = torch.arange(24).view(2, 12)
+
+
+def curve(metrics: list[dict]) -> list[float]:
+    return [value for line in metrics for value in (line["train/loss"], line["train/grad_norm"])]
+
+
+def source_of(overrides: list[str]) -> Path:
+    return Path(next(o.partition("=")[2] for o in overrides if o.startswith("model.partial_pretrain=")))
+
+
+@torch.no_grad()
+def logits(model) -> torch.Tensor:
+    return model.eval()(input_ids=IDS).logits
+
+
+def test_any_split_gives_the_same_losses(base, run_all):
+    """Layout, micro-batch, checkpointed activations and ranks; plain LoRA, and DoRA with a module trained whole."""
+    splits = {
+        "padded": [],
+        "packed": ["use_remove_padding=true"],
+        "checkpointed": ["use_remove_padding=true", "model.enable_gradient_checkpointing=true"],
+    }
+    runs = {(kind, split): [*base, *LORA, *KINDS[kind], *splits[split]] for kind in KINDS for split in splits}
+    one = dict(zip(runs, run_all(list(runs.values()), 1), strict=True))
+    two = dict(zip(runs, run_all(list(runs.values()), 2), strict=True))
+    for (kind, split), metrics in [*one.items(), *two.items()]:
+        assert curve(metrics) == pytest.approx(curve(one[kind, "padded"]), rel=1e-5), (kind, split)
+    assert curve(one["plain", "padded"]) != pytest.approx(curve(one["dora", "padded"]), rel=1e-3)
+
+
+def test_more_ranks_than_rank_of_the_adapter(base, run_all):
+    """A of 1 x I and B of O x 1 on 4 ranks: three of them hold nothing of A."""
+    run = [*base, *LORA, "model.lora_rank=1", "data.micro_batch_size_per_gpu=1"]
+    assert curve(run_all([run], 4)[0]) == pytest.approx(curve(run_all([run], 1)[0]), rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def trained(base, tmp_path_factory) -> dict[str, Path]:
+    """Run directories, 2 ranks: each kind straight, resumed in the middle, and its result as the start of another."""
+    home = tmp_path_factory.mktemp("lora")
+    runs = {}
+    for kind, extra in KINDS.items():
+        run = [*base, *LORA, *extra, "model.lora_dropout=0.1", "trainer.save_freq=2"]
+        runs[kind] = run
+        runs[f"{kind}_half"] = [
+            *run,
+            "trainer.total_training_steps=2",
+            f"trainer.default_local_dir={home}/{kind}_resumed",
+        ]
+        runs[f"{kind}_resumed"] = run
+        # Without dropout a warm start must begin with the loss of the merged model.
+        warm = [*base, *LORA, *extra, f"model.lora_adapter_path={home / kind / 'lora_adapter'}"]
+        runs[f"{kind}_warm"] = [*warm, "trainer.total_training_steps=1"]
+        runs[f"{kind}_merged"] = [*base, f"model.partial_pretrain={home / kind}", "trainer.total_training_steps=1"]
+    placed = [[f"trainer.default_local_dir={home / name}", *overrides] for name, overrides in runs.items()]
+    (home / "runs.json").write_text(json.dumps(placed))
+    done = succeed([str(home / "runs.json")], ranks=2, cwd=home, module="tests.dist.several", timeout_s=280)
+    (home / "log").write_text(done.stderr)
+    return {name: home / name for name in [*runs, "log"]}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_run_ends_merged_with_the_adapter_beside(kind, base, trained):
+    """Merged == base + adapter to 1e-5 in fp32 (logits of order 1); what no adapter touches keeps its bits."""
+    source, run = source_of(base), trained[kind]
+    before, after = load_file(source / "model.safetensors"), load_file(run / "model.safetensors")
+    assert {n: (t.shape, t.dtype) for n, t in before.items()} == {n: (t.shape, t.dtype) for n, t in after.items()}
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    expected = {name for name in before if "_proj." in name}
+    assert changed == (expected | {"model.norm.weight"} if kind == "dora" else expected)
+
+    merged = AutoModelForCausalLM.from_pretrained(run)
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(source), str(run / "lora_adapter"))
+    assert (logits(merged) - logits(AutoModelForCausalLM.from_pretrained(source))).abs().max() > 0.01
+    torch.testing.assert_close(logits(merged), logits(adapted), rtol=0, atol=1e-5)
+    config = json.loads((run / "lora_adapter" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (4, 8, str(source.resolve()))
+    assert (run / "lora_adapter" / "adapter_model.safetensors").stat().st_mode & 0o044
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_resume_is_bit_equal(kind, trained):
+    """With dropout, so that the random state counts as well."""
+    assert f"continuing from {trained[f'{kind}_resumed']}/global_step_2" in trained["log"].read_text()
+    for name in ("model.safetensors", "lora_adapter/adapter_model.safetensors"):
+        expected, found = load_file(trained[kind] / name), load_file(trained[f"{kind}_resumed"] / name)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[key], found[key]) for key in expected), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_warm_start_begins_where_the_adapter_ended(kind, trained):
+    cold, warm, merged = (
+        read_metrics(trained[name])[0]["train/loss"] for name in (kind, f"{kind}_warm", f"{kind}_merged")
+    )
+    assert warm == pytest.approx(merged, rel=1e-5)
+    assert warm < cold - 0.3  # four steps of learning lie between them
+
+
+def test_what_trains_is_said_once_per_run_and_all_that_a_checkpoint_holds(trained):
+    assert trained["log"].read_text().count("parameters train (") == 4 * len(KINDS)  # the merged ones train whole
+    for file in (trained["plain"] / "global_step_4" / "state").glob("rank_*.safetensors"):
+        assert all(".lora_" in name for name in load_file(file))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.lora_alpha=16", "belongs to another run:\n  lora:"),
+        (
+            "model.target_modules=[q_prj]",
+            "model.target_modules: 'q_prj' is no module of the model; did you mean q_proj",
+        ),
+        ("model.lora_adapter_path={plain}/lora_adapter model.lora_rank=8", "model.lora_rank is 4 there and 8 here"),
+    ],
+)
+def test_what_does_not_fit_ends_the_run_with_one_message(override, message, base, trained):
+    overrides = [*base, *LORA, "model.lora_dropout=0.1", f"trainer.default_local_dir={trained['plain']}"]
+    done = train([*overrides, *override.format(**trained).split()], ranks=0, cwd=trained["plain"].parent)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_verls_documented_command(tmp_path):
+    """GSM8K's columns, 40 rows, a bf16 model, defaults otherwise: bf16 compute over a frozen bf16 base."""
+    model = tiny_model_dir(tmp_path / "model", kind="qwen2", dtype="bfloat16")
+    rows = [
+        {
+            "data_source": "gsm8k",
+            "extra_info": {"question": f"What is {k} + {k}?", "answer": f"{k} + {k} = {2 * k}", "index": k},
+        }
+        for k in range(40)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    pq.write_table(pa.Table.from_pylist(rows[:8]), tmp_path / "test.parquet")
+    run = tmp_path / "run"
+    command = f"""
+        data.train_files={tmp_path}/train.parquet data.val_files={tmp_path}/test.parquet data.cache_dir={tmp_path}/cache
+        data.prompt_key=extra_info data.response_key=extra_info optim.lr=1e-4 data.prompt_dict_keys=['question']
+        +data.response_dict_keys=['answer'] data.micro_batch_size_per_gpu=4 model.partial_pretrain={model}
+        trainer.default_local_dir={run} trainer.project_name=gsm8k-sft trainer.experiment_name=gsm8k-sft-tiny
+        trainer.logger=['console'] trainer.total_epochs=1 trainer.default_hdfs_dir=null
+        model.lora_rank=32 model.lora_alpha=16 model.target_modules=all-linear model.strategy=fsdp
+    """
+    succeed(command.split(), ranks=2, cwd=tmp_path)
+    assert len(AutoTokenizer.from_pretrained(run)) == len(AutoTokenizer.from_pretrained(model))
+    reloaded = AutoModelForCausalLM.from_pretrained(run)
+    assert reloaded.dtype == torch.bfloat16
+    before, after = load_file(model / "model.safetensors"), load_file(run / "model.safetensors")
+    assert {n: (t.shape, t.dtype) for n, t in before.items()} == {n: (t.shape, t.dtype) for n, t in after.items()}
+    assert not torch.equal(logits(reloaded), logits(AutoModelForCausalLM.from_pretrained(model)))
