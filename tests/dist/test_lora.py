@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sft import fsdp_sft_trainer as trainer
+from sft import load_config
+from sft.distributed import World, process_group
+from sft.shards import local_part
 from tests.assets import tiny_model_dir
 from tests.dist.conftest import read_metrics
 from tests.launch import succeed, train
@@ -123,6 +128,33 @@ def test_what_trains_is_said_once_per_run_and_all_that_a_checkpoint_holds(traine
     assert trained["log"].read_text().count("parameters train (") == 4 * len(KINDS)  # the merged ones train whole
     for file in (trained["plain"] / "global_step_4" / "state").glob("rank_*.safetensors"):
         assert all(".lora_" in name for name in load_file(file))
+
+
+def test_the_frozen_weights_in_memory_never_move(base, tmp_path):
+    """The export copies them from the source, so look at those that training held. A world of one, in this process."""
+    config = load_config([*base, *LORA, f"trainer.default_local_dir={tmp_path / 'run'}"])
+    world, source = World.from_environment(), source_of(base)
+    tokenizer, template = trainer.open_tokenizer(config, source)
+    data = trainer.open_data(config, tokenizer, world)
+    with process_group(world):
+        job = trainer.build(config, world, source, tokenizer, template, *data)
+        hashes = weight_hashes(job.model)
+        for step in range(1, 4):
+            trainer.train_step(job, list(data[0].batches(trainer.samples_of(job, step), dp_size=1, dp_rank=0)))
+            moved = {name for name, digest in weight_hashes(job.model).items() if digest != hashes[name]}
+            assert moved
+            assert all(".lora_" in name for name in moved)
+        trained = {id(weight) for group in job.optimizer.param_groups for weight in group["params"]}
+        for name, weight in job.model.named_parameters():
+            assert weight.requires_grad == (id(weight) in trained) == (".lora_" in name), name
+        del job
+
+
+def weight_hashes(model) -> dict[str, str]:
+    return {
+        name: hashlib.sha256(local_part(weight).detach().numpy().tobytes()).hexdigest()
+        for name, weight in model.named_parameters()
+    }
 
 
 @pytest.mark.parametrize(
