@@ -26,6 +26,9 @@ log = logging.getLogger("sft")
 
 _RUNS = itertools.count()
 
+ALL_RANKS = None
+"""The group of every rank of the run, as torch.distributed names it."""
+
 
 @dataclass(frozen=True)
 class World:
@@ -72,7 +75,7 @@ def process_group(world: World, timeout: timedelta = timedelta(minutes=30)) -> I
 
 
 def sum_over(group: dist.ProcessGroup | None, *values: float) -> list[float]:
-    """The sums of `values` over every rank of `group` (None: all ranks), exact in float64, on every rank."""
+    """The sums of `values` over every rank of `group`, exact in float64, on every rank."""
     total = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(total, group=group)  # a CPU tensor: travels by gloo, never waits for the device
     return total.tolist()

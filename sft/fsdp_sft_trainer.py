@@ -37,7 +37,7 @@ from transformers import PreTrainedModel
 from sft import checkpoint
 from sft.config import SftConfig, config_to_yaml
 from sft.data import Dataset, open_dataset, plan, prefetch, stop_token_ids, template_fingerprint
-from sft.distributed import World, log, log_on_main_rank_only, process_group, seed_everything, sum_over
+from sft.distributed import ALL_RANKS, World, log, log_on_main_rank_only, process_group, seed_everything, sum_over
 from sft.errors import InputError
 from sft.export import export
 from sft.loss import token_ce_sum, token_ce_sum_and_hits
@@ -52,7 +52,7 @@ from sft.model import (
     load_weights,
 )
 from sft.optim import adamw, lr_at
-from sft.parallel import Mesh, build_mesh, checkpoint_activations, shard
+from sft.parallel import Mesh, build_mesh, checkpoint_activations, exchange_heads, shard, split_tokens
 from sft.track import RunLog, check_loggers, open_run, write_run_json
 from sft.types import Batch, StepStats, TrainState
 
@@ -175,6 +175,8 @@ def build_model(config: SftConfig, source: Path, mesh: Mesh, world: World) -> Pr
 
         name = str(source.resolve()) if Path(config.model.partial_pretrain).is_dir() else config.model.partial_pretrain
         lora.add_adapters(model, base=name, dtype=master_dtype, **adapters)
+    if mesh.sp_size > 1:
+        exchange_heads(model, mesh.sp_group)
     if config.model.enable_gradient_checkpointing:
         checkpoint_activations(model)
     shard(model, decoder_layers(model), mesh.fsdp, compute_dtype)
@@ -226,10 +228,10 @@ def train_step(job: Job, micro_batches: list[Batch]) -> StepStats:
 
     If loss or gradient is not finite on any rank, every rank knows it and nothing is updated.
     """
-    model, optimizer, optim, dp = job.model, job.optimizer, job.config.optim, job.mesh.dp_group
+    model, optimizer, optim = job.model, job.optimizer, job.config.optim
     # Count before forward: a rank without supervised tokens would divide by its own zero.
     weight_sum, samples, tokens, supervised_tokens, positions = sum_over(
-        dp,
+        ALL_RANKS,
         sum(batch.weight_sum for batch in micro_batches),
         sum(batch.num_samples for batch in micro_batches),
         sum(batch.num_tokens for batch in micro_batches),
@@ -242,7 +244,7 @@ def train_step(job: Job, micro_batches: list[Batch]) -> StepStats:
         (ce / weight_sum).backward()
         ce_sum += ce.detach()
 
-    (loss,) = (total / weight_sum for total in sum_over(dp, ce_sum.item()))
+    (loss,) = (total / weight_sum for total in sum_over(ALL_RANKS, ce_sum.item()))
     grad_norm = clip_gradients(model, optim.clip_grad)
     lr = lr_at(
         job.state.updates + 1,
@@ -279,14 +281,12 @@ def evaluate(job: Job) -> dict[str, float]:
     job.model.eval()
     totals = torch.zeros(2, dtype=torch.float64)
     weight_sum = supervised_tokens = 0.0
-    for batch in job.val.batches(np.arange(len(job.val)), dp_size=job.mesh.dp_size, dp_rank=job.mesh.dp_rank):
+    for batch in batches_of(job, job.val, np.arange(len(job.val))):
         totals += torch.stack(token_ce_sum_and_hits(job.model, batch.to(job.world.device))).cpu()
         weight_sum += batch.weight_sum
         supervised_tokens += batch.num_supervised_tokens
     job.model.train()
-    ce_sum, hits, weight_sum, supervised_tokens = sum_over(
-        job.mesh.dp_group, *totals.tolist(), weight_sum, supervised_tokens
-    )
+    ce_sum, hits, weight_sum, supervised_tokens = sum_over(ALL_RANKS, *totals.tolist(), weight_sum, supervised_tokens)
     loss = ce_sum / weight_sum
     return {
         "val/loss": loss,
@@ -298,7 +298,14 @@ def evaluate(job: Job) -> dict[str, float]:
 def batches_from(job: Job, first: int) -> Iterator[list[Batch]]:
     """This rank's micro-batches of step `first`, of the next one, and so on."""
     for step in range(first, job.total_steps + 1):
-        yield list(job.train.batches(samples_of(job, step), dp_size=job.mesh.dp_size, dp_rank=job.mesh.dp_rank))
+        yield list(batches_of(job, job.train, samples_of(job, step)))
+
+
+def batches_of(job: Job, dataset: Dataset, sample_ids: np.ndarray) -> Iterator[Batch]:
+    """The micro-batches in which this rank computes its part of `sample_ids`: its samples, and its tokens of them."""
+    mesh = job.mesh
+    for batch in dataset.batches(sample_ids, dp_size=mesh.dp_size, dp_rank=mesh.dp_rank):
+        yield split_tokens(batch, part=mesh.sp_rank, parts=mesh.sp_size)
 
 
 def samples_of(job: Job, step: int) -> np.ndarray:

@@ -40,6 +40,8 @@ class Batch:
     Packed layout: R = 1 and C = T; cu_seqlens marks where each sample starts and ends.
     Padded layout: R = S samples and C = the longest of them; cu_seqlens is None, padding sits on the right,
     where a causal model never looks.
+    Part of a packed batch (parallel/ulysses.py): C of the row's tokens with their counts; cu_seqlens and max_seqlen
+    are of the whole row.
     """
 
     input_ids: torch.Tensor  # int64 [R, C]

@@ -47,6 +47,11 @@ def _batch_problems(config: SftConfig, world_size: int) -> Iterator[str]:
             f"try {choices(divisors_around(world_size, sp))}."
         )
         return
+    if sp > 1 and not config.use_remove_padding:
+        yield (
+            f"ulysses_sequence_parallel_size={sp} splits rows of samples that lie end to end, which "
+            "use_remove_padding=false does not make; set use_remove_padding=true."
+        )
     dp, samples, micro = world_size // sp, data.train_batch_size, data.micro_batch_size_per_gpu
     if samples % dp:
         yield (

@@ -1,4 +1,4 @@
-"""The world as named axes: who reads which data, who shards which weights."""
+"""The world as named axes: who reads which data, who shards which weights, who shares a row."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ class Mesh:
 
     dp:   ranks that read different data (dp_replicate x dp_shard)
     fsdp: ranks that share the weights between them (dp_shard x sp)
+    sp:   ranks that read the same data and share the tokens of every row between them
     """
 
     fsdp: DeviceMesh
     dp_size: int
     dp_rank: int
-    dp_group: dist.ProcessGroup
+    sp_size: int
+    sp_rank: int
+    sp_group: dist.ProcessGroup
 
 
 def build_mesh(world_size: int, device_type: str, *, sp_size: int = 1) -> Mesh:
@@ -27,6 +30,12 @@ def build_mesh(world_size: int, device_type: str, *, sp_size: int = 1) -> Mesh:
     axes = init_device_mesh(
         device_type, (1, world_size // sp_size, sp_size), mesh_dim_names=("dp_replicate", "dp_shard", "sp")
     )
-    dp = axes["dp_replicate", "dp_shard"]._flatten("dp")
-    fsdp = axes["dp_shard", "sp"]._flatten("fsdp")
-    return Mesh(fsdp=fsdp, dp_size=dp.size(), dp_rank=dp.get_local_rank(), dp_group=dp.get_group())
+    dp, sp = axes["dp_replicate", "dp_shard"]._flatten("dp"), axes["sp"]
+    return Mesh(
+        fsdp=axes["dp_shard", "sp"]._flatten("fsdp"),
+        dp_size=dp.size(),
+        dp_rank=dp.get_local_rank(),
+        sp_size=sp.size(),
+        sp_rank=sp.get_local_rank(),
+        sp_group=sp.get_group(),
+    )

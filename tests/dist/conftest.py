@@ -23,7 +23,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Overrides of a small fp32 run on 10 rows of uneven length: batch 4, so an epoch is 4 + 4 + 2 samples."""
     home = tmp_path_factory.mktemp("base")
     tiny_model_dir(home / "model")
-    rows = [{"question": f"What is {k} + {k * 37}? " * (1 + k % 3), "answer": f"{k * 38}. " * (1 + k)} for k in range(10)]
+    rows = [
+        {"question": f"What is {k} + {k * 37}? " * (1 + k % 3), "answer": f"{k * 38}. " * (1 + k)} for k in range(10)
+    ]
     write_jsonl(home / "train.jsonl", rows)
     write_jsonl(home / "val.jsonl", rows[:7])
     return [

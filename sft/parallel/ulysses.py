@@ -1,0 +1,152 @@
+"""Ulysses sequence parallelism: the ranks of an sp group share the tokens of every row.
+
+    Batch --split_tokens--> the same number of consecutive tokens on every rank
+    [t tokens, all heads] --exchange--> [T tokens, some heads] --any kernel--> --exchange--> [t tokens, all heads]
+
+Every layer works on the tokens of its rank; attention alone must see whole samples, and gets them for a part of
+the heads. Gradients are sums over dp_shard x sp, where each rank adds what its own tokens teach.
+
+Shapes: T tokens of a row, padded to a multiple of sp; t = T / sp of them on each rank; H query heads, G key/value
+heads, D head width.
+Source: DeepSpeed Ulysses, Jacobs et al. 2023, arXiv:2309.14509.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
+
+from sft.errors import InputError
+from sft.types import IGNORE_INDEX, Batch
+
+LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+
+
+def split_tokens(batch: Batch, *, part: int, parts: int) -> Batch:
+    """Part number `part` of a packed batch: t consecutive tokens, [1, T] -> [1, t].
+
+    The counts are those of this part - a sample counts where it begins - so their sums over the parts are the
+    batch's own. cu_seqlens and max_seqlen go on to describe the whole row, which is what attention sees. A row
+    that cannot be split evenly ends in padding: a segment of its own, which nobody looks at and which teaches nothing.
+    """
+    if parts == 1:
+        return batch
+    assert batch.cu_seqlens is not None, "the config door let sequence parallelism pass with padded rows"
+    length = batch.input_ids.shape[1]
+    padding = -length % parts
+    width = (length + padding) // parts
+    begin, end = part * width, (part + 1) * width
+
+    def mine(row: torch.Tensor, filler: int) -> torch.Tensor:
+        return F.pad(row, (0, padding), value=filler)[:, begin:end].contiguous()
+
+    # Shifted before they are split: the last token of a part still knows the label that lies in the next part.
+    labels, loss_weights = mine(batch.labels, IGNORE_INDEX), mine(batch.loss_weights, 0)
+    supervised = labels[0] != IGNORE_INDEX
+    starts = batch.cu_seqlens[: batch.num_samples]
+    ends = batch.cu_seqlens.new_tensor([length + padding] if padding else [])
+    return replace(
+        batch,
+        input_ids=mine(batch.input_ids, 0),
+        labels=labels,
+        loss_weights=loss_weights,
+        position_ids=mine(batch.position_ids, 0),
+        supervised_columns=supervised.nonzero().flatten(),
+        cu_seqlens=torch.cat([batch.cu_seqlens, ends]),
+        max_seqlen=max(batch.max_seqlen, padding),
+        num_samples=int(((starts >= begin) & (starts < end)).sum()),
+        num_tokens=min(max(batch.num_tokens - begin, 0), width),
+        num_supervised_tokens=int(supervised.sum()),
+        weight_sum=float(loss_weights.sum(dtype=torch.float64)),
+    )
+
+
+def exchange_heads(model: PreTrainedModel, group: dist.ProcessGroup) -> None:
+    """Let the attention of `model` see whole rows, although every rank of `group` holds only its part of them.
+
+    Whatever kernel the model uses stays in use, on H / sp heads. Raises InputError where that is not possible.
+    """
+    _check(model.config, group.size())
+    kernel = model.config._attn_implementation
+    name = f"{kernel}_ulysses"
+    AttentionInterface.register(name, _whole_rows(AttentionInterface()[kernel], group))
+    AttentionMaskInterface.register(name, AttentionMaskInterface()[kernel])
+    model.set_attn_implementation(name)
+    if model.config._attn_implementation != name:  # transformers only warns, and every rank would attend to its part
+        raise InputError(
+            f"ulysses_sequence_parallel_size={group.size()}: the attention of {type(model).__name__} cannot be "
+            "exchanged, because the model does not call it through transformers' AttentionInterface; use 1."
+        )
+
+
+def _check(config: PretrainedConfig, sp: int) -> None:
+    heads, ranks = config.get_text_config().num_attention_heads, dist.get_world_size()
+    if heads % sp:
+        valid = [size for size in range(1, heads + 1) if heads % size == 0 and ranks % size == 0]
+        raise InputError(
+            f"ulysses_sequence_parallel_size={sp} must divide the {heads} attention heads of {config.model_type}; "
+            f"valid on {ranks} ranks: {', '.join(map(str, valid))}."
+        )
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    kinds = {str(part.get("rope_type")) for part in (rope, *rope.values()) if isinstance(part, dict)}
+    if found := kinds & LENGTH_DEPENDENT_ROPE:
+        raise InputError(
+            f"ulysses_sequence_parallel_size={sp}: {config.model_type} rotates by the longest position it sees "
+            f"(rope_type {', '.join(sorted(found))}), and every rank sees only its own part of a row; use 1."
+        )
+
+
+def _whole_rows(kernel: Callable[..., Any], group: dist.ProcessGroup) -> Callable[..., Any]:
+    """An attention function, in transformers' signature, that computes `kernel` over the rows of all ranks."""
+    sp = group.size()
+
+    def attention(
+        module: torch.nn.Module,
+        query: torch.Tensor,  # [1, H, t, D]
+        key: torch.Tensor,  # [1, G, t, D]
+        value: torch.Tensor,  # [1, G, t, D], of a width of its own in some models
+        attention_mask: torch.Tensor | None,
+        **options: Any,
+    ) -> tuple[torch.Tensor, None]:  # [1, t, H, D]
+        heads, tokens = query.shape[1], query.shape[2]
+        # Where the ranks cannot share the key/value heads evenly, repeat each until they can.
+        repeats = sp // math.gcd(key.shape[1], sp)
+        key, value = (x if repeats == 1 else x.repeat_interleave(repeats, dim=1) for x in (key, value))
+
+        # One exchange carries all three: [t, sp, Σ heads/sp x D] by the rank that will own the heads.
+        by_owner = [x.transpose(1, 2).reshape(tokens, sp, -1) for x in (query, key, value)]
+        widths = [x.shape[2] for x in by_owner]
+        whole = _Exchange.apply(torch.cat(by_owner, dim=2).transpose(0, 1), group).flatten(0, 1)  # [T, Σ]
+        query, key, value = (
+            part.unflatten(1, (-1, x.shape[3])).transpose(0, 1)[None]  # [1, heads/sp, T, D]
+            for part, x in zip(whole.split(widths, dim=1), (query, key, value), strict=True)
+        )
+        output, _ = kernel(module, query, key, value, attention_mask, **options)  # [1, T, H/sp, D]
+
+        by_heads = _Exchange.apply(output.reshape(sp, tokens, -1), group)  # [sp, t, H/sp x D] by the owner of the heads
+        return by_heads.transpose(0, 1).reshape(1, tokens, heads, -1), None
+
+    return attention
+
+
+class _Exchange(torch.autograd.Function):
+    """[sp, ...]: entry r goes to rank r of the group, and what rank r sent here takes its place. Its own inverse."""
+
+    @staticmethod
+    def forward(ctx: Any, parts: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+        ctx.group = group
+        parts = parts.contiguous()
+        received = torch.empty_like(parts)
+        dist.all_to_all_single(received, parts, group=group)
+        return received
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return _Exchange.apply(gradient, ctx.group), None
