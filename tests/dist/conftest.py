@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -45,11 +46,15 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture
 def run_all(tmp_path: Path) -> Callable[[Sequence[Sequence[str]], int], list[list[dict]]]:
-    """Runs several configurations on some ranks; returns the lines of metrics.jsonl of each."""
+    """Runs several configurations on some ranks; returns the lines of metrics.jsonl of each.
+
+    They run in call_<number of the call>/run_<number in it>: in a directory of an earlier call they would resume.
+    """
+    calls = itertools.count()
 
     def run_all(runs: Sequence[Sequence[str]], ranks: int) -> list[list[dict]]:
-        home = tmp_path / f"ranks_{ranks}"
-        home.mkdir(exist_ok=True)
+        home = tmp_path / f"call_{next(calls)}"
+        home.mkdir()
         directories = [home / f"run_{number}" for number in range(len(runs))]
         placed = [
             [*overrides, f"trainer.default_local_dir={directory}"]

@@ -9,6 +9,8 @@ from tests.dist.conftest import read_metrics
 from tests.launch import succeed, train
 
 STEPS = ["trainer.total_training_steps=4", "trainer.test_freq=2", "use_remove_padding=true"]
+CHECKPOINTING = ["model.enable_gradient_checkpointing=true"]
+BUDGET = ["data.max_length=80", "data.max_tokens_per_gpu=40"]  # of sp ranks together, so that a sample does fit
 COMPARED = ("train/loss", "train/grad_norm", "val/loss", "val/perplexity", "val/token_accuracy")
 COUNTED = ("train/num_input_tokens_seen", "train/epoch", "perf/supervised_frac")
 
@@ -38,28 +40,22 @@ def test_any_sp_any_heads_equals_one_rank(base, run_all, models):
     references = dict(zip(models, run_all([[*base, *STEPS, *model] for model in models.values()], 1), strict=True))
     assert len(curve(references["default"])) == 4 * 2 + 2 * 3
 
-    checkpointing = "model.enable_gradient_checkpointing=true"
-    for ranks, sp, names in ((2, 2, models), (4, 2, ["default"]), (4, 4, ["default", "three_kv_heads"])):
-        runs = {
-            (name, *options): [
-                *[*base, *STEPS, *models[name], f"ulysses_sequence_parallel_size={sp}", *options],
-                "data.micro_batch_size_per_gpu=2",
-            ]
-            for name in names
-            for options in ([], [checkpointing])
-        }
-        for (name, *options), metrics in zip(runs, run_all(list(runs.values()), ranks), strict=True):
+    for ranks, sp, names in ((2, 2, models), (4, 2, ["default"]), (4, 4, ["default"])):
+        variants = [(name, []) for name in names] + [("default", options) for options in (CHECKPOINTING, BUDGET)]
+        shared = [*base, *STEPS, f"ulysses_sequence_parallel_size={sp}"]
+        runs = [[*shared, *models[name], *options] for name, options in variants]
+        for (name, options), metrics in zip(variants, run_all(runs, ranks), strict=True):
             assert curve(metrics) == pytest.approx(curve(references[name]), rel=1e-5), (ranks, sp, name, options)
             assert counts(metrics) == pytest.approx(counts(references[name])), (ranks, sp, name, options)
-            # Fewer than sp tokens of padding per row of 2 samples; the empty rows of a short step have a few more.
-            assert all(line["perf/padding_frac"] < 0.05 for line in metrics)
+            # Fewer than sp tokens of padding in a row; the row of a rank without samples is padding alone.
+            assert all(line["perf/padding_frac"] < 0.1 for line in metrics)
 
 
 def test_a_run_continues_on_another_sp(base, run_all, tmp_path):
     first = [*base, *STEPS, "trainer.total_training_steps=2", "ulysses_sequence_parallel_size=2"]
     rest = [
         *[*base, *STEPS, "trainer.resume_mode=resume_path"],
-        f"trainer.resume_from_path={tmp_path / 'ranks_2' / 'run_0' / 'global_step_2'}",
+        f"trainer.resume_from_path={tmp_path / 'call_0' / 'run_0' / 'global_step_2'}",
     ]
     whole = [*base, *STEPS]
     begun, continued, uninterrupted = run_all([first, rest, whole], 2)
@@ -76,14 +72,9 @@ def test_heads_that_cannot_be_shared_are_refused_with_the_sizes_that_work(base, 
 
 
 def test_the_documented_command_of_sequence_parallelism(base, tmp_path):
-    """verl's examples/sft/gsm8k/run_qwen_05_sp2_liger.sh without liger, on rows whose text sits in a struct."""
-    rows = [
-        {
-            "data_source": "gsm8k",
-            "extra_info": {"question": f"What is {k} + {k}? ", "answer": f"It is {2 * k}.", "index": k},
-        }
-        for k in range(40)
-    ]
+    """The overrides of verl's example for sp=2, on rows whose text sits in a struct."""
+    texts = [{"question": f"What is {k} + {k}? ", "answer": f"It is {2 * k}.", "index": k} for k in range(40)]
+    rows = [{"data_source": "gsm8k", "extra_info": text} for text in texts]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     succeed(
         [
@@ -97,6 +88,8 @@ def test_the_documented_command_of_sequence_parallelism(base, tmp_path):
         ranks=2,
         cwd=tmp_path,
     )
+    told = (tmp_path / "run" / "training.log").read_text()
+    assert "step = 1 dp (of 2 sp ranks each) x 10 micro-batches of 4 samples = 40 samples" in told
     metrics = read_metrics(tmp_path / "run")
     assert [line["train/epoch"] for line in metrics] == [1, 2, 3]
     assert metrics[-1]["val/loss"] < metrics[0]["val/loss"]
