@@ -485,12 +485,16 @@ def open_tokenizer(config: SftConfig, source: Path) -> tuple[Any, str | None]:
 
 def open_data(config: SftConfig, tokenizer: Any, world: World) -> tuple[Dataset, Dataset | None]:
     """The training and the validation samples, tokenised by one process per node, memory-mapped by all."""
+    max_tokens = config.data.max_tokens_per_gpu
+    if max_tokens is not None:
+        max_tokens *= config.ulysses_sequence_parallel_size  # each rank of the group holds its part of the row
 
     def open_files(files: tuple[str, ...], max_samples: int) -> Dataset:
         return open_dataset(
             config.data,
             files,
             max_samples=max_samples,
+            max_tokens=max_tokens,
             packed=config.use_remove_padding,
             tokenizer=tokenizer,
             build_here=world.local_rank == 0,
@@ -503,13 +507,14 @@ def open_data(config: SftConfig, tokenizer: Any, world: World) -> tuple[Dataset,
 
 
 def describe_step(job: Job) -> str:
-    """The arithmetic of a step as one sentence."""
-    data, dp = job.config.data, job.mesh.dp_size
-    samples = min(data.train_batch_size, len(job.train))
-    micro_batches = math.ceil(math.ceil(samples / dp) / data.micro_batch_size_per_gpu)
-    tokens = job.train.samples.lengths.mean() * samples
+    """The arithmetic of a step as one sentence; the number of micro-batches is that of the next step."""
+    mesh, train = job.mesh, job.train
+    ids = samples_of(job, job.state.step + 1)
+    micro_batches = len(train.micro_batches(ids, dp_size=mesh.dp_size, dp_rank=mesh.dp_rank))
+    ranks = f"{mesh.dp_size} dp" + (f" (of {mesh.sp_size} sp ranks each)" if mesh.sp_size > 1 else "")
+    size = f"up to {train.max_tokens:,} tokens" if train.max_tokens else f"{train.micro_batch_size} samples"
     return (
-        f"step = {dp} dp x {micro_batches} micro-batches of {data.micro_batch_size_per_gpu} = {samples} samples, about "
-        f"{tokens:,.0f} tokens; {job.total_steps:,} steps = {job.total_steps / job.steps_per_epoch:.2f} epochs of "
-        f"{job.steps_per_epoch:,}"
+        f"step = {ranks} x {micro_batches} micro-batches of {size} = {len(ids)} samples, about "
+        f"{train.samples.lengths.mean() * len(ids):,.0f} tokens; {job.total_steps:,} steps = "
+        f"{job.total_steps / job.steps_per_epoch:.2f} epochs of {job.steps_per_epoch:,}"
     )

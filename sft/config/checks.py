@@ -35,6 +35,8 @@ def check(config: SftConfig, world_size: int, report: Report) -> None:
         )
     if config.model.strategy == "fsdp":
         report.warn("model.strategy=fsdp: the same as fsdp2.")
+    if config.data.balance_dp_token and config.data.max_tokens_per_gpu is not None:
+        report.warn("data.balance_dp_token=true has no effect: data.max_tokens_per_gpu already balances tokens.")
     if config.data.val_files is None and config.trainer.test_freq > 0:
         report.warn(f"trainer.test_freq={config.trainer.test_freq} has no effect: data.val_files=null.")
 
@@ -65,10 +67,13 @@ def _batch_problems(config: SftConfig, world_size: int) -> Iterator[str]:
             f"{choices(divisors_around(samples // dp, micro))}, or data.train_batch_size="
             f"{choices(multiples_around(dp * micro, samples))}."
         )
-    if data.max_tokens_per_gpu is not None and data.max_tokens_per_gpu < data.max_length:
+    if data.max_tokens_per_gpu is not None and data.max_tokens_per_gpu * sp < data.max_length:
+        budget = f"data.max_tokens_per_gpu={data.max_tokens_per_gpu}"
+        if sp > 1:
+            budget += f" x ulysses_sequence_parallel_size={sp}"
         yield (
-            f"data.max_tokens_per_gpu={data.max_tokens_per_gpu} cannot hold one sample of data.max_length="
-            f"{data.max_length} tokens; raise it to at least {data.max_length}."
+            f"{budget} cannot hold one sample of data.max_length={data.max_length} tokens; "
+            f"raise it to at least {-(-data.max_length // sp)}."
         )
 
 

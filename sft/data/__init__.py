@@ -37,6 +37,8 @@ class Dataset:
     samples: FittedSamples
     fingerprint: str  # of the rows, tokenizer, template, columns and truncation: equal means equal samples
     micro_batch_size: int
+    max_tokens: int | None  # of a micro-batch; replaces micro_batch_size
+    balanced: bool
     packed: bool
     pad_id: int
 
@@ -45,10 +47,21 @@ class Dataset:
 
     def batches(self, sample_ids: np.ndarray, *, dp_size: int, dp_rank: int) -> Iterator[Batch]:
         """The micro-batches in which one data-parallel rank computes its part of `sample_ids`."""
-        for ids in plan.micro_batches(
-            sample_ids, dp_size=dp_size, dp_rank=dp_rank, micro_batch_size=self.micro_batch_size
-        ):
+        for ids in self.micro_batches(sample_ids, dp_size=dp_size, dp_rank=dp_rank):
             yield collate([self.samples[i] for i in ids], packed=self.packed, pad_id=self.pad_id)
+
+    def micro_batches(self, sample_ids: np.ndarray, *, dp_size: int, dp_rank: int) -> list[np.ndarray]:
+        """The sample ids of these micro-batches."""
+        return plan.micro_batches(
+            sample_ids,
+            self.samples.lengths[sample_ids],
+            dp_size=dp_size,
+            dp_rank=dp_rank,
+            micro_batch_size=self.micro_batch_size,
+            max_tokens=self.max_tokens,
+            balanced=self.balanced,
+            packed=self.packed,
+        )
 
 
 def open_dataset(
@@ -56,6 +69,7 @@ def open_dataset(
     files: tuple[str, ...],
     *,
     max_samples: int,
+    max_tokens: int | None,
     packed: bool,
     tokenizer: Any,
     build_here: bool,
@@ -63,8 +77,11 @@ def open_dataset(
 ) -> Dataset:
     """Tokenise (or find tokenised) the files and fit the samples to data.max_length.
 
-    max_samples: rows to read, from the first file on; -1 reads all. Every rank calls it, outside of any collective;
-    build_here on one process per node. Raises InputError naming file:row for rows that cannot be used.
+    max_samples: rows to read, from the first file on; -1 reads all
+    max_tokens:  tokens of a micro-batch; None: data.micro_batch_size_per_gpu samples
+
+    Every rank calls it, outside of any collective; build_here on one process per node. Raises InputError naming
+    file:row for rows that cannot be used.
     """
     columns = Columns(
         prompt_key=config.prompt_key,
@@ -104,6 +121,8 @@ def open_dataset(
         samples=samples,
         fingerprint=hashlib.sha256(repr(identity).encode()).hexdigest()[:32],
         micro_batch_size=config.micro_batch_size_per_gpu,
+        max_tokens=max_tokens,
+        balanced=config.balance_dp_token,
         packed=packed,
         pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
     )

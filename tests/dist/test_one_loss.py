@@ -38,6 +38,23 @@ def test_layouts_micro_batches_and_ranks_agree(base, run_all, reference):
             assert curve(metrics) == pytest.approx(reference, rel=1e-5), (ranks, name)
 
 
+def test_token_budgets_and_balancing_agree(base, run_all, reference):
+    """A budget of the longest sample, so that the four samples of a step need several micro-batches."""
+    budget = ["data.max_length=80", "data.max_tokens_per_gpu=80"]
+    policies = {"budget": budget, "balanced": ["data.balance_dp_token=true", "data.micro_batch_size_per_gpu=1"]}
+    for ranks in (1, 2):
+        runs = {
+            (layout, policy): [*base, *STEPS, *overrides, *options, "trainer.test_freq=4"]
+            for layout, overrides in LAYOUTS.items()
+            for policy, options in policies.items()
+        }
+        validation = []
+        for (layout, policy), metrics in zip(runs, run_all(list(runs.values()), ranks), strict=True):
+            assert curve(metrics) == pytest.approx(reference, rel=1e-5), (ranks, layout, policy)
+            validation.append(metrics[-1]["val/loss"])
+        assert validation == pytest.approx([validation[0]] * 4, rel=1e-5)
+
+
 def test_validation_covers_every_sample_on_any_number_of_ranks(base, run_all):
     """7 validation rows do not go around 2 or 4 ranks; loss, perplexity and accuracy still agree."""
     run = [*base, "trainer.total_training_steps=1", "trainer.test_freq=1", "data.micro_batch_size_per_gpu=1"]

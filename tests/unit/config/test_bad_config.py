@@ -179,6 +179,9 @@ def test_the_message_counts_and_numbers_its_problems() -> None:
          "; try data.micro_batch_size_per_gpu=6 or 12, or data.train_batch_size=16 or 32."),
         (6, ["ulysses_sequence_parallel_size=4", "data.train_batch_size=24"],
          "ulysses_sequence_parallel_size=4 must divide the number of ranks, 6; try 3 or 6."),
+        (2, ["ulysses_sequence_parallel_size=2", "use_remove_padding=true", "data.max_tokens_per_gpu=500"],
+         "data.max_tokens_per_gpu=500 x ulysses_sequence_parallel_size=2 cannot hold one sample of "
+         "data.max_length=1024 tokens; raise it to at least 512."),
         (2, ["ulysses_sequence_parallel_size=2"],
          "ulysses_sequence_parallel_size=2 splits rows of samples that lie end to end, which use_remove_padding=false "
          "does not make; set use_remove_padding=true."),
