@@ -14,6 +14,7 @@ Source: DeepSpeed Ulysses, Jacobs et al. 2023, arXiv:2309.14509.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -106,6 +107,8 @@ def _check(config: PretrainedConfig, sp: int) -> None:
 def _whole_rows(kernel: Callable[..., Any], group: dist.ProcessGroup) -> Callable[..., Any]:
     """An attention function, in transformers' signature, that computes `kernel` over the rows of all ranks."""
     sp = group.size()
+    # transformers' table of kernels outlives the run; a group still held when it is destroyed can crash at exit.
+    alive = weakref.ref(group)
 
     def attention(
         module: torch.nn.Module,
@@ -115,6 +118,8 @@ def _whole_rows(kernel: Callable[..., Any], group: dist.ProcessGroup) -> Callabl
         attention_mask: torch.Tensor | None,
         **options: Any,
     ) -> tuple[torch.Tensor, None]:  # [1, t, H, D]
+        group = alive()
+        assert group is not None, "this model was built for a process group that is gone"
         heads, tokens = query.shape[1], query.shape[2]
         # Where the ranks cannot share the key/value heads evenly, repeat each until they can.
         repeats = sp // math.gcd(key.shape[1], sp)
