@@ -1,4 +1,4 @@
-"""Supervised fine-tuning, top to bottom: main -> run -> build -> fit -> train_step -> evaluate.
+"""Supervised fine-tuning, top to bottom: main -> run -> (build) -> fit -> train_step -> evaluate.
 
     torchrun --standalone --nproc_per_node=2 -m sft.fsdp_sft_trainer data.train_files=... model.partial_pretrain=...
 
@@ -19,44 +19,31 @@ if __name__ == "__main__":
     cli(start)
     raise SystemExit
 
-import importlib
-import json
 import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
 
 from sft import checkpoint
-from sft.config import SftConfig, config_to_yaml
-from sft.data import Dataset, open_dataset, plan, prefetch, stop_token_ids, template_fingerprint
+from sft.build import Job, build, read_inputs
+from sft.config import SftConfig
+from sft.data import Dataset, prefetch
 from sft.distributed import ALL_RANKS, World, log, log_on_main_rank_only, process_group, seed_everything, sum_over
 from sft.errors import InputError
 from sft.export import export
 from sft.loss import token_ce_sum, token_ce_sum_and_hits
-from sft.metrics import Meter, device_peak, training_flops_per_token
-from sft.model import (
-    adapter_settings,
-    build_skeleton,
-    decoder_layers,
-    find_model,
-    load_config,
-    load_tokenizer,
-    load_weights,
-)
-from sft.optim import adamw, lr_at
-from sft.parallel import Mesh, build_mesh, checkpoint_activations, exchange_heads, shard, split_tokens
-from sft.track import RunLog, check_loggers, open_run, write_run_json
+from sft.optim import lr_at
+from sft.parallel import split_tokens
+from sft.report import describe_step, is_complete, open_log, start_meter, write_facts
+from sft.track import RunLog, check_loggers
 from sft.types import Batch, StepStats, TrainState
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MAX_SKIPS_IN_A_ROW = 5
 
 
@@ -67,26 +54,6 @@ class RunResult:
     steps: int
     metrics: dict[str, float]
     output_dir: Path
-
-
-@dataclass
-class Job:
-    """Everything a run holds while it trains."""
-
-    config: SftConfig
-    world: World
-    mesh: Mesh
-    model: PreTrainedModel  # a causal LM, sharded by FSDP2
-    optimizer: torch.optim.Optimizer
-    train: Dataset
-    val: Dataset | None
-    state: TrainState
-    total_steps: int
-    steps_per_epoch: int
-    fingerprint: dict[str, Any]  # what a checkpoint must share with this run to continue it
-    source: Path  # the model directory the weights came from
-    stop_token_ids: list[int]
-    chat_template: str | None  # the one trained with, where it is not the tokenizer's own
 
 
 def main(config: SftConfig) -> None:
@@ -109,98 +76,21 @@ def run(config: SftConfig) -> RunResult:
     log_on_main_rank_only(world)
     seed_everything(config.trainer.seed)
     check_loggers(list(config.trainer.logger))
-    if config.model.external_lib:
-        importlib.import_module(config.model.external_lib)
-    source = find_model(config.model.partial_pretrain)
-    tokenizer, chat_template = open_tokenizer(config, source)
-    train, val = open_data(config, tokenizer, world)  # outside of the process group: no timeout runs meanwhile
+    inputs = read_inputs(config, world)
     with process_group(world):
-        return fit(build(config, world, source, tokenizer, chat_template, train, val))
-
-
-def build(
-    config: SftConfig,
-    world: World,
-    source: Path,
-    tokenizer: Any,
-    chat_template: str | None,
-    train: Dataset,
-    val: Dataset | None,
-) -> Job:
-    """Mesh, sharded model, optimizer, and the state to continue from."""
-    mesh = build_mesh(world.size, world.device.type, sp_size=config.ulysses_sequence_parallel_size)
-    model = build_model(config, source, mesh, world)
-    optim = config.optim
-    optimizer = adamw(model, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
-    fingerprint = {
-        "data": train.fingerprint,
-        "model": config.model.partial_pretrain,
-        "lora": adapter_settings(config.model) or None,
-        "lora_adapter": config.model.lora_adapter_path,
-        "seed": config.trainer.seed,
-        "template": template_fingerprint(tokenizer, config.data.apply_chat_template_kwargs),
-        "train_batch_size": config.data.train_batch_size,
-    }
-    steps_per_epoch = plan.steps_per_epoch(len(train), config.data.train_batch_size)
-    return Job(
-        config=config,
-        world=world,
-        mesh=mesh,
-        model=model,
-        optimizer=optimizer,
-        train=train,
-        val=val,
-        state=resume(config, model, optimizer, world, fingerprint),
-        total_steps=config.trainer.total_training_steps or config.trainer.total_epochs * steps_per_epoch,
-        steps_per_epoch=steps_per_epoch,
-        fingerprint=fingerprint,
-        source=source,
-        stop_token_ids=stop_token_ids(tokenizer, **config.data.apply_chat_template_kwargs),
-        chat_template=chat_template,
-    )
-
-
-def build_model(config: SftConfig, source: Path, mesh: Mesh, world: World) -> PreTrainedModel:
-    """The model of `source`, sharded over mesh.fsdp; no rank ever holds all of it. With LoRA, adapters inside."""
-    trust, fsdp, adapters = config.model.trust_remote_code, config.model.fsdp_config, adapter_settings(config.model)
-    master_dtype, compute_dtype = DTYPES[fsdp.model_dtype], DTYPES[fsdp.compute_dtype]
-    model = build_skeleton(
-        load_config(source, trust_remote_code=trust),
-        packed=config.use_remove_padding,
-        dtype=compute_dtype if adapters else master_dtype,  # what LoRA freezes never moves: no master copy
-        trust_remote_code=trust,
-    )
-    if adapters:
-        from sft.model import lora  # needs peft, which other runs do not
-
-        name = str(source.resolve()) if Path(config.model.partial_pretrain).is_dir() else config.model.partial_pretrain
-        lora.add_adapters(model, base=name, dtype=master_dtype, **adapters)
-    if mesh.sp_size > 1:
-        exchange_heads(model, mesh.sp_group)
-    if config.model.enable_gradient_checkpointing:
-        checkpoint_activations(model)
-    shard(model, decoder_layers(model), mesh.fsdp, compute_dtype)
-    load_weights(model, source, world.device, trust_remote_code=trust)
-    if adapters:
-        lora.start_adapters(model, seed=config.trainer.seed, adapter=config.model.lora_adapter_path)
-    return model
+        return fit(build(config, world, inputs))
 
 
 def fit(job: Job) -> RunResult:
     """Train to the last step, validate and save on the way, and leave the model in the run directory."""
-    trainer, state, run_dir = job.config.trainer, job.state, Path(job.config.trainer.default_local_dir)
-    if state.step >= job.total_steps and is_complete(run_dir, state):
-        log.info("%s is finished (step %d of %d): nothing to do", run_dir, state.step, job.total_steps)
-        return RunResult(state.step, {}, run_dir)
+    trainer, state = job.config.trainer, job.state
+    if is_complete(job):
+        log.info("%s is finished (step %d of %d): nothing to do", job.run_dir, state.step, job.total_steps)
+        return RunResult(state.step, {}, job.run_dir)
 
     metrics: dict[str, float] = {}
     with open_log(job) as run_log:
         run_log.say(describe_step(job))
-        if len(job.train) < job.config.data.train_batch_size:
-            run_log.warn(
-                f"{len(job.train)} samples are fewer than data.train_batch_size={job.config.data.train_batch_size}: "
-                "every step trains all of them"
-            )
         meter = start_meter(job)
         batches = prefetch(batches_from(job, state.step + 1))
         while state.step < job.total_steps:
@@ -220,7 +110,7 @@ def fit(job: Job) -> RunResult:
                 save(job, run_log)
             meter.restart_clock()
         finish(job, run_log)
-    return RunResult(state.step, metrics, run_dir)
+    return RunResult(state.step, metrics, job.run_dir)
 
 
 def train_step(job: Job, micro_batches: list[Batch]) -> StepStats:
@@ -298,7 +188,7 @@ def evaluate(job: Job) -> dict[str, float]:
 def batches_from(job: Job, first: int) -> Iterator[list[Batch]]:
     """This rank's micro-batches of step `first`, of the next one, and so on."""
     for step in range(first, job.total_steps + 1):
-        yield list(batches_of(job, job.train, samples_of(job, step)))
+        yield list(batches_of(job, job.train, job.samples_of(step)))
 
 
 def batches_of(job: Job, dataset: Dataset, sample_ids: np.ndarray) -> Iterator[Batch]:
@@ -306,14 +196,6 @@ def batches_of(job: Job, dataset: Dataset, sample_ids: np.ndarray) -> Iterator[B
     mesh = job.mesh
     for batch in dataset.batches(sample_ids, dp_size=mesh.dp_size, dp_rank=mesh.dp_rank):
         yield split_tokens(batch, part=mesh.sp_rank, parts=mesh.sp_size)
-
-
-def samples_of(job: Job, step: int) -> np.ndarray:
-    """Sample ids of a step, the same on every rank and in every run with this data, seed and batch size."""
-    data = job.config.data
-    return plan.step_samples(
-        step, num_samples=len(job.train), batch_size=data.train_batch_size, seed=job.config.trainer.seed
-    )
 
 
 def clip_gradients(model: torch.nn.Module, max_norm: float) -> float:
@@ -335,7 +217,7 @@ def count(state: TrainState, stats: StepStats) -> None:
 def note_skipped(job: Job, stats: StepStats, run_log: RunLog) -> None:
     """Write down which rows a skipped step held, and stop a run that only skips."""
     step = job.state.step
-    rows = [job.train.samples.where(i) for i in samples_of(job, step)]
+    rows = [job.train.samples.where(i) for i in job.samples_of(step)]
     run_log.skipped_step(step, loss=stats.loss, grad_norm=stats.grad_norm, rows=rows)
     if job.state.skipped_in_a_row >= MAX_SKIPS_IN_A_ROW:
         raise InputError(
@@ -355,166 +237,23 @@ def is_due(test_freq: int, job: Job) -> bool:
 
 def save(job: Job, run_log: RunLog) -> None:
     """Commit a checkpoint of this step and delete the oldest beyond max_ckpt_to_keep."""
-    run_dir = Path(job.config.trainer.default_local_dir)
-    path = checkpoint.save(run_dir, job.state, job.model, job.optimizer, world=job.world, fingerprint=job.fingerprint)
-    checkpoint.retain(run_dir, job.config.trainer.max_ckpt_to_keep, world=job.world)
+    path = checkpoint.save(
+        job.run_dir, job.state, job.model, job.optimizer, world=job.world, fingerprint=job.fingerprint
+    )
+    checkpoint.retain(job.run_dir, job.config.trainer.max_ckpt_to_keep, world=job.world)
     run_log.say(f"saved {path}")
 
 
 def finish(job: Job, run_log: RunLog) -> None:
     """The last checkpoint, and the model itself in the run directory."""
-    run_dir = Path(job.config.trainer.default_local_dir)
     save(job, run_log)
     export(
         job.model,
-        job.source,
-        run_dir,
+        job.inputs.source,
+        job.run_dir,
         world=job.world,
         stop_token_ids=job.stop_token_ids,
-        chat_template=job.chat_template,
+        chat_template=job.inputs.chat_template,
     )
-    if job.world.is_main:
-        write_run_json(run_dir, **facts(job), exported_step=job.state.step)
-    run_log.say(f"the model is in {run_dir}: AutoModelForCausalLM.from_pretrained({str(run_dir)!r})")
-
-
-def resume(
-    config: SftConfig,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    world: World,
-    fingerprint: dict[str, Any],
-) -> TrainState:
-    """The state of the newest good checkpoint (or of the one asked for), loaded; a fresh one if there is none."""
-    trainer = config.trainer
-    run_dir = Path(trainer.default_local_dir)
-    if trainer.resume_mode == "disable":
-        checkpoint.start_over(run_dir, world=world)
-        return TrainState()
-    if trainer.resume_mode == "resume_path":
-        assert trainer.resume_from_path is not None, "the config door let resume_path pass without a path"
-        found = Path(trainer.resume_from_path)
-        if problems := checkpoint.verify(found, world=world):
-            raise InputError(f"trainer.resume_from_path={found} is not usable: {'; '.join(problems)}.")
-    else:
-        found = checkpoint.newest(run_dir, world=world)
-    if found is None:
-        return TrainState()
-    state = checkpoint.load(found, model, optimizer, world=world, fingerprint=fingerprint)
-    log.info("continuing from %s", found)
-    return state
-
-
-def open_log(job: Job) -> RunLog:
-    """What a person sees of the run, on rank 0; also config.yaml and run.json, which say what ran."""
-    config, trainer = job.config, job.config.trainer
-    run_dir = Path(trainer.default_local_dir)
-    if job.world.is_main:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "config.yaml").write_text(config_to_yaml(config))
-        write_run_json(run_dir, **facts(job))
-    return open_run(
-        run_dir,
-        loggers=list(trainer.logger),
-        project=trainer.project_name,
-        experiment=trainer.experiment_name,
-        config=asdict(config),
-        total_steps=job.total_steps,
-        start_step=job.state.step,
-        log_freq=trainer.log_freq,
-        is_main=job.world.is_main,
-    )
-
-
-def facts(job: Job) -> dict[str, Any]:
-    """What run.json tells beside versions and command."""
-    return {
-        "world_size": job.world.size,
-        "device": str(job.world.device.type),
-        "train_samples": len(job.train),
-        "steps": job.total_steps,
-        "fingerprint": job.fingerprint,
-    }
-
-
-def start_meter(job: Job) -> Meter:
-    """The meter of this run, its clock ticking; continues the counts of a resumed run."""
-    config, lengths = job.model.config, job.train.samples.lengths.astype(np.float64)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    head, embedding = job.model.get_output_embeddings(), job.model.get_input_embeddings()
-    assert head is not None and isinstance(head.weight, torch.Tensor)
-    ends = (head.weight, embedding.weight)
-    body = [weight for weight in job.model.parameters() if not any(weight is end for end in ends)]
-    return Meter(
-        world_size=job.world.size,
-        samples_per_epoch=len(job.train),
-        flops_per_token=training_flops_per_token(
-            sum(weight.numel() for weight in body),
-            config.num_hidden_layers,
-            config.num_attention_heads * head_dim,
-            mean_seq_len=float((lengths**2).sum() / lengths.sum()),
-            num_frozen_params=sum(weight.numel() for weight in body if not weight.requires_grad),
-        ),
-        flops_per_supervised_token=(6.0 if head.weight.requires_grad else 4.0) * head.weight.numel(),
-        peak_flops=device_peak(job.world.device, DTYPES[job.config.model.fsdp_config.compute_dtype]).flops,
-        window=job.config.trainer.log_freq,
-        samples_seen=job.state.samples_seen,
-        tokens_seen=job.state.tokens_seen,
-    )
-
-
-def is_complete(run_dir: Path, state: TrainState) -> bool:
-    """Whether the model of this very step is there; run.json says so after the export."""
-    try:
-        return json.loads((run_dir / "run.json").read_text()).get("exported_step") == state.step
-    except (OSError, ValueError):
-        return False
-
-
-def open_tokenizer(config: SftConfig, source: Path) -> tuple[Any, str | None]:
-    """The tokenizer, with data.chat_template (text or file) in place of its own; that template, if one was given."""
-    tokenizer = load_tokenizer(source, trust_remote_code=config.model.trust_remote_code)
-    given = config.data.chat_template
-    if given is None:
-        return tokenizer, None
-    if "{" not in given and not Path(given).is_file():
-        raise InputError(f"data.chat_template={given!r} is neither a file nor a Jinja template.")
-    tokenizer.chat_template = given if "{" in given else Path(given).read_text()
-    return tokenizer, tokenizer.chat_template
-
-
-def open_data(config: SftConfig, tokenizer: Any, world: World) -> tuple[Dataset, Dataset | None]:
-    """The training and the validation samples, tokenised by one process per node, memory-mapped by all."""
-    max_tokens = config.data.max_tokens_per_gpu
-    if max_tokens is not None:
-        max_tokens *= config.ulysses_sequence_parallel_size  # each rank of the group holds its part of the row
-
-    def open_files(files: tuple[str, ...], max_samples: int) -> Dataset:
-        return open_dataset(
-            config.data,
-            files,
-            max_samples=max_samples,
-            max_tokens=max_tokens,
-            packed=config.use_remove_padding,
-            tokenizer=tokenizer,
-            build_here=world.local_rank == 0,
-            say=log.info,
-        )
-
-    train = open_files(config.data.train_files, config.data.train_max_samples)
-    val = open_files(config.data.val_files, config.data.val_max_samples) if config.data.val_files else None
-    return train, val
-
-
-def describe_step(job: Job) -> str:
-    """The arithmetic of a step as one sentence; the number of micro-batches is that of the next step."""
-    mesh, train = job.mesh, job.train
-    ids = samples_of(job, job.state.step + 1)
-    micro_batches = len(train.micro_batches(ids, dp_size=mesh.dp_size, dp_rank=mesh.dp_rank))
-    ranks = f"{mesh.dp_size} dp" + (f" (of {mesh.sp_size} sp ranks each)" if mesh.sp_size > 1 else "")
-    size = f"up to {train.max_tokens:,} tokens" if train.max_tokens else f"{train.micro_batch_size} samples"
-    return (
-        f"step = {ranks} x {micro_batches} micro-batches of {size} = {len(ids)} samples, about "
-        f"{train.samples.lengths.mean() * len(ids):,.0f} tokens; {job.total_steps:,} steps = "
-        f"{job.total_steps / job.steps_per_epoch:.2f} epochs of {job.steps_per_epoch:,}"
-    )
+    write_facts(job, exported_step=job.state.step)
+    run_log.say(f"the model is in {job.run_dir}: AutoModelForCausalLM.from_pretrained({str(job.run_dir)!r})")

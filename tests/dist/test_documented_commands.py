@@ -71,7 +71,7 @@ def test_gsm8k(home, tmp_path):
     assert len(metrics) == 3
     assert "val/loss" in metrics[-1]
     assert done.stderr.count("data.micro_batch_size=4 is read as data.micro_batch_size_per_gpu=4") == 1
-    assert "step = 2 dp x 2 micro-batches of 4 = 16 samples" in done.stdout
+    assert "step = 2 dp x 2 micro-batches of 4 samples = 16 samples" in done.stdout
 
 
 def test_multiturn(home, tmp_path):

@@ -60,7 +60,7 @@ def test_lines_for_people_and_lines_for_programs_say_the_same(finished):
         assert re.search(rf"^{re.escape(shown)} ", done.stdout, re.MULTILINE)
         assert re.search(rf" {re.escape(shown)} ", (cwd / "run" / "training.log").read_text())
     assert ["val/loss" in line for line in metrics] == [False, True, True]
-    assert "step = 2 dp x 1 micro-batches of 2 = 4 samples" in done.stdout
+    assert "step = 2 dp x 1 micro-batches of 2 samples = 4 samples" in done.stdout
 
 
 def test_perf_metrics_are_there_and_plausible(finished):
@@ -116,7 +116,7 @@ def test_fewer_rows_than_a_batch_train_one_smaller_step_and_say_so(base, tmp_pat
     overrides = [*base, "data.train_max_samples=3", "data.train_batch_size=8", "trainer.total_epochs=1"]
     done = succeed([*overrides, f"trainer.default_local_dir={tmp_path / 'run'}"], ranks=ranks, cwd=tmp_path)
     assert len(read_metrics(tmp_path / "run")) == 1
-    assert "3 samples are fewer than data.train_batch_size=8" in done.stdout
+    assert "warning: that is all, fewer than data.train_batch_size=8" in done.stdout
 
 
 def test_total_training_steps_is_exact_beyond_and_below_the_epochs(base, run_all):
@@ -132,7 +132,7 @@ def test_checkpoints_by_save_freq_and_max_ckpt_to_keep(base, run_all, tmp_path):
     run_all([keep, [*keep, "trainer.max_ckpt_to_keep=1"], [*keep, "trainer.save_freq=0"]], 1)
 
     def checkpoints(number):
-        return sorted(path.name for path in (tmp_path / "ranks_1" / f"run_{number}").glob("global_step_*"))
+        return sorted(path.name for path in (tmp_path / "call_0" / f"run_{number}").glob("global_step_*"))
 
     assert checkpoints(0) == ["global_step_2", "global_step_4", "global_step_5"]
     assert checkpoints(1) == checkpoints(2) == ["global_step_5"]
@@ -149,7 +149,7 @@ def test_a_chat_template_of_ones_own_changes_the_tokens_and_stays_with_the_model
     one_step = [*base, "trainer.total_training_steps=1"]
     own, other = run_all([one_step, [*one_step, f"data.chat_template={template}"]], 1)
     assert own[0]["train/num_input_tokens_seen"] != other[0]["train/num_input_tokens_seen"]
-    assert AutoTokenizer.from_pretrained(tmp_path / "ranks_1" / "run_1").chat_template == template.read_text()
+    assert AutoTokenizer.from_pretrained(tmp_path / "call_0" / "run_1").chat_template == template.read_text()
 
 
 def test_external_lib_is_imported_before_the_model_is_looked_for(base, tmp_path):

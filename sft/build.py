@@ -1,0 +1,210 @@
+"""From a configuration to everything a run holds: what is read before the ranks meet, then the job itself."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from sft import checkpoint
+from sft.config import SftConfig
+from sft.data import Dataset, open_dataset, plan, stop_token_ids, template_fingerprint
+from sft.distributed import World, log
+from sft.errors import InputError
+from sft.model import (
+    adapter_settings,
+    build_skeleton,
+    decoder_layers,
+    find_model,
+    load_config,
+    load_tokenizer,
+    load_weights,
+)
+from sft.optim import adamw
+from sft.parallel import Mesh, build_mesh, checkpoint_activations, exchange_heads, shard
+from sft.types import TrainState
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a rank reads by itself, outside of any process group: no collective waits while rows are tokenised."""
+
+    source: Path  # the model directory the weights come from
+    tokenizer: Any
+    chat_template: str | None  # data.chat_template as text; None: the tokenizer's own is trained with
+    train: Dataset
+    val: Dataset | None
+
+
+@dataclass
+class Job:
+    """Everything a run holds while it trains."""
+
+    config: SftConfig
+    world: World
+    mesh: Mesh
+    model: PreTrainedModel  # a causal LM, sharded by FSDP2
+    optimizer: torch.optim.Optimizer
+    inputs: Inputs
+    state: TrainState
+    total_steps: int
+    steps_per_epoch: int
+    fingerprint: dict[str, Any]  # what a checkpoint must share with this run to continue it
+    stop_token_ids: list[int]
+
+    @property
+    def train(self) -> Dataset:
+        return self.inputs.train
+
+    @property
+    def val(self) -> Dataset | None:
+        return self.inputs.val
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.config.trainer.default_local_dir)
+
+    def samples_of(self, step: int) -> np.ndarray:
+        """Sample ids of a step, the same on every rank and in every run with this data, seed and batch size."""
+        return plan.step_samples(
+            step,
+            num_samples=len(self.train),
+            batch_size=self.config.data.train_batch_size,
+            seed=self.config.trainer.seed,
+        )
+
+
+def read_inputs(config: SftConfig, world: World) -> Inputs:
+    """Tokenizer and data. Raises InputError for a model that is not there and for rows that cannot be used."""
+    if config.model.external_lib:
+        importlib.import_module(config.model.external_lib)
+    source = find_model(config.model.partial_pretrain)
+    tokenizer, chat_template = open_tokenizer(config, source)
+    train, val = open_data(config, tokenizer, world)
+    return Inputs(source, tokenizer, chat_template, train, val)
+
+
+def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
+    """Mesh, sharded model, optimizer, and the state to continue from."""
+    mesh = build_mesh(world.size, world.device.type, sp_size=config.ulysses_sequence_parallel_size)
+    model = build_model(config, inputs.source, mesh, world)
+    optim = config.optim
+    optimizer = adamw(model, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
+    fingerprint = {
+        "data": inputs.train.fingerprint,
+        "model": config.model.partial_pretrain,
+        "lora": adapter_settings(config.model) or None,
+        "lora_adapter": config.model.lora_adapter_path,
+        "seed": config.trainer.seed,
+        "template": template_fingerprint(inputs.tokenizer, config.data.apply_chat_template_kwargs),
+        "train_batch_size": config.data.train_batch_size,
+    }
+    steps_per_epoch = plan.steps_per_epoch(len(inputs.train), config.data.train_batch_size)
+    return Job(
+        config=config,
+        world=world,
+        mesh=mesh,
+        model=model,
+        optimizer=optimizer,
+        inputs=inputs,
+        state=resume(config, model, optimizer, world, fingerprint),
+        total_steps=config.trainer.total_training_steps or config.trainer.total_epochs * steps_per_epoch,
+        steps_per_epoch=steps_per_epoch,
+        fingerprint=fingerprint,
+        stop_token_ids=stop_token_ids(inputs.tokenizer, **config.data.apply_chat_template_kwargs),
+    )
+
+
+def build_model(config: SftConfig, source: Path, mesh: Mesh, world: World) -> PreTrainedModel:
+    """The model of `source`, sharded over mesh.fsdp; no rank ever holds all of it. With LoRA, adapters inside."""
+    trust, fsdp, adapters = config.model.trust_remote_code, config.model.fsdp_config, adapter_settings(config.model)
+    master_dtype, compute_dtype = DTYPES[fsdp.model_dtype], DTYPES[fsdp.compute_dtype]
+    model = build_skeleton(
+        load_config(source, trust_remote_code=trust),
+        packed=config.use_remove_padding,
+        dtype=compute_dtype if adapters else master_dtype,  # what LoRA freezes never moves: no master copy
+        trust_remote_code=trust,
+    )
+    if adapters:
+        from sft.model import lora  # needs peft, which other runs do not
+
+        name = str(source.resolve()) if Path(config.model.partial_pretrain).is_dir() else config.model.partial_pretrain
+        lora.add_adapters(model, base=name, dtype=master_dtype, **adapters)
+    if mesh.sp_size > 1:
+        exchange_heads(model, mesh.sp_group)
+    if config.model.enable_gradient_checkpointing:
+        checkpoint_activations(model)
+    shard(model, decoder_layers(model), mesh.fsdp, compute_dtype)
+    load_weights(model, source, world.device, trust_remote_code=trust)
+    if adapters:
+        lora.start_adapters(model, seed=config.trainer.seed, adapter=config.model.lora_adapter_path)
+    return model
+
+
+def resume(
+    config: SftConfig,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    world: World,
+    fingerprint: dict[str, Any],
+) -> TrainState:
+    """The state of the newest good checkpoint (or of the one asked for), loaded; a fresh one if there is none."""
+    trainer = config.trainer
+    run_dir = Path(trainer.default_local_dir)
+    if trainer.resume_mode == "disable":
+        checkpoint.start_over(run_dir, world=world)
+        return TrainState()
+    if trainer.resume_mode == "resume_path":
+        assert trainer.resume_from_path is not None, "the config door let resume_path pass without a path"
+        found = Path(trainer.resume_from_path)
+        if problems := checkpoint.verify(found, world=world):
+            raise InputError(f"trainer.resume_from_path={found} is not usable: {'; '.join(problems)}.")
+    else:
+        found = checkpoint.newest(run_dir, world=world)
+    if found is None:
+        return TrainState()
+    state = checkpoint.load(found, model, optimizer, world=world, fingerprint=fingerprint)
+    log.info("continuing from %s", found)
+    return state
+
+
+def open_tokenizer(config: SftConfig, source: Path) -> tuple[Any, str | None]:
+    """The tokenizer, with data.chat_template (text or file) in place of its own; that template, if one was given."""
+    tokenizer = load_tokenizer(source, trust_remote_code=config.model.trust_remote_code)
+    given = config.data.chat_template
+    if given is None:
+        return tokenizer, None
+    if "{" not in given and not Path(given).is_file():
+        raise InputError(f"data.chat_template={given!r} is neither a file nor a Jinja template.")
+    tokenizer.chat_template = given if "{" in given else Path(given).read_text()
+    return tokenizer, tokenizer.chat_template
+
+
+def open_data(config: SftConfig, tokenizer: Any, world: World) -> tuple[Dataset, Dataset | None]:
+    """The training and the validation samples, tokenised by one process per node, memory-mapped by all."""
+    max_tokens = config.data.max_tokens_per_gpu
+    if max_tokens is not None:
+        max_tokens *= config.ulysses_sequence_parallel_size  # each rank of the group holds its part of the row
+
+    def open_files(files: tuple[str, ...], max_samples: int) -> Dataset:
+        return open_dataset(
+            config.data,
+            files,
+            max_samples=max_samples,
+            max_tokens=max_tokens,
+            packed=config.use_remove_padding,
+            tokenizer=tokenizer,
+            build_here=world.local_rank == 0,
+            say=log.info,
+        )
+
+    train = open_files(config.data.train_files, config.data.train_max_samples)
+    val = open_files(config.data.val_files, config.data.val_max_samples) if config.data.val_files else None
+    return train, val

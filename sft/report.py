@@ -1,0 +1,104 @@
+"""What a run tells: its log, its meter, run.json, and the arithmetic of a step as a sentence."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from sft.build import DTYPES, Job
+from sft.config import config_to_yaml
+from sft.distributed import ALL_RANKS, sum_over
+from sft.metrics import Meter, device_peak, training_flops_per_token
+from sft.track import RunLog, open_run, write_run_json
+
+
+def open_log(job: Job) -> RunLog:
+    """What a person sees of the run, on rank 0; also config.yaml and run.json, which say what ran."""
+    trainer = job.config.trainer
+    if job.world.is_main:
+        job.run_dir.mkdir(parents=True, exist_ok=True)
+        (job.run_dir / "config.yaml").write_text(config_to_yaml(job.config))
+    write_facts(job)
+    return open_run(
+        job.run_dir,
+        loggers=list(trainer.logger),
+        project=trainer.project_name,
+        experiment=trainer.experiment_name,
+        config=asdict(job.config),
+        total_steps=job.total_steps,
+        start_step=job.state.step,
+        log_freq=trainer.log_freq,
+        is_main=job.world.is_main,
+    )
+
+
+def write_facts(job: Job, **more: Any) -> None:
+    """run.json: versions, command, hashes, and whatever else is known by now. Rank 0 writes."""
+    if job.world.is_main:
+        write_run_json(
+            job.run_dir,
+            world_size=job.world.size,
+            device=job.world.device.type,
+            train_samples=len(job.train),
+            steps=job.total_steps,
+            fingerprint=job.fingerprint,
+            **more,
+        )
+
+
+def start_meter(job: Job) -> Meter:
+    """The meter of this run, its clock ticking; continues the counts of a resumed run."""
+    config, lengths = job.model.config, job.train.samples.lengths.astype(np.float64)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head, embedding = job.model.get_output_embeddings(), job.model.get_input_embeddings()
+    assert head is not None and isinstance(head.weight, torch.Tensor)
+    ends = (head.weight, embedding.weight)
+    body = [weight for weight in job.model.parameters() if not any(weight is end for end in ends)]
+    return Meter(
+        world_size=job.world.size,
+        samples_per_epoch=len(job.train),
+        flops_per_token=training_flops_per_token(
+            sum(weight.numel() for weight in body),
+            config.num_hidden_layers,
+            config.num_attention_heads * head_dim,
+            mean_seq_len=float((lengths**2).sum() / lengths.sum()),
+            num_frozen_params=sum(weight.numel() for weight in body if not weight.requires_grad),
+        ),
+        flops_per_supervised_token=(6.0 if head.weight.requires_grad else 4.0) * head.weight.numel(),
+        peak_flops=device_peak(job.world.device, DTYPES[job.config.model.fsdp_config.compute_dtype]).flops,
+        window=job.config.trainer.log_freq,
+        samples_seen=job.state.samples_seen,
+        tokens_seen=job.state.tokens_seen,
+    )
+
+
+def is_complete(job: Job) -> bool:
+    """Whether the run is at its last step and the model of that step is there: run.json says so after the export.
+
+    Rank 0 looks, for it wrote the file; all ranks call this and get its answer.
+    """
+    try:
+        exported_step = json.loads((job.run_dir / "run.json").read_text()).get("exported_step")
+    except (OSError, ValueError):
+        exported_step = None
+    (finished,) = sum_over(ALL_RANKS, job.world.is_main and exported_step == job.state.step >= job.total_steps)
+    return finished > 0
+
+
+def describe_step(job: Job) -> str:
+    """The arithmetic of a step as one sentence; the number of micro-batches is that of the next step."""
+    mesh, train, batch_size = job.mesh, job.train, job.config.data.train_batch_size
+    ids = job.samples_of(job.state.step + 1)
+    micro_batches = len(train.micro_batches(ids, dp_size=mesh.dp_size, dp_rank=mesh.dp_rank))
+    ranks = f"{mesh.dp_size} dp" + (f" (of {mesh.sp_size} sp ranks each)" if mesh.sp_size > 1 else "")
+    size = f"up to {train.max_tokens:,} tokens" if train.max_tokens else f"{train.micro_batch_size} samples"
+    small = f"; warning: that is all, fewer than data.train_batch_size={batch_size}" if len(train) < batch_size else ""
+    return (
+        f"step = {ranks} x {micro_batches} micro-batches of {size} = {len(ids)} samples, about "
+        f"{train.samples.lengths.mean() * len(ids):,.0f} tokens; {job.total_steps:,} steps = "
+        f"{job.total_steps / job.steps_per_epoch:.2f} epochs of {job.steps_per_epoch:,}{small}"
+    )
