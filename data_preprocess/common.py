@@ -52,7 +52,7 @@ def _read_jsonl(path: Path) -> Iterator[NamedRow]:
 
 def _read_hub(hub_id: str, config: str, split: str) -> Iterator[NamedRow]:
     try:
-        from datasets import load_dataset
+        from datasets import load_dataset  # pyright: ignore[reportMissingImports] - optional
     except ImportError as error:
         raise ValueError(
             f"reading {hub_id} from the hub needs the datasets package: pip install datasets; "
