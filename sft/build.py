@@ -159,7 +159,7 @@ def resume(
     trainer = config.trainer
     run_dir = Path(trainer.default_local_dir)
     if trainer.resume_mode == "disable":
-        checkpoint.start_over(run_dir, world=world)
+        checkpoint.start_over(run_dir)
         return TrainState()
     if trainer.resume_mode == "resume_path":
         assert trainer.resume_from_path is not None, "the config door let resume_path pass without a path"
@@ -171,6 +171,7 @@ def resume(
     if found is None:
         return TrainState()
     state = checkpoint.load(found, model, optimizer, world=world, fingerprint=fingerprint)
+    checkpoint.forget_after(run_dir, state.step)
     log.info("continuing from %s", found)
     return state
 

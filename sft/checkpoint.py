@@ -19,17 +19,15 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from sft.distributed import World, log
+from sft.distributed import World, log, on_every_rank, on_main_rank
 from sft.errors import InputError
 from sft.model.load import trained_weights
 from sft.shards import StoredTensors, save_local_parts
@@ -40,7 +38,7 @@ MANIFEST = "manifest.json"
 
 
 class CheckpointError(InputError):
-    """A checkpoint cannot be written or used; the message says which, why, and the way out."""
+    """A checkpoint cannot be used; the message says which, why, and the way out."""
 
 
 def save(
@@ -52,17 +50,17 @@ def save(
     world: World,
     fingerprint: dict[str, Any],
 ) -> Path:
-    """Commit `global_step_N`, N = state.step. Every rank calls it; all return, or all raise CheckpointError.
+    """Commit `global_step_N`, N = state.step. Every rank calls it; all return, or all raise InputError.
 
     A good checkpoint that is already there is left alone: this run reached the same step before. A damaged one is
     set aside as `global_step_N.damaged`.
     """
     final = run_dir / f"global_step_{state.step}"
     aside = run_dir / f".global_step_{state.step}.partial"
-    if any(_on_every_rank(f"looking at {final}", final.is_dir)):
+    if on_main_rank(f"looking at {final}", final.is_dir):
         if not verify(final, world=world):
             return final
-        _on_main_rank(world, f"setting {final} aside", lambda: _set_aside(final, f"{final.name}.damaged"))
+        on_main_rank(f"setting {final} aside", lambda: _set_aside(final, f"{final.name}.damaged"))
 
     def write_mine() -> dict[str, dict[str, Any]]:
         tensors, rng = _file_names(world.rank)
@@ -85,31 +83,39 @@ def save(
         _sync_directory(run_dir)
 
     phase = f"saving {final}"
-    _on_main_rank(world, phase, lambda: _fresh_directory(aside / "state", within=aside))
-    files = {name: facts for part in _on_every_rank(phase, write_mine) for name, facts in part.items()}
-    _on_main_rank(world, phase, lambda: commit(files))
+    on_main_rank(phase, lambda: _fresh_directory(aside / "state", within=aside))
+    files = {name: facts for part in on_every_rank(phase, write_mine) for name, facts in part.items()}
+    on_main_rank(phase, lambda: commit(files))
     return final
 
 
 def checkpoints_of(run_dir: Path) -> list[Path]:
     """The committed checkpoints of a run, oldest first, unverified."""
-    steps = {path: re.fullmatch(r"global_step_(\d+)", path.name) for path in run_dir.glob("global_step_*")}
-    return sorted((path for path, match in steps.items() if match), key=lambda path: int(path.name.split("_")[-1]))
+    found = [path for path in run_dir.glob("global_step_*") if re.fullmatch(r"global_step_\d+", path.name)]
+    return sorted(found, key=_step_of)
 
 
-def start_over(run_dir: Path, *, world: World) -> None:
+def start_over(run_dir: Path) -> None:
     """Move everything an earlier run left in `run_dir` into `superseded_<time>/`: nothing is mixed, nothing lost."""
-    leftovers = [path for path in run_dir.glob("*") if not path.name.startswith("superseded_")]
-    if checkpoints_of(run_dir):
-        aside = run_dir / f"superseded_{datetime.now():%Y%m%dT%H%M%S}"
-        log.info("trainer.resume_mode=disable: what the earlier run left is moved to %s", aside)
 
-        def move() -> None:
-            aside.mkdir()
-            for path in leftovers:
-                path.rename(aside / path.name)
+    def move() -> None:
+        if checkpoints_of(run_dir):
+            _move_aside(run_dir, [path for path in run_dir.iterdir() if not path.name.startswith("superseded_")])
 
-        _on_main_rank(world, f"setting an earlier run aside in {aside}", move)
+    on_main_rank(f"setting an earlier run in {run_dir} aside", move)
+
+
+def forget_after(run_dir: Path, step: int) -> None:
+    """Move the checkpoints beyond `step` into `superseded_<time>/`: from here on the run takes another way.
+
+    Left in place, they would pass for the newest ones: the next resume would take them, and `retain` keep them.
+    """
+
+    def move() -> None:
+        if later := [path for path in checkpoints_of(run_dir) if _step_of(path) > step]:
+            _move_aside(run_dir, later)
+
+    on_main_rank(f"setting checkpoints beyond step {step} of {run_dir} aside", move)
 
 
 def newest(run_dir: Path, *, world: World) -> Path | None:
@@ -117,7 +123,8 @@ def newest(run_dir: Path, *, world: World) -> Path | None:
 
     Every rank calls it and checks its share of the files. Rejected checkpoints are named with the reason.
     """
-    for checkpoint in reversed(checkpoints_of(run_dir)):
+    # Rank 0's list, for all: ranks that look for themselves may see a file system at different moments.
+    for checkpoint in reversed(on_main_rank(f"looking for checkpoints in {run_dir}", lambda: checkpoints_of(run_dir))):
         problems = verify(checkpoint, world=world)
         if not problems:
             return checkpoint
@@ -148,7 +155,7 @@ def verify(checkpoint: Path, *, world: World) -> list[str]:
                 problems.append(f"{name} is not what was written (sha256 differs)")
         return problems
 
-    return [problem for part in _on_every_rank(f"verifying {checkpoint}", check_my_share) for problem in part]
+    return [problem for part in on_every_rank(f"verifying {checkpoint}", check_my_share) for problem in part]
 
 
 def load(
@@ -174,7 +181,7 @@ def load(
     return state
 
 
-def retain(run_dir: Path, keep: int | None, *, world: World) -> None:
+def retain(run_dir: Path, keep: int | None) -> None:
     """Delete all but the newest `keep` checkpoints (None: keep all), and what an interrupted save left behind."""
 
     def delete_old() -> None:
@@ -184,7 +191,7 @@ def retain(run_dir: Path, keep: int | None, *, world: World) -> None:
         for leftover in [*run_dir.glob(".global_step_*.deleted"), *run_dir.glob(".global_step_*.partial")]:
             shutil.rmtree(leftover)
 
-    _on_main_rank(world, f"deleting old checkpoints in {run_dir}", delete_old)
+    on_main_rank(f"deleting old checkpoints in {run_dir}", delete_old)
 
 
 def _state_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -235,6 +242,18 @@ def _refuse_another_run(checkpoint: Path, theirs: dict[str, Any], ours: dict[str
         )
 
 
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("_")[2])
+
+
+def _move_aside(run_dir: Path, paths: list[Path]) -> None:
+    aside = run_dir / f"superseded_{datetime.now():%Y%m%dT%H%M%S}"
+    aside.mkdir(exist_ok=True)
+    for path in paths:
+        path.rename(aside / path.name)
+    log.info("%s: %s moved to %s", run_dir, ", ".join(sorted(path.name for path in paths)), aside.name)
+
+
 def _read_manifest(checkpoint: Path) -> dict[str, Any]:
     try:
         return json.loads((checkpoint / MANIFEST).read_text())
@@ -277,22 +296,3 @@ def _sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _on_every_rank(phase: str, work: Callable[[], Any]) -> list[Any]:
-    """Results of `work` of all ranks, on all ranks. If it fails on one, every rank raises and none waits."""
-    try:
-        result, failure = work(), None
-    except (OSError, ValueError) as error:
-        result, failure = None, f"rank {dist.get_rank()}: {type(error).__name__}: {error}"
-    outcomes: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(outcomes, (result, failure))
-    failures = [failure for _, failure in outcomes if failure]
-    if failures:
-        raise CheckpointError(f"{phase} failed: " + "; ".join(failures))
-    return [result for result, _ in outcomes]
-
-
-def _on_main_rank(world: World, phase: str, work: Callable[[], None]) -> None:
-    """Rank 0 works, the others wait for the outcome and share it."""
-    _on_every_rank(phase, work if world.is_main else lambda: None)

@@ -11,10 +11,11 @@ import logging
 import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,9 +23,13 @@ import torch.distributed as dist
 from torch.distributed import HashStore, PrefixStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.rendezvous import rendezvous
 
+from sft.errors import InputError
+
 log = logging.getLogger("sft")
 
 _RUNS = itertools.count()
+
+Result = TypeVar("Result")
 
 ALL_RANKS = None
 """The group of every rank of the run, as torch.distributed names it."""
@@ -59,19 +64,26 @@ def process_group(world: World, timeout: timedelta = timedelta(minutes=30)) -> I
     Without torchrun (`python -m sft.fsdp_sft_trainer`) it is a group of one that opens no port.
     """
     if world.device.type == "cuda":
+        if world.local_rank >= (gpus := torch.cuda.device_count()):
+            raise InputError(
+                f"rank {world.rank} is number {world.local_rank} (from 0) on its node, which shows {gpus} GPUs: start "
+                "at most one rank per GPU (torchrun --nproc-per-node), or use the CPU (CUDA_VISIBLE_DEVICES='')."
+            )
         torch.cuda.set_device(world.device)
+    if dist.is_initialized():  # a run that failed in this process left its group behind
+        dist.destroy_process_group()
     backend = "cuda:nccl,cpu:gloo" if world.device.type == "cuda" else "gloo"
     store = next(rendezvous("env://"))[0] if "MASTER_ADDR" in os.environ else HashStore()
     # A prefix of its own for every run of this process: torchrun's store still holds the keys of the last one.
     store = PrefixStore(f"sft_run_{next(_RUNS)}", store)
     dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
-    try:
-        yield
-    finally:
-        # Model and optimizer hold references into the group. Destroying it before they are collected crashed
-        # 12 of 57 gloo runs after their work was done; collecting first, none of 37.
-        gc.collect()
-        dist.destroy_process_group()
+    # After an error nobody destroys the group: the others may be inside a collective, where NCCL would wait for them
+    # and hide the error. The process ends instead, and torchrun ends the rest.
+    yield
+    # Model and optimizer hold references into the group. Destroying it before they are collected crashed
+    # 12 of 57 gloo runs after their work was done; collecting first, none of 37.
+    gc.collect()
+    dist.destroy_process_group()
 
 
 def sum_over(group: dist.ProcessGroup | None, *values: float) -> list[float]:
@@ -79,6 +91,25 @@ def sum_over(group: dist.ProcessGroup | None, *values: float) -> list[float]:
     total = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(total, group=group)  # a CPU tensor: travels by gloo, never waits for the device
     return total.tolist()
+
+
+def on_every_rank(phase: str, work: Callable[[], Result]) -> list[Result]:
+    """Results of `work` of all ranks, on all ranks. If it fails on one, every rank raises InputError and none waits."""
+    result, failure = None, None
+    try:
+        result = work()
+    except Exception as error:  # whatever it is: the others are waiting to hear of it
+        failure = f"rank {dist.get_rank()}: {type(error).__name__}: {error}"
+    outcomes: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(outcomes, (result, failure))
+    if failures := [failure for _, failure in outcomes if failure]:
+        raise InputError(f"{phase} failed: {'; '.join(failures)}")
+    return [result for result, _ in outcomes]
+
+
+def on_main_rank(phase: str, work: Callable[[], Result]) -> Result:
+    """Rank 0 works; all ranks get its result, or all raise InputError."""
+    return on_every_rank(phase, work if dist.get_rank() == 0 else lambda: None)[0]  # pyright: ignore[reportReturnType]
 
 
 def seed_everything(seed: int) -> None:

@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from sft.distributed import World
+from sft.distributed import World, on_main_rank
 from sft.model.load import has_adapters, named_weights, weight_files
 from sft.shards import StoredTensors, whole_tensor
 
@@ -72,20 +73,25 @@ def export(
     the tokenizer's own.
     """
     aside = target / ".export.partial"
-    if world.is_main:
+
+    def start() -> None:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-    _write_weights(model, source, aside, write=world.is_main)
-    if has_adapters(model):
-        from sft.model.lora import save_adapter
 
-        save_adapter(model, aside / ADAPTER_DIR, write=world.is_main)
-    if world.is_main:
+    def finish() -> None:
         _copy_side_files(source, aside)
         if chat_template is not None:
             _write_chat_template(aside, chat_template)
         _write_generation_config(source, aside, stop_token_ids)
         _move_in(aside, target)
+
+    on_main_rank(f"writing {aside}", start)
+    _write_weights(model, source, aside, write=world.is_main)
+    if has_adapters(model):
+        from sft.model.lora import save_adapter
+
+        save_adapter(model, aside / ADAPTER_DIR, write=world.is_main)
+    on_main_rank(f"writing the model into {target}", finish)
 
 
 def _write_weights(model: PreTrainedModel, source: Path, target: Path, *, write: bool) -> None:
@@ -94,7 +100,7 @@ def _write_weights(model: PreTrainedModel, source: Path, target: Path, *, write:
     # What LoRA froze is copied from the source, bit for bit; nobody has to gather it.
     changed = {n for n, w in weights.items() if n in adapters or w.requires_grad} if adapters else set(weights)
     if not changed <= stored.parts.keys():
-        _write_renamed_weights(model, target, write=write)
+        _write_renamed_weights(model, target)
         return
 
     def whole(name: str) -> torch.Tensor | None:
@@ -119,21 +125,20 @@ def _write_weights(model: PreTrainedModel, source: Path, target: Path, *, write:
             tensor = whole(name)
             if write and tensor is not None:
                 tensors[name] = tensor
-        if write:
-            save_file(tensors, target / file, metadata={"format": "pt"})
+        on_main_rank(f"writing {target / file}", partial(save_file, tensors, target / file, metadata={"format": "pt"}))
         weight_map |= dict.fromkeys(names, file)
     if write and len(files) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _write_renamed_weights(model: PreTrainedModel, target: Path, *, write: bool) -> None:
+def _write_renamed_weights(model: PreTrainedModel, target: Path) -> None:
     """For a model whose weights transformers renames while loading: only it knows the way back."""
     whole = {name: whole_tensor(weight, weight.dtype) for name, weight in named_weights(model).items()}
     for name, gather in _adapters(model).items():
         whole[name] = gather().merged_into(whole[name])
-    if write:
-        model.save_pretrained(target, state_dict=whole, max_shard_size=MAX_FILE_BYTES)
+    save = partial(model.save_pretrained, target, state_dict=whole, max_shard_size=MAX_FILE_BYTES)
+    on_main_rank(f"writing {target}", save)
 
 
 def _adapters(model: PreTrainedModel) -> dict[str, Callable[[], Adapter]]:

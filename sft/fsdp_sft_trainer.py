@@ -91,7 +91,7 @@ def fit(job: Job) -> RunResult:
     metrics: dict[str, float] = {}
     with open_log(job) as run_log:
         run_log.say(describe_step(job))
-        meter = start_meter(job)
+        meter = start_meter(job, run_log)
         batches = prefetch(batches_from(job, state.step + 1))
         while state.step < job.total_steps:
             waited_since = time.perf_counter()
@@ -102,7 +102,7 @@ def fit(job: Job) -> RunResult:
             count(state, stats)
             metrics = meter.measure(stats, data_wait_s)
             if is_due(trainer.test_freq, job):
-                metrics |= evaluate(job)
+                metrics |= evaluate(job, run_log)
             run_log.log(state.step, metrics)
             if stats.skipped:
                 note_skipped(job, stats, run_log)
@@ -154,7 +154,6 @@ def train_step(job: Job, micro_batches: list[Batch]) -> StepStats:
         loss=loss,
         grad_norm=grad_norm,
         lr=lr,
-        weight_sum=weight_sum,
         samples=int(samples),
         tokens=int(tokens),
         supervised_tokens=int(supervised_tokens),
@@ -164,14 +163,15 @@ def train_step(job: Job, micro_batches: list[Batch]) -> StepStats:
 
 
 @torch.no_grad()
-def evaluate(job: Job) -> dict[str, float]:
+def evaluate(job: Job, run_log: RunLog) -> dict[str, float]:
     """Token-weighted loss, perplexity and accuracy over every validation sample, equal on any number of ranks."""
     if job.val is None:
         return {}
     job.model.eval()
     totals = torch.zeros(2, dtype=torch.float64)
     weight_sum = supervised_tokens = 0.0
-    for batch in batches_of(job, job.val, np.arange(len(job.val))):
+    batches = batches_of(job, job.val, np.arange(len(job.val)))
+    for batch in run_log.progress(batches, "validation"):
         totals += torch.stack(token_ce_sum_and_hits(job.model, batch.to(job.world.device))).cpu()
         weight_sum += batch.weight_sum
         supervised_tokens += batch.num_supervised_tokens
@@ -240,7 +240,7 @@ def save(job: Job, run_log: RunLog) -> None:
     path = checkpoint.save(
         job.run_dir, job.state, job.model, job.optimizer, world=job.world, fingerprint=job.fingerprint
     )
-    checkpoint.retain(job.run_dir, job.config.trainer.max_ckpt_to_keep, world=job.world)
+    checkpoint.retain(job.run_dir, job.config.trainer.max_ckpt_to_keep)
     run_log.say(f"saved {path}")
 
 

@@ -50,21 +50,23 @@ def supervised_logits(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tenso
     The model itself is asked for them (`logits_to_keep`), so that whatever it does after its LM head -
     soft-capping, scaling - is done here too.
     """
-    boundaries = {} if batch.cu_seqlens is None else {"cu_seqlens": batch.cu_seqlens, "max_seqlen": batch.max_seqlen}
+    # Plain numbers, because FSDP2 moves every tensor argument to the device, and the kernel needs them on the host.
+    lengths = {} if batch.cu_seqlens is None else {"sample_lengths": tuple(batch.cu_seqlens.diff().tolist())}
     logits = model(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
         logits_to_keep=batch.supervised_columns,
         use_cache=False,
-        **boundaries,
+        **lengths,
     ).logits
     columns = batch.supervised_columns
     return logits.flatten(0, 1), batch.labels[:, columns].flatten(), batch.loss_weights[:, columns].flatten()
 
 
 def _chunks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    for start in range(0, len(tensors[0]), CHUNK):
-        yield tuple(tensor[start : start + CHUNK] for tensor in tensors)
+    # split, not slices: the backward of a slice is a zero gradient of the whole tensor, once for every chunk.
+    if len(tensors[0]):
+        yield from zip(*(tensor.split(CHUNK) for tensor in tensors), strict=True)
 
 
 def _weighted_ce(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

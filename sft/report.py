@@ -50,26 +50,34 @@ def write_facts(job: Job, **more: Any) -> None:
         )
 
 
-def start_meter(job: Job) -> Meter:
+def start_meter(job: Job, run_log: RunLog) -> Meter:
     """The meter of this run, its clock ticking; continues the counts of a resumed run."""
-    config, lengths = job.model.config, job.train.samples.lengths.astype(np.float64)
+    config, lengths = job.model.config.get_text_config(), job.train.samples.lengths.astype(np.float64)
+    peak = device_peak(job.world.device, DTYPES[job.config.model.fsdp_config.compute_dtype])
+    run_log.say(peak.source)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     head, embedding = job.model.get_output_embeddings(), job.model.get_input_embeddings()
     assert head is not None and isinstance(head.weight, torch.Tensor)
     ends = (head.weight, embedding.weight)
     body = [weight for weight in job.model.parameters() if not any(weight is end for end in ends)]
+    # Of the experts, which transformers keeps as [experts, ., .], a token meets only a few.
+    active = (getattr(config, "num_experts_per_tok", None) or 1) / (getattr(config, "num_experts", None) or 1)
+
+    def met_by_a_token(weights: list[torch.nn.Parameter]) -> int:
+        return int(sum(weight.numel() * (active if weight.ndim == 3 else 1) for weight in weights))
+
     return Meter(
         world_size=job.world.size,
         samples_per_epoch=len(job.train),
         flops_per_token=training_flops_per_token(
-            sum(weight.numel() for weight in body),
+            met_by_a_token(body),
             config.num_hidden_layers,
             config.num_attention_heads * head_dim,
             mean_seq_len=float((lengths**2).sum() / lengths.sum()),
-            num_frozen_params=sum(weight.numel() for weight in body if not weight.requires_grad),
+            num_frozen_params=met_by_a_token([weight for weight in body if not weight.requires_grad]),
         ),
         flops_per_supervised_token=(6.0 if head.weight.requires_grad else 4.0) * head.weight.numel(),
-        peak_flops=device_peak(job.world.device, DTYPES[job.config.model.fsdp_config.compute_dtype]).flops,
+        peak_flops=peak.flops,
         window=job.config.trainer.log_freq,
         samples_seen=job.state.samples_seen,
         tokens_seen=job.state.tokens_seen,

@@ -21,8 +21,6 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from sft.errors import InputError
-
 
 @dataclass(frozen=True)
 class Box:
@@ -127,7 +125,7 @@ class StoredTensors:
 
     @torch.no_grad()
     def copy_into(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Fill this rank's part of every tensor, cast to its dtype. Raises InputError if the files lack some of it."""
+        """Fill this rank's part of every tensor, cast to its dtype. Raises ValueError if the files lack some of it."""
         with ExitStack() as stack:
             opened: dict[Path, Any] = {}
             for name, tensor in tensors.items():
@@ -142,7 +140,7 @@ class StoredTensors:
                     target[both.slices_within(mine)].copy_(piece)
                     filled += piece.numel()
                 if filled != target.numel():
-                    raise InputError(f"{name}: the files hold {filled} of the {target.numel()} elements of this rank.")
+                    raise ValueError(f"{name}: the files hold {filled} of the {target.numel()} elements of this rank.")
 
 
 def save_local_parts(tensors: Mapping[str, torch.Tensor], file: Path) -> None:

@@ -75,7 +75,6 @@ class StepStats:
     loss: float  # Σ w·CE / Σ w over all tokens of the step
     grad_norm: float  # before clipping
     lr: float
-    weight_sum: float
     samples: int
     tokens: int
     supervised_tokens: int

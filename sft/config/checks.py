@@ -28,7 +28,7 @@ def check(config: SftConfig, world_size: int, report: Report) -> None:
         *_trainer_problems(config.trainer),
     ):
         report.problem(problem)
-    if config.trainer.default_local_dir == config.model.partial_pretrain:
+    if Path(config.trainer.default_local_dir).resolve() == Path(config.model.partial_pretrain).resolve():
         report.problem(
             f"trainer.default_local_dir={shown(config.trainer.default_local_dir)} would overwrite "
             "model.partial_pretrain; choose another directory."

@@ -26,7 +26,8 @@ def cli(run: Callable[[SftConfig], object]) -> None:
     try:
         configs = _configs(sys.argv[1:])
     except ConfigError as error:
-        _say(str(error))
+        if os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0":  # a file may be missing on one node only
+            print(error, file=sys.stderr)
         sys.exit(2)
     for config in configs:
         run(config)

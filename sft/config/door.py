@@ -19,10 +19,9 @@ from sft.config.compose import compose, key_of
 from sft.config.names import ACCUMULATION, ALIASES, drop_retired, refuse_not_yet, settle_aliases
 from sft.config.report import ConfigError, Report, shown
 from sft.config.schema import SftConfig, expectations
+from sft.config.secrets import without_secrets
 
 log = logging.getLogger("sft")
-
-SECRET = re.compile(r"token|secret|password|api_key", re.IGNORECASE)
 
 
 def load_config(overrides: Sequence[str] = (), *, warn: Callable[[str], None] = log.warning) -> SftConfig:
@@ -74,14 +73,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def config_to_yaml(config: SftConfig) -> str:
     """The resolved configuration as YAML, for config.yaml in the run directory; secrets are masked."""
-    return yaml.safe_dump(_masked(asdict(config)), sort_keys=False, allow_unicode=True)
-
-
-def _masked(value: Any, name: str = "") -> Any:
-    if isinstance(value, Mapping):
-        return {key: _masked(inner, str(key)) for key, inner in value.items()}
-    # Only text can be a secret: max_tokens_per_gpu and balance_dp_token are a number and a bool.
-    return "***" if isinstance(value, str) and SECRET.search(name) else value
+    return yaml.safe_dump(without_secrets(asdict(config)), sort_keys=False, allow_unicode=True)
 
 
 @cache

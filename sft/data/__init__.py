@@ -115,7 +115,7 @@ def open_dataset(
     names = ", ".join(file.source.name for file in cached_files)
     say(f"{names}: {report}")
     if not len(samples):
-        raise InputError(f"{names}: no sample is left to train on ({report}); check the files and data.max_length.")
+        raise InputError(f"{names}: no sample is left ({report}); check the rows and data.max_length.")
     identity = [*(file.key for file in cached_files), config.max_length, config.truncation]
     return Dataset(
         samples=samples,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,11 +23,11 @@ from rich.console import Console
 from rich.progress import track
 
 from sft.data.chat import encode_batch, template_fingerprint, tokenizer_fingerprint
-from sft.data.source import Columns, count_rows, fingerprint_file, read_rows, to_conversation
+from sft.data.source import Columns, Row, count_rows, fingerprint_file, read_rows, to_conversation
 from sft.errors import InputError
 from sft.types import Sample
 
-FORMAT = 1
+FORMAT = 2
 """Raise when the meaning of the cached bytes changes."""
 
 ROWS_AT_ONCE = 1024
@@ -40,7 +39,7 @@ SCHEMA = pa.schema(
         ("loss_weights", pa.list_(pa.float32())),
         ("first_supervised", pa.int32()),  # position of the first trained token
         ("last_supervised", pa.int32()),
-        ("row", pa.int64()),  # which row of the file the sample comes from, from 0
+        ("row", pa.int64()),  # the number that messages about its row give it: `file:row`
     ]
 )
 
@@ -103,14 +102,15 @@ def _build(
     max_rows: int | None,
     say: Callable[[str], None],
 ) -> None:
-    aside = directory.with_name(f".{directory.name}.{os.getpid()}")
+    aside = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)  # a build that was killed; the lock says that it is not alive
     aside.mkdir()
     started = time.monotonic()
     num_rows = num_samples = num_tokens = 0
     try:
         with pa.OSFile(str(aside / "samples.arrow"), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
             for rows in _with_progress(source, max_rows):
-                batch = _tokenise(rows, num_rows, tokenizer, columns, template_options)
+                batch = _tokenise(rows, tokenizer, columns, template_options)
                 writer.write_batch(batch)
                 num_rows += len(rows)
                 num_samples += len(batch)
@@ -139,7 +139,7 @@ def _with_progress(source: Path, max_rows: int | None) -> Iterator[list]:
 
 
 def _tokenise(
-    rows: Sequence, first_row: int, tokenizer: Any, columns: Columns, template_options: Mapping[str, Any]
+    rows: Sequence[Row], tokenizer: Any, columns: Columns, template_options: Mapping[str, Any]
 ) -> pa.RecordBatch:
     """One Arrow batch of samples. Raises InputError that names every bad row of the batch."""
     try:
@@ -148,7 +148,8 @@ def _tokenise(
     except InputError:
         raise _all_problems(rows, tokenizer, columns, template_options) from None
     samples = [sample for of_one_row in encoded for sample in of_one_row]
-    row_of_sample = [first_row + offset for offset, of_one_row in enumerate(encoded) for _ in of_one_row]
+    numbers = [int(where.rpartition(":")[2]) for where, _ in rows]
+    row_of_sample = [number for number, of_one_row in zip(numbers, encoded, strict=True) for _ in of_one_row]
     supervised = [np.flatnonzero(sample.loss_weights) for sample in samples]
     columns_of_batch = [
         _list_array([sample.input_ids for sample in samples], np.int32),
@@ -160,7 +161,9 @@ def _tokenise(
     return pa.record_batch(columns_of_batch, schema=SCHEMA)
 
 
-def _all_problems(rows: Sequence, tokenizer: Any, columns: Columns, template_options: Mapping[str, Any]) -> InputError:
+def _all_problems(
+    rows: Sequence[Row], tokenizer: Any, columns: Columns, template_options: Mapping[str, Any]
+) -> InputError:
     """Every row tried by itself: fixing a file one message at a time is no fun."""
     problems = []
     for row in rows:
@@ -210,7 +213,7 @@ class SampleStore:
         return Sample(ids[span], self._weights[batch][span])
 
     def where(self, index: int) -> str:
-        """ "file:row" of the sample, for messages; row counted from 0 among the rows read."""
+        """ "file:row" of the sample, counted as in every other message about its row."""
         batch, offset = self._find(index)
         return f"{self._file_of_batch[batch].source.name}:{self._batches[batch]['row'][offset]}"
 

@@ -5,6 +5,8 @@ Shapes: T tokens of one packed row, S samples in it, H query heads, G key/value 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, AttentionMaskInterface, PretrainedConfig
@@ -14,9 +16,11 @@ from sft.errors import InputError
 PACKED_SDPA = "packed_sdpa"
 """Name of the packed kernel for `attn_implementation`; runs on any device."""
 
+PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
+
 
 def register_kernels() -> None:
-    """Make the packed kernels known to transformers. They need no mask: the boundaries are cu_seqlens."""
+    """Make the packed kernels known to transformers. They need no mask: they know where samples end."""
     AttentionInterface.register(PACKED_SDPA, _packed_attention)
     AttentionMaskInterface.register(PACKED_SDPA, lambda *args, **kwargs: None)
 
@@ -24,16 +28,19 @@ def register_kernels() -> None:
 def choose_attention(config: PretrainedConfig, *, packed: bool) -> str:
     """The attention implementation that is right for this model and layout.
 
-    Raises InputError where packing would be wrong: attention logits soft-capped or with sinks, or layers that carry
-    a state from token to token.
+    Raises InputError where packing would be wrong: attention logits soft-capped or with sinks, layers that mix tokens
+    by other means than causal attention, or attention that cannot be exchanged.
     """
     # Code from a model directory (trust_remote_code) is in no mapping; it is taken to be an ordinary transformer.
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     soft_capped = getattr(config, "attn_logit_softcapping", None) is not None
     if not packed:
         return "sdpa" if getattr(model_class, "_supports_sdpa", True) and not soft_capped else "eager"
-    if getattr(model_class, "_is_stateful", False):
-        obstacle = "carries a state from token to token, which would leak from one sample into the next"
+    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
+    if getattr(model_class, "_is_stateful", False) or kinds - PACKABLE_LAYERS:
+        obstacle = "has layers that mix tokens in another way, which would leak from one sample into the next"
+    elif not getattr(model_class, "_supports_attention_backend", True):
+        obstacle = "does not let its attention be exchanged"
     elif soft_capped or config.model_type == "gpt_oss":
         obstacle = "soft-caps its attention or uses sinks, which the packed kernel cannot compute"
     else:
@@ -48,20 +55,21 @@ def _packed_attention(
     value: torch.Tensor,  # [1, G, T, D]
     attention_mask: None,
     *,
-    cu_seqlens: torch.Tensor,  # int32 [S + 1], CPU
+    sample_lengths: Sequence[int] | None = None,  # S of them, Σ = T
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention of every sample with itself; returns [1, T, H, D]."""
-    assert attention_mask is None and getattr(module, "is_causal", True)
-    lengths = cu_seqlens.diff().tolist()
+    if sample_lengths is None or attention_mask is not None or not getattr(module, "is_causal", True):
+        raise InputError(
+            f"use_remove_padding=true: {type(module).__name__} does not pass what packed attention needs; "
+            "set use_remove_padding=false."
+        )
     outputs = [
         _causal_sdpa(q, k, v, scale=scaling, dropout=dropout, window=sliding_window)
-        for q, k, v in zip(
-            query.split(lengths, dim=2), key.split(lengths, dim=2), value.split(lengths, dim=2), strict=True
-        )
+        for q, k, v in zip(*(x.split(list(sample_lengths), dim=2) for x in (query, key, value)), strict=True)
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 

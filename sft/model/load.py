@@ -7,6 +7,7 @@ A missing, unexpected or mis-shaped weight is an error that names it; transforme
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +23,7 @@ from sft.shards import StoredTensors, local_box, local_part
 MAX_NAMES_SHOWN = 8
 ADAPTER = re.compile(r"\.lora_(A|B|magnitude_vector)\.")  # parts of the modules that peft puts around `.base_layer`
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+NOT_FROM_HUB = ["consolidated*"]  # the same weights again, in their maker's own format
 
 
 def find_model(name_or_path: str) -> Path:
@@ -32,7 +34,7 @@ def find_model(name_or_path: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name_or_path, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(name_or_path, allow_patterns=HUB_FILES, ignore_patterns=NOT_FROM_HUB))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
             f"model.partial_pretrain={name_or_path} is no local directory, and the hub did not give it "
@@ -83,8 +85,17 @@ def decoder_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a model directory."""
-    files = sorted(directory.glob("*.safetensors"))
+    """The safetensors files that make the model: those of the index, or the only one; others may lie beside them."""
+    index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
+    if index.is_file():
+        names = set(json.loads(index.read_text())["weight_map"].values())
+        if absent := sorted(name for name in names if not (directory / name).is_file()):
+            raise InputError(
+                f"model.partial_pretrain={directory} lacks {', '.join(absent)}, which {index.name} names; "
+                "download it again."
+            )
+        return sorted(directory / name for name in names)
+    files = [single] if single.is_file() else sorted(directory.glob("*.safetensors"))
     if not files:
         others = sorted(path.name for path in directory.glob("*.bin")) or "no weights at all"
         raise InputError(
@@ -136,6 +147,8 @@ def stored_name(name: str) -> str | None:
 
 
 def _state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    # After a forward without backward, as in validation, FSDP2 leaves the root group gathered: named_parameters()
+    # would give its plain, low-precision copies. state_dict() shards it again first.
     persistent = model.state_dict().keys()
     return dict(model.named_parameters()) | {n: b for n, b in model.named_buffers() if n in persistent}
 

@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sft.config.secrets import without_secrets
 from sft.track.console import Console, step_line
 from sft.track.curve import LossCurve
-from sft.track.facts import without_secrets, write_run_json
-from sft.track.files import MetricsFile, TrainingLog
+from sft.track.facts import write_run_json
+from sft.track.files import MetricsFile, TrainingLog, append_line
 from sft.track.trackers import TrackedRun, TrackerThread, check_loggers
 
 __all__ = ["RunLog", "check_loggers", "open_run", "without_secrets", "write_run_json"]
@@ -126,8 +127,7 @@ class RunLog:
         self.warn(f"step {step} skipped, nothing updated: loss={loss} grad_norm={grad_norm}; see skipped_steps.jsonl")
         if self._run_dir:
             record = {"step": step, "loss": str(loss), "grad_norm": str(grad_norm), "rows": rows}
-            with (self._run_dir / "skipped_steps.jsonl").open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            self._try("skipped_steps.jsonl", append_line, self._run_dir / "skipped_steps.jsonl", json.dumps(record))
 
     def warn(self, text: str) -> None:
         self.say(f"warning: {text}")

@@ -21,6 +21,12 @@ def replace_file(path: Path, content: bytes) -> None:
         aside.unlink(missing_ok=True)
 
 
+def append_line(path: Path, line: str) -> None:
+    """Add one line to a file of lines."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n")
+
+
 def timestamp() -> str:
     """Now in ISO 8601, to the second, with the offset of the local time zone."""
     return datetime.now().astimezone().isoformat(timespec="seconds")

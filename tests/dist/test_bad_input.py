@@ -74,7 +74,7 @@ CASES = [
     (wrong_column, ["bad.jsonl:1", "'question'", "['instruction', 'output']", "data.prompt_key"]),
     (not_json, ["bad.jsonl:2", "not JSON", "answer:"]),
     (empty_file, ["bad.jsonl is empty"]),
-    (too_long, ["data.truncation=error", "10 of 10 samples", "data.max_length=16", "train.jsonl:0", "drop"]),
+    (too_long, ["data.truncation=error", "10 of 10 samples", "data.max_length=16", "train.jsonl:1", "drop"]),
     (nothing_left, ["no sample is left", "10 dropped because truncation left nothing to train"]),
     (no_assistant, ["bad.jsonl:1", "no assistant message"]),
     (no_chat_template, ["chat template", "data.chat_template"]),
@@ -135,4 +135,4 @@ def test_one_poisoned_row_costs_one_step_and_training_goes_on(base, tmp_path):
     metrics = read_metrics(tmp_path / "run")
     assert [line.get("skipped", False) for line in metrics].count(True) == 1
     skipped = json.loads((tmp_path / "run" / "skipped_steps.jsonl").read_text())
-    assert "train.jsonl:5" in skipped["rows"]
+    assert "train.jsonl:6" in skipped["rows"]

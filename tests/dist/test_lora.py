@@ -133,14 +133,13 @@ def test_what_trains_is_said_once_per_run_and_all_that_a_checkpoint_holds(traine
 def test_the_frozen_weights_in_memory_never_move(base, tmp_path):
     """The export copies them from the source, so look at those that training held. A world of one, in this process."""
     config = load_config([*base, *LORA, f"trainer.default_local_dir={tmp_path / 'run'}"])
-    world, source = World.from_environment(), source_of(base)
-    tokenizer, template = trainer.open_tokenizer(config, source)
-    data = trainer.open_data(config, tokenizer, world)
+    world = World.from_environment()
+    inputs = trainer.read_inputs(config, world)
     with process_group(world):
-        job = trainer.build(config, world, source, tokenizer, template, *data)
+        job = trainer.build(config, world, inputs)
         hashes = weight_hashes(job.model)
         for step in range(1, 4):
-            trainer.train_step(job, list(data[0].batches(trainer.samples_of(job, step), dp_size=1, dp_rank=0)))
+            trainer.train_step(job, list(trainer.batches_of(job, job.train, job.samples_of(step))))
             moved = {name for name, digest in weight_hashes(job.model).items() if digest != hashes[name]}
             assert moved
             assert all(".lora_" in name for name in moved)

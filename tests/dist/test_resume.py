@@ -23,10 +23,10 @@ def steps(number):
 
 
 def test_resumed_runs_repeat_the_uninterrupted_one_bit_for_bit(base, tmp_path):
-    """An epoch has 3 steps: stops in its middle (2, 4), at its end (3, 6), five times in one run."""
+    """An epoch has 3 steps: stops in its middle (4), at its end (3, 6), five times in one run; validated every step."""
     runs = {"straight": [8], "middle": [4, 8], "end": [3, 8], "often": [1, 2, 4, 5, 6, 8]}
     sequence = [
-        [*base, *steps(stop), f"trainer.default_local_dir={tmp_path / name}"]
+        [*base, *steps(stop), "trainer.test_freq=1", f"trainer.default_local_dir={tmp_path / name}"]
         for name, stops in runs.items()
         for stop in stops
     ]
@@ -49,6 +49,27 @@ def test_a_named_checkpoint_can_be_taken_instead_of_the_newest(base, tmp_path):
     elsewhere = [*base, *named, *steps(3), f"trainer.default_local_dir={tmp_path / 'elsewhere'}"]
     succeed(elsewhere, cwd=tmp_path, ranks=0)
     assert curve(read_metrics(tmp_path / "elsewhere")) == straight[1:]
+
+
+def test_going_back_to_an_earlier_checkpoint_sets_the_later_ones_aside(base, tmp_path):
+    """Left in place they would be taken for newer, kept by max_ckpt_to_keep, and resumed from the next time."""
+    run_dir = tmp_path / "run"
+    command = [*base, "trainer.save_freq=1", f"trainer.default_local_dir={run_dir}"]
+    succeed([*command, *steps(4)], cwd=tmp_path, ranks=0)
+    back = ["trainer.resume_mode=resume_path", f"trainer.resume_from_path={run_dir / 'global_step_1'}"]
+    succeed([*command, *back, *steps(3), "trainer.max_ckpt_to_keep=1", "optim.lr=1e-3"], cwd=tmp_path, ranks=2)
+    assert [path.name for path in run_dir.glob("global_step_*")] == ["global_step_3"]
+    (superseded,) = run_dir.glob("superseded_*")
+    assert sorted(path.name for path in superseded.iterdir()) == ["global_step_2", "global_step_3", "global_step_4"]
+
+
+def test_starting_over_on_several_ranks(base, tmp_path):
+    """Rank 0 moves the old run away while the other looks: they must not come to different conclusions."""
+    command = [*base, *steps(2), f"trainer.default_local_dir={tmp_path / 'run'}"]
+    succeed(command, cwd=tmp_path, ranks=2)
+    before = curve(read_metrics(tmp_path / "run"))
+    succeed([*command, "trainer.resume_mode=disable"], cwd=tmp_path, ranks=2)
+    assert curve(read_metrics(tmp_path / "run")) == before
 
 
 def test_another_number_of_ranks_continues_with_the_same_samples(base, tmp_path):

@@ -1,6 +1,10 @@
 """Fixtures of the unit tests."""
 
+import os
+
 import pytest
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks: these numbers are the CPU's, on any machine
 
 from sft.distributed import World, process_group
 

@@ -54,8 +54,7 @@ def test_trained_numbers_come_back(tmp_path, world_of_one):
 
 def load_sharded_logits(model, ids):
     length = ids.shape[1]
-    cu_seqlens = torch.tensor([0, length], dtype=torch.int32)
-    return model(ids, position_ids=torch.arange(length)[None], cu_seqlens=cu_seqlens, use_cache=False).logits
+    return model(ids, position_ids=torch.arange(length)[None], sample_lengths=(length,), use_cache=False).logits
 
 
 def test_large_models_are_split_into_files_with_an_index(tmp_path, world_of_one, monkeypatch):

@@ -226,3 +226,10 @@ def test_a_directory_that_cannot_be_written(runnable: list[str], monkeypatch: py
     monkeypatch.setattr("sft.config.checks.os.access", lambda path, mode: False)  # root may write anywhere
     (problem,) = problems_of([*runnable, "trainer.default_local_dir=runs/7"])
     assert "trainer.default_local_dir" in problem and "cannot be written by this user" in problem
+
+
+def test_another_spelling_of_the_model_directory_is_still_the_model_directory(runnable: list[str]) -> None:
+    model = next(text.partition("=")[2] for text in runnable if text.startswith("model.partial_pretrain="))
+    spelled = Path(model).absolute().parent / "elsewhere" / ".." / Path(model).name
+    (problem,) = problems_of([*runnable, f"trainer.default_local_dir={spelled}/"])
+    assert "would overwrite model.partial_pretrain" in problem

@@ -76,7 +76,7 @@ def test_samples_of_several_files_behind_one_index(tmp_path, open_file):
         assert len(sample) == store.lengths[index]
         trained = np.flatnonzero(sample.loss_weights)
         assert (trained[0], trained[-1]) == (store.first_supervised[index], store.last_supervised[index])
-    assert (store.where(1500), store.where(2501)) == ("first.jsonl:1500", "second.jsonl:1")
+    assert (store.where(1500), store.where(2501)) == ("first.jsonl:1501", "second.jsonl:2")
 
 
 def test_a_failed_build_leaves_nothing_and_names_every_bad_row(tmp_path, open_file):
@@ -109,7 +109,7 @@ def test_a_damaged_cache_says_what_to_delete(tmp_path, open_file):
 def test_row_numbers_count_on_over_batches(tmp_path, open_file, monkeypatch):
     monkeypatch.setattr(cache, "ROWS_AT_ONCE", 2)
     store = SampleStore([open_file(write_jsonl(tmp_path / "rows.jsonl", ROWS[:5]))])
-    assert [store.where(i) for i in range(5)] == [f"rows.jsonl:{i}" for i in range(5)]
+    assert [store.where(i) for i in range(5)] == [f"rows.jsonl:{line}" for line in range(1, 6)]
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_what_fits_is_left_alone(store):
 
 def test_truncation_error_names_count_and_first_rows(store):
     with pytest.raises(
-        InputError, match=r"2 of 3 samples.*max_length=30.*rows.jsonl:1 \(\d+ tokens\).*left\|right\|drop"
+        InputError, match=r"2 of 3 samples.*max_length=30.*rows.jsonl:2 \(\d+ tokens\).*left\|right\|drop"
     ):
         fit(store, max_length=30, truncation="error")
 
@@ -141,7 +141,7 @@ def test_truncation_right_keeps_the_beginning_and_drops_what_learns_nothing(stor
     assert str(report) == "2 samples, 1 truncated, 1 dropped because truncation left nothing to train"
     assert np.array_equal(samples[1].input_ids, store[1].input_ids[:30])
     assert np.array_equal(samples[1].loss_weights, store[1].loss_weights[:30])
-    assert samples.where(1) == "rows.jsonl:1"
+    assert samples.where(1) == "rows.jsonl:2"
 
 
 def test_truncation_left_keeps_the_end_with_its_weights(store):
@@ -155,7 +155,7 @@ def test_truncation_left_keeps_the_end_with_its_weights(store):
 def test_truncation_drop_leaves_long_samples_out(store):
     samples, report = fit(store, max_length=30, truncation="drop")
     assert str(report) == "1 samples, 2 dropped as too long"
-    assert samples.where(0) == "rows.jsonl:0"
+    assert samples.where(0) == "rows.jsonl:1"
 
 
 def test_a_window_that_starts_at_its_only_trained_token_learns_nothing(store):

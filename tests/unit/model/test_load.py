@@ -1,5 +1,7 @@
 """Sharded loading equals from_pretrained to the bit; a weight that does not fit is named."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -55,8 +57,7 @@ def assert_same_logits(directory, packed):
     expected = torch.cat([theirs(sample[None]).logits[0] for sample in samples])
     if packed:
         positions = torch.cat([torch.arange(7), torch.arange(5)])
-        cu_seqlens = torch.tensor([0, 7, 12], dtype=torch.int32)
-        found = ours(ids[None], position_ids=positions[None], cu_seqlens=cu_seqlens, max_seqlen=7, use_cache=False)
+        found = ours(ids[None], position_ids=positions[None], sample_lengths=(7, 5), use_cache=False)
         torch.testing.assert_close(found.logits[0], expected, rtol=1e-5, atol=1e-6)
     else:
         for sample, logits in zip(samples, expected.split([7, 5]), strict=True):
@@ -108,6 +109,20 @@ def test_weights_that_do_not_fit_are_named(tmp_path, world_of_one, edit, message
         load_sharded(tmp_path)
 
 
+def test_files_beside_the_model_are_not_taken_for_its_weights(tmp_path, world_of_one):
+    """Makers put the same weights there once more, under names of their own."""
+    save_file({"layers.0.attention.wq.weight": torch.zeros(2)}, tiny_model_dir(tmp_path) / "consolidated.safetensors")
+    load_sharded(tmp_path)
+
+
+def test_a_file_that_the_index_names_must_be_there(tmp_path, world_of_one):
+    tiny_model_dir(tmp_path)
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"lacks model-00001-of-00002\.safetensors"):
+        load_sharded(tmp_path)
+
+
 def test_a_buffer_that_nobody_computes_is_an_error_not_garbage(tmp_path, world_of_one, monkeypatch):
     from transformers import Qwen3PreTrainedModel
 
@@ -118,9 +133,15 @@ def test_a_buffer_that_nobody_computes_is_an_error_not_garbage(tmp_path, world_o
 
 
 def test_packing_is_refused_where_it_would_be_wrong(tmp_path):
-    from transformers import Gemma2Config, MambaConfig
+    from transformers import Gemma2Config, GPTJConfig, MambaConfig, MiniMaxConfig
 
-    for config, reason in ((Gemma2Config(**SIZES), "soft-caps"), (MambaConfig(), "state")):
+    refused = {
+        "soft-caps": Gemma2Config(**SIZES),
+        "leak from one sample": MambaConfig(),
+        "mix tokens in another way": MiniMaxConfig(**SIZES, layer_types=["linear_attention", "full_attention"]),
+        "does not let its attention be exchanged": GPTJConfig(),
+    }
+    for reason, config in refused.items():
         with pytest.raises(InputError, match=rf"{reason}.*use_remove_padding=false"):
             build_skeleton(config, packed=True, dtype=torch.float32, trust_remote_code=False)
 

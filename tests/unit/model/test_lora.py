@@ -16,6 +16,8 @@ from sft.export import _write_renamed_weights, _write_weights
 from sft.model import build_skeleton, load_config, load_weights, lora, named_weights, trained_weights
 from tests.assets import tiny_model_dir
 
+pytestmark = pytest.mark.usefixtures("world_of_one")
+
 IDS = torch.arange(24).view(2, 12)
 SETTINGS = {
     "base": "org/base",
@@ -264,7 +266,7 @@ def test_experts_are_not_adapted_and_that_is_said(tmp_path: Path, caplog: pytest
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     torch.testing.assert_close(logits(merged), logits(model), rtol=0, atol=1e-5)
 
-    _write_renamed_weights(model, tmp_path / "run", write=True)  # the way of models whose linear weights are renamed
+    _write_renamed_weights(model, tmp_path / "run")  # the way of models whose linear weights are renamed
     torch.testing.assert_close(
         logits(AutoModelForCausalLM.from_pretrained(tmp_path / "run")), logits(model), rtol=0, atol=1e-5
     )

@@ -1,0 +1,30 @@
+"""Secrets stay out of every file that a run writes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+MASK = "***"
+# Only names that end so: max_tokens_per_gpu and balance_dp_token=true hold no secret and must stay readable.
+SECRET_NAME = re.compile(r"(token|secret|password|api[_-]?key)$", re.IGNORECASE)
+NO_SECRETS = {"", "true", "false", "null", "none"}
+PASSWORD_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
+
+
+def without_secrets(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same nested mapping with the values of secret names masked."""
+    return {
+        name: without_secrets(value) if isinstance(value, Mapping) else masked(name, value)
+        for name, value in config.items()
+    }
+
+
+def masked(name: str, value: Any) -> Any:
+    """The value, or *** if its name says that it is a secret; without the password, if it is a URL."""
+    if SECRET_NAME.search(name) and str(value).lower() not in NO_SECRETS:
+        return MASK
+    if isinstance(value, list | tuple):
+        return [masked(name, item) for item in value]
+    return PASSWORD_IN_URL.sub(f"{MASK}@", value) if isinstance(value, str) else value
