@@ -170,8 +170,9 @@ def evaluate(job: Job, run_log: RunLog) -> dict[str, float]:
     job.model.eval()
     totals = torch.zeros(2, dtype=torch.float64)
     weight_sum = supervised_tokens = 0.0
-    batches = batches_of(job, job.val, np.arange(len(job.val)))
-    for batch in run_log.progress(batches, "validation"):
+    ids = np.arange(len(job.val))
+    forwards = len(job.val.micro_batches(ids, dp_size=job.mesh.dp_size, dp_rank=job.mesh.dp_rank))
+    for batch in run_log.progress(batches_of(job, job.val, ids), "validation", forwards):
         totals += torch.stack(token_ce_sum_and_hits(job.model, batch.to(job.world.device))).cpu()
         weight_sum += batch.weight_sum
         supervised_tokens += batch.num_supervised_tokens
