@@ -168,11 +168,11 @@ def resume(
             raise InputError(f"trainer.resume_from_path={found} is not usable: {'; '.join(problems)}.")
     else:
         found = checkpoint.newest(run_dir, world=world)
-    if found is None:
-        return TrainState()
-    state = checkpoint.load(found, model, optimizer, world=world, fingerprint=fingerprint)
+    state = TrainState()
+    if found is not None:
+        state = checkpoint.load(found, model, optimizer, world=world, fingerprint=fingerprint)
+        log.info("continuing from %s", found)
     checkpoint.forget_after(run_dir, state.step)
-    log.info("continuing from %s", found)
     return state
 
 

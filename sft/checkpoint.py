@@ -52,15 +52,12 @@ def save(
 ) -> Path:
     """Commit `global_step_N`, N = state.step. Every rank calls it; all return, or all raise InputError.
 
-    A good checkpoint that is already there is left alone: this run reached the same step before. A damaged one is
-    set aside as `global_step_N.damaged`.
+    A checkpoint that is already there is the one this run continued from, and verified then: it is left alone.
     """
     final = run_dir / f"global_step_{state.step}"
     aside = run_dir / f".global_step_{state.step}.partial"
     if on_main_rank(f"looking at {final}", final.is_dir):
-        if not verify(final, world=world):
-            return final
-        on_main_rank(f"setting {final} aside", lambda: _set_aside(final, f"{final.name}.damaged"))
+        return final
 
     def write_mine() -> dict[str, dict[str, Any]]:
         tensors, rng = _file_names(world.rank)
@@ -108,7 +105,8 @@ def start_over(run_dir: Path) -> None:
 def forget_after(run_dir: Path, step: int) -> None:
     """Move the checkpoints beyond `step` into `superseded_<time>/`: from here on the run takes another way.
 
-    Left in place, they would pass for the newest ones: the next resume would take them, and `retain` keep them.
+    Damaged, or of the way not taken: left in place they would pass for the newest ones, which the next resume takes
+    and `retain` keeps.
     """
 
     def move() -> None:
@@ -271,11 +269,6 @@ def _describe(path: Path, *, durable: bool = False) -> dict[str, Any]:
         if durable:
             os.fsync(file.fileno())
     return {"size": path.stat().st_size, "sha256": digest}
-
-
-def _set_aside(path: Path, name: str) -> None:
-    shutil.rmtree(path.with_name(name), ignore_errors=True)
-    path.rename(path.with_name(name))
 
 
 def _fresh_directory(directory: Path, *, within: Path) -> None:

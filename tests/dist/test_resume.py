@@ -133,6 +133,18 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(base, tmp_path
     assert curve(read_metrics(run_dir))[:3] == before
 
 
+def test_where_no_checkpoint_is_good_the_run_begins_anew_and_keeps_only_its_own(base, tmp_path):
+    run_dir = tmp_path / "run"
+    command = [*base, *steps(2), f"trainer.default_local_dir={run_dir}", "trainer.max_ckpt_to_keep=1"]
+    succeed(command, cwd=tmp_path, ranks=0)
+    before = curve(read_metrics(run_dir))
+    (run_dir / "global_step_2" / "manifest.json").unlink()
+    succeed([*command, "trainer.save_freq=1"], cwd=tmp_path, ranks=0)
+    assert curve(read_metrics(run_dir)) == before
+    assert [path.name for path in run_dir.glob("global_step_*")] == ["global_step_2"]
+    assert (run_dir / "global_step_2" / "manifest.json").is_file()
+
+
 def test_another_run_in_the_same_directory_is_refused_with_the_difference(base, tmp_path):
     command = [*base, *steps(1), f"trainer.default_local_dir={tmp_path / 'run'}"]
     succeed(command, cwd=tmp_path, ranks=0)
