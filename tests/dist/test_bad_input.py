@@ -108,7 +108,7 @@ def test_a_step_that_is_not_finite_updates_nothing_and_five_in_a_row_stop(base, 
         weights["model.norm.weight"].fill_(float("nan"))
 
     overrides = [*base, *edited_weights(tmp_path, poison), f"trainer.default_local_dir={tmp_path / 'run'}"]
-    done = train([*overrides, "trainer.total_training_steps=8"], ranks=0, cwd=tmp_path)
+    done = train([*overrides, "optim.lr_scheduler=cosine", "trainer.total_training_steps=8"], ranks=0, cwd=tmp_path)
     assert done.returncode == 2
     assert "5 steps in a row" in done.stderr and "skipped_steps.jsonl" in done.stderr
     metrics = read_metrics(tmp_path / "run")
