@@ -24,7 +24,9 @@ from sft.model import (
     load_config,
     load_tokenizer,
     load_weights,
+    read_weights,
 )
+from sft.model import fingerprint as model_fingerprint
 from sft.optim import adamw
 from sft.parallel import Mesh, build_mesh, checkpoint_activations, exchange_heads, shard
 from sft.types import TrainState
@@ -54,9 +56,11 @@ class Job:
     optimizer: torch.optim.Optimizer
     inputs: Inputs
     state: TrainState
+    saver: checkpoint.Saver
     total_steps: int
     steps_per_epoch: int
     fingerprint: dict[str, Any]  # what a checkpoint must share with this run to continue it
+    origin: Path | None  # where the weights came from by trainer.init_from_checkpoint, if it was read in this start
     stop_token_ids: list[int]
 
     @property
@@ -99,7 +103,8 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
     optimizer = adamw(model, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
     fingerprint = {
         "data": inputs.train.fingerprint,
-        "model": config.model.partial_pretrain,
+        "init_from_checkpoint": config.trainer.init_from_checkpoint,
+        "model": model_fingerprint(inputs.source),
         "lora": adapter_settings(config.model) or None,
         "lora_adapter": config.model.lora_adapter_path,
         "seed": config.trainer.seed,
@@ -107,6 +112,7 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
         "train_batch_size": config.data.train_batch_size,
     }
     steps_per_epoch = plan.steps_per_epoch(len(inputs.train), config.data.train_batch_size)
+    state, origin = resume(config, model, optimizer, world, fingerprint)
     return Job(
         config=config,
         world=world,
@@ -114,7 +120,20 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
         model=model,
         optimizer=optimizer,
         inputs=inputs,
-        state=resume(config, model, optimizer, world, fingerprint),
+        state=state,
+        origin=origin,
+        saver=checkpoint.Saver(
+            Path(config.trainer.default_local_dir),
+            world=world,
+            about={
+                "job_id": Path(config.trainer.default_local_dir).resolve().name,
+                "base_model": config.model.partial_pretrain,
+                "steps_per_epoch": steps_per_epoch,
+                "fingerprint": fingerprint,
+            },
+            keep=config.trainer.max_ckpt_to_keep,
+            in_background=config.trainer.async_save,
+        ),
         total_steps=config.trainer.total_training_steps or config.trainer.total_epochs * steps_per_epoch,
         steps_per_epoch=steps_per_epoch,
         fingerprint=fingerprint,
@@ -150,30 +169,53 @@ def build_model(config: SftConfig, source: Path, mesh: Mesh, world: World) -> Pr
 
 def resume(
     config: SftConfig,
-    model: torch.nn.Module,
+    model: PreTrainedModel,
     optimizer: torch.optim.Optimizer,
     world: World,
     fingerprint: dict[str, Any],
-) -> TrainState:
-    """The state of the newest good checkpoint (or of the one asked for), loaded; a fresh one if there is none."""
+) -> tuple[TrainState, Path | None]:
+    """The state of the newest good checkpoint (or of the one asked for), loaded.
+
+    If there is none, a fresh one: with the weights of trainer.init_from_checkpoint, whose place is the second result.
+    """
     trainer = config.trainer
     run_dir = Path(trainer.default_local_dir)
+    checkpoint.prepare(run_dir)
     if trainer.resume_mode == "disable":
         checkpoint.start_over(run_dir)
-        return TrainState()
-    if trainer.resume_mode == "resume_path":
+        found = None
+    elif trainer.resume_mode == "resume_path":
         assert trainer.resume_from_path is not None, "the config door let resume_path pass without a path"
         found = Path(trainer.resume_from_path)
         if problems := checkpoint.verify(found, world=world):
             raise InputError(f"trainer.resume_from_path={found} is not usable: {'; '.join(problems)}.")
     else:
         found = checkpoint.newest(run_dir, world=world)
-    state = TrainState()
+    state, origin = TrainState(), None
     if found is not None:
-        state = checkpoint.load(found, model, optimizer, world=world, fingerprint=fingerprint)
+        state = checkpoint.load(
+            found, model, optimizer, world=world, fingerprint=fingerprint, force=trainer.resume_force
+        )
         log.info("continuing from %s", found)
+    elif trainer.init_from_checkpoint is not None:
+        origin = start_elsewhere(config, model, world)
     checkpoint.forget_after(run_dir, state.step)
-    return state
+    return state, origin
+
+
+def start_elsewhere(config: SftConfig, model: PreTrainedModel, world: World) -> Path:
+    """Bring the weights of trainer.init_from_checkpoint into the model; returns where they were found."""
+    name = config.trainer.init_from_checkpoint
+    assert name is not None
+    origin = checkpoint.find_origin(
+        name, Path(config.trainer.default_local_dir), with_adapters=config.model.lora_rank > 0, world=world
+    )
+    if origin.is_state:
+        checkpoint.start_from(origin, model)
+    else:
+        read_weights(model, origin.path, trust_remote_code=config.model.trust_remote_code)
+    log.info("starting with the weights of %s", origin.path)
+    return origin.path
 
 
 def open_tokenizer(config: SftConfig, source: Path) -> tuple[Any, str | None]:

@@ -11,6 +11,7 @@ import logging
 import os
 import random
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.distributed import HashStore, PrefixStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed import HashStore, PrefixStore, Store  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.rendezvous import rendezvous
 
 from sft.errors import InputError
@@ -30,6 +31,9 @@ log = logging.getLogger("sft")
 _RUNS = itertools.count()
 
 Result = TypeVar("Result")
+
+ROLL_CALL_S = 3.0
+"""Seconds in which ranks that lost another one report to each other; they notice it at about the same time."""
 
 ALL_RANKS = None
 """The group of every rank of the run, as torch.distributed names it."""
@@ -57,11 +61,16 @@ class World:
         return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
+class LostRanksError(Exception):
+    """Other ranks are gone or silent; the message says which, and what this one was waiting in."""
+
+
 @contextmanager
 def process_group(world: World, timeout: timedelta = timedelta(minutes=30)) -> Iterator[None]:
     """The default process group, for the length of the run. NCCL for CUDA tensors, gloo for CPU tensors.
 
-    Without torchrun (`python -m sft.fsdp_sft_trainer`) it is a group of one that opens no port.
+    Without torchrun (`python -m sft.fsdp_sft_trainer`) it is a group of one that opens no port. Raises LostRanksError
+    where another rank dies, or does not answer within `timeout`.
     """
     if world.device.type == "cuda":
         if world.local_rank >= (gpus := torch.cuda.device_count()):
@@ -79,11 +88,47 @@ def process_group(world: World, timeout: timedelta = timedelta(minutes=30)) -> I
     dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
     # After an error nobody destroys the group: the others may be inside a collective, where NCCL would wait for them
     # and hide the error. The process ends instead, and torchrun ends the rest.
-    yield
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_about_other_ranks(error):
+            raise
+        raise LostRanksError(_who_is_lost(store, world, timeout)) from error
     # Model and optimizer hold references into the group. Destroying it before they are collected crashed
     # 12 of 57 gloo runs after their work was done; collecting first, none of 37.
     gc.collect()
     dist.destroy_process_group()
+
+
+_phase = "start-up"
+
+
+def entering(phase: str) -> None:
+    """Remember what this rank is doing, for the message about ranks that do not follow."""
+    global _phase
+    _phase = phase
+
+
+def _is_about_other_ranks(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
+
+
+def _who_is_lost(store: Store, world: World, timeout: timedelta) -> str:
+    """Every rank that is left signs up; the first of them names those that do not, the others have nothing to add."""
+    waiting = f"rank {world.rank} was waiting in {_phase}"
+    try:
+        store.set(f"left/{world.rank}", "")
+        time.sleep(ROLL_CALL_S)
+        left = [rank for rank in range(world.size) if store.check([f"left/{rank}"])]
+    except RuntimeError:
+        return f"{waiting}; torchrun's store is gone as well"
+    if left[0] != world.rank:
+        return ""
+    lost = ", ".join(str(rank) for rank in range(world.size) if rank not in left) or "unknown"
+    return (
+        f"{waiting} for rank {lost}, which died or gave no answer for {timeout.total_seconds():.0f} s "
+        "(trainer.timeout_s). The last checkpoint is intact: the same command goes on from it."
+    )
 
 
 def sum_over(group: dist.ProcessGroup | None, *values: float) -> list[float]:
@@ -93,8 +138,16 @@ def sum_over(group: dist.ProcessGroup | None, *values: float) -> list[float]:
     return total.tolist()
 
 
+def max_over_all_ranks(*values: float) -> list[float]:
+    """The largest of each of `values` over every rank, on every rank."""
+    largest = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=ALL_RANKS)
+    return largest.tolist()
+
+
 def on_every_rank(phase: str, work: Callable[[], Result]) -> list[Result]:
     """Results of `work` of all ranks, on all ranks. If it fails on one, every rank raises InputError and none waits."""
+    entering(phase)
     result, failure = None, None
     try:
         result = work()

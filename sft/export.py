@@ -2,8 +2,9 @@
 
 Same names, shapes and dtypes as the source, same config, tokenizer files byte for byte; only the numbers changed,
 and the stop tokens that were trained are in generation_config.json. Adapters are merged into the weights, and stand
-beside them in lora_adapter/. One tensor at a time is whole on rank 0, one output file at a time in its memory. Files
-are written aside and moved in with config.json last: a directory that has its config.json is complete.
+beside them in lora_adapter/. One tensor at a time is whole on rank 0, one output file at a time in its memory. The
+final checkpoint holds the model; from there it is published in the run directory: moved in with config.json last, so
+that a directory that has its config.json is complete.
 """
 
 from __future__ import annotations
@@ -67,31 +68,41 @@ def export(
     stop_token_ids: Sequence[int],
     chat_template: str | None,
 ) -> None:
-    """Make `target` the trained model. Every rank calls it; rank 0 writes.
+    """Write the trained model into `target`, a new directory. Every rank calls it; rank 0 writes.
 
     source: the directory the model was loaded from. chat_template: the template trained with, where it is not
     the tokenizer's own.
     """
-    aside = target / ".export.partial"
 
-    def start() -> None:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-
-    def finish() -> None:
-        _copy_side_files(source, aside)
+    def write_side_files() -> None:
+        _copy_side_files(source, target)
         if chat_template is not None:
-            _write_chat_template(aside, chat_template)
-        _write_generation_config(source, aside, stop_token_ids)
-        _move_in(aside, target)
+            _write_chat_template(target, chat_template)
+        _write_generation_config(source, target, stop_token_ids)
+        _let_others_read(target)
 
-    on_main_rank(f"writing {aside}", start)
-    _write_weights(model, source, aside, write=world.is_main)
+    on_main_rank(f"writing {target}", lambda: target.mkdir(parents=True))
+    _write_weights(model, source, target, write=world.is_main)
     if has_adapters(model):
         from sft.model.lora import save_adapter
 
-        save_adapter(model, aside / ADAPTER_DIR, write=world.is_main)
-    on_main_rank(f"writing the model into {target}", finish)
+        save_adapter(model, target / ADAPTER_DIR, write=world.is_main)
+    on_main_rank(f"writing {target}", write_side_files)
+
+
+def publish(exported: Path, run_dir: Path) -> None:
+    """Make `run_dir` itself the model that lies in `exported`, whole or not at all. Every rank calls it.
+
+    Weights are linked, not copied, where the file system can: they are on the disk once.
+    """
+
+    def move_in() -> None:
+        aside = run_dir / ".export.partial"
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(exported, aside, copy_function=_link_weights)
+        _move_in(aside, run_dir)
+
+    on_main_rank(f"writing the model into {run_dir}", move_in)
 
 
 def _write_weights(model: PreTrainedModel, source: Path, target: Path, *, write: bool) -> None:
@@ -189,16 +200,31 @@ def _write_generation_config(source: Path, target: Path, stop_token_ids: Sequenc
     (target / "generation_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
+def _let_others_read(directory: Path) -> None:
+    """safetensors writes files that only their owner may read."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in directory.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~umask)
+
+
+def _link_weights(source: str, target: str) -> None:
+    # Only weights: they are replaced, never edited, so a link stays what the checkpoint's hash says.
+    if source.endswith(".safetensors"):
+        try:
+            return os.link(source, target)
+        except OSError:
+            pass  # a file system without hard links
+    shutil.copyfile(source, target)
+    return None
+
+
 def _move_in(aside: Path, target: Path) -> None:
     (target / "config.json").unlink(missing_ok=True)  # from here until the last move, target is no model
     for stale in [*target.glob("*.safetensors"), target / "model.safetensors.index.json"]:
         stale.unlink(missing_ok=True)
     shutil.rmtree(target / ADAPTER_DIR, ignore_errors=True)
-    umask = os.umask(0)
-    os.umask(umask)
-    for path in aside.rglob("*"):
-        if path.is_file():
-            path.chmod(0o666 & ~umask)  # safetensors writes files that only their owner may read
     for path in sorted(aside.iterdir(), key=lambda path: path.name == "config.json"):
         path.rename(target / path.name)
     aside.rmdir()

@@ -20,27 +20,40 @@ if __name__ == "__main__":
     raise SystemExit
 
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
-from sft import checkpoint
 from sft.build import Job, build, read_inputs
 from sft.config import SftConfig
 from sft.data import Dataset, prefetch
-from sft.distributed import ALL_RANKS, World, log, log_on_main_rank_only, process_group, seed_everything, sum_over
+from sft.distributed import (
+    ALL_RANKS,
+    LostRanksError,
+    World,
+    entering,
+    log,
+    log_on_main_rank_only,
+    process_group,
+    seed_everything,
+    sum_over,
+)
 from sft.errors import InputError
-from sft.export import export
+from sft.lock import sole_use_of
 from sft.loss import token_ce_sum, token_ce_sum_and_hits
 from sft.optim import lr_at
 from sft.parallel import split_tokens
-from sft.report import describe_step, is_complete, open_log, start_meter, write_facts
+from sft.report import describe_step, is_complete, open_log, start_meter
+from sft.requests import Listener, Requests, listening
+from sft.save import finish, save_if_due
 from sft.track import RunLog, check_loggers
 from sft.types import Batch, StepStats, TrainState
 
@@ -49,22 +62,32 @@ MAX_SKIPS_IN_A_ROW = 5
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run leaves behind. output_dir is a Hugging Face model directory."""
+    """What a run leaves behind. output_dir is a Hugging Face model directory, unless the run was stopped."""
 
     steps: int
     metrics: dict[str, float]
     output_dir: Path
+    stopped: bool = False
+    stopped_by_signal: int = 0  # its number
 
 
 def main(config: SftConfig) -> None:
-    """Run, and exit with code 2 and one message where the user's input is to blame."""
+    """Run. Exits with 2 and one message where the user's input is to blame, with 128 + N where signal N stopped it."""
     world = World.from_environment()
     try:
-        run(config)
+        result = run(config)
+    except KeyboardInterrupt:  # before the first step; from then on it is a request like others
+        sys.exit(130)
+    except LostRanksError as error:
+        if str(error):
+            print(f"error: {error}", file=sys.stderr)
+        os._exit(1)  # threads that wait for the lost rank would hold this one back
     except InputError as error:
         if world.local_rank == 0:  # what is wrong with a file may be wrong on one node only
             print(f"error: {error}" if world.is_main else f"error on rank {world.rank}: {error}", file=sys.stderr)
         sys.exit(2)
+    if result.stopped_by_signal:
+        sys.exit(128 + result.stopped_by_signal)
 
 
 def run(config: SftConfig) -> RunResult:
@@ -77,23 +100,28 @@ def run(config: SftConfig) -> RunResult:
     seed_everything(config.trainer.seed)
     check_loggers(list(config.trainer.logger))
     inputs = read_inputs(config, world)
-    with process_group(world):
+    run_dir = Path(config.trainer.default_local_dir)
+    with process_group(world, timedelta(seconds=config.trainer.timeout_s)), sole_use_of(run_dir, world):
         return fit(build(config, world, inputs))
 
 
 def fit(job: Job) -> RunResult:
     """Train to the last step, validate and save on the way, and leave the model in the run directory."""
-    trainer, state = job.config.trainer, job.state
+    state = job.state
     if is_complete(job):
         log.info("%s is finished (step %d of %d): nothing to do", job.run_dir, state.step, job.total_steps)
         return RunResult(state.step, {}, job.run_dir)
 
     metrics: dict[str, float] = {}
-    with open_log(job) as run_log:
+    requests = Requests()
+    with open_log(job) as run_log, listening(job.run_dir, job.world) as listener:
         run_log.say(describe_step(job))
         meter = start_meter(job, run_log)
         batches = prefetch(batches_from(job, state.step + 1))
-        while state.step < job.total_steps:
+        if missed := validate_if_due(job, run_log, listener):  # the run was stopped in the middle of it
+            run_log.log(state.step, missed)
+        while state.step < job.total_steps and not requests.stop:
+            entering(f"step {state.step + 1}")
             waited_since = time.perf_counter()
             micro_batches = next(batches)
             data_wait_s = time.perf_counter() - waited_since
@@ -101,14 +129,16 @@ def fit(job: Job) -> RunResult:
             stats = train_step(job, micro_batches)
             count(state, stats)
             metrics = meter.measure(stats, data_wait_s)
-            if is_due(trainer.test_freq, job):
-                metrics |= evaluate(job, run_log)
+            metrics |= validate_if_due(job, run_log, listener)
             run_log.log(state.step, metrics)
             if stats.skipped:
                 note_skipped(job, stats, run_log)
-            if trainer.save_freq > 0 and state.step % trainer.save_freq == 0:
-                save(job, run_log)
+            requests = listener.agree(is_writing=job.saver.is_writing)
+            save_if_due(job, requests, run_log)
             meter.restart_clock()
+        if requests.stop:
+            run_log.say(f"stopped after step {state.step} of {job.total_steps}; the same command goes on from here")
+            return RunResult(state.step, metrics, job.run_dir, stopped=True, stopped_by_signal=requests.signal)
         finish(job, run_log)
     return RunResult(state.step, metrics, job.run_dir)
 
@@ -162,11 +192,24 @@ def train_step(job: Job, micro_batches: list[Batch]) -> StepStats:
     )
 
 
-@torch.no_grad()
-def evaluate(job: Job, run_log: RunLog) -> dict[str, float]:
-    """Token-weighted loss, perplexity and accuracy over every validation sample, equal on any number of ranks."""
-    if job.val is None:
+def validate_if_due(job: Job, run_log: RunLog, listener: Listener) -> dict[str, float]:
+    """The metrics of `evaluate` if validation is due after this step and was not yet done; otherwise none."""
+    if not is_due(job.config.trainer.test_freq, job) or job.state.validated == job.state.step:
         return {}
+    metrics = evaluate(job, run_log, listener)
+    if metrics:
+        job.state.validated = job.state.step
+    return metrics
+
+
+@torch.no_grad()
+def evaluate(job: Job, run_log: RunLog, listener: Listener) -> dict[str, float]:
+    """Token-weighted loss, perplexity and accuracy over every validation sample, equal on any number of ranks.
+
+    Empty if the run was asked to stop meanwhile: resuming begins with this validation.
+    """
+    assert job.val is not None
+    entering(f"validation after step {job.state.step}")
     job.model.eval()
     totals = torch.zeros(2, dtype=torch.float64)
     weight_sum = supervised_tokens = 0.0
@@ -176,7 +219,11 @@ def evaluate(job: Job, run_log: RunLog) -> dict[str, float]:
         totals += torch.stack(token_ce_sum_and_hits(job.model, batch.to(job.world.device))).cpu()
         weight_sum += batch.weight_sum
         supervised_tokens += batch.num_supervised_tokens
+        if listener.must_stop():
+            break
     job.model.train()
+    if listener.must_stop():
+        return {}
     ce_sum, hits, weight_sum, supervised_tokens = sum_over(ALL_RANKS, *totals.tolist(), weight_sum, supervised_tokens)
     loss = ce_sum / weight_sum
     return {
@@ -234,27 +281,3 @@ def is_due(test_freq: int, job: Job) -> bool:
         return False
     interval = job.steps_per_epoch if test_freq == -1 else test_freq
     return job.state.step % interval == 0 or job.state.step == job.total_steps
-
-
-def save(job: Job, run_log: RunLog) -> None:
-    """Commit a checkpoint of this step and delete the oldest beyond max_ckpt_to_keep."""
-    path = checkpoint.save(
-        job.run_dir, job.state, job.model, job.optimizer, world=job.world, fingerprint=job.fingerprint
-    )
-    checkpoint.retain(job.run_dir, job.config.trainer.max_ckpt_to_keep)
-    run_log.say(f"saved {path}")
-
-
-def finish(job: Job, run_log: RunLog) -> None:
-    """The last checkpoint, and the model itself in the run directory."""
-    save(job, run_log)
-    export(
-        job.model,
-        job.inputs.source,
-        job.run_dir,
-        world=job.world,
-        stop_token_ids=job.stop_token_ids,
-        chat_template=job.inputs.chat_template,
-    )
-    write_facts(job, exported_step=job.state.step)
-    run_log.say(f"the model is in {job.run_dir}: AutoModelForCausalLM.from_pretrained({str(job.run_dir)!r})")

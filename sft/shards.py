@@ -102,7 +102,7 @@ class StoredTensors:
 
     @classmethod
     def of_ranks(cls, directory: Path) -> StoredTensors:
-        """What `save_local_parts` of all ranks left in `directory`."""
+        """What `LocalParts.write` of all ranks left in `directory`."""
         stored = cls()
         for file in sorted(directory.glob("rank_*.safetensors")):
             with safe_open(file, "pt") as tensors:
@@ -143,15 +143,27 @@ class StoredTensors:
                     raise ValueError(f"{name}: the files hold {filled} of the {target.numel()} elements of this rank.")
 
 
-def save_local_parts(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
-    """Write the parts of `tensors` that this rank answers for into one safetensors file, each with its box.
+@dataclass(frozen=True)
+class LocalParts:
+    """The parts of tensors that this rank answers for, copied to the CPU, each with its box."""
 
-    Together the ranks write every element exactly once: of ranks that hold the same part, the first does.
+    tensors: dict[str, torch.Tensor]
+    boxes: dict[str, Box]
+
+    def write(self, file: Path) -> None:
+        """One safetensors file, for `StoredTensors.of_ranks`."""
+        boxes = {name: (box.offset, box.shape) for name, box in self.boxes.items()}
+        save_file(self.tensors, file, metadata={"boxes": json.dumps(boxes)})
+
+
+def copy_local_parts(tensors: Mapping[str, torch.Tensor]) -> LocalParts:
+    """What this rank has to save of `tensors`, as it is now: later changes do not reach the copy.
+
+    Together the ranks hold every element exactly once: of ranks that hold the same part, the first does.
     """
     mine = {name: tensor for name, tensor in tensors.items() if _is_first_holder(tensor)}
-    parts = {name: local_part(tensor).detach().cpu().contiguous() for name, tensor in mine.items()}
-    boxes = {name: (box.offset, box.shape) for name, box in ((n, local_box(t)) for n, t in mine.items())}
-    save_file(parts, file, metadata={"boxes": json.dumps(boxes)})
+    copies = {name: local_part(tensor).detach().to("cpu", copy=True).contiguous() for name, tensor in mine.items()}
+    return LocalParts(copies, {name: local_box(tensor) for name, tensor in mine.items()})
 
 
 def _is_first_holder(tensor: torch.Tensor) -> bool:

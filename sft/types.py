@@ -91,4 +91,5 @@ class TrainState:
     tokens_seen: int = 0
     skipped_in_a_row: int = 0
     skipped_total: int = 0
+    validated: int = 0  # the last step that was validated
     updates: int = 0  # optimizer and schedule moved this often: step - skipped_total

@@ -47,7 +47,6 @@ NOT_YET = {
     "model.fsdp_config.offload_params": False,
     "model.fsdp_config.wrap_policy.min_num_params": 0,
     "model.use_liger": False,
-    "trainer.init_from_checkpoint": None,
 }
 """Documented keys that this version cannot honour yet, with the one value each may have. Built it? Delete the row."""
 

@@ -161,10 +161,14 @@ class TrainerConfig:
     log_freq: Count
     test_freq: CountOrOff
     save_freq: CountOrOff
+    save_hf_freq: CountOrOff
+    async_save: Flag
     max_ckpt_to_keep: Count | None
     resume_mode: Literal["auto", "disable", "resume_path"]
     resume_from_path: UserPath | None
+    resume_force: Flag
     init_from_checkpoint: UserPath | None
+    timeout_s: Count
 
 
 @dataclass(frozen=True)

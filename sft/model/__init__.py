@@ -15,11 +15,13 @@ from sft.model.load import (
     build_skeleton,
     decoder_layers,
     find_model,
+    fingerprint,
     has_adapters,
     load_config,
     load_tokenizer,
     load_weights,
     named_weights,
+    read_weights,
     trained_weights,
 )
 
@@ -28,11 +30,13 @@ __all__ = [
     "build_skeleton",
     "decoder_layers",
     "find_model",
+    "fingerprint",
     "has_adapters",
     "load_config",
     "load_tokenizer",
     "load_weights",
     "named_weights",
+    "read_weights",
     "trained_weights",
 ]
 

@@ -7,6 +7,7 @@ A missing, unexpected or mis-shaped weight is an error that names it; transforme
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -21,6 +22,7 @@ from sft.model.attention import choose_attention, register_kernels
 from sft.shards import StoredTensors, local_box, local_part
 
 MAX_NAMES_SHOWN = 8
+SAMPLES_PER_FILE, SAMPLED_BYTES = 64, 64 * 1024
 ADAPTER = re.compile(r"\.lora_(A|B|magnitude_vector)\.")  # parts of the modules that peft puts around `.base_layer`
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 NOT_FROM_HUB = ["consolidated*"]  # the same weights again, in their maker's own format
@@ -110,6 +112,11 @@ def load_weights(model: PreTrainedModel, directory: Path, device: torch.device, 
     model.to_empty(device=device)
     model.tie_weights()
     _initialise_buffers(model)
+    read_weights(model, directory, trust_remote_code=trust_remote_code)
+
+
+def read_weights(model: PreTrainedModel, directory: Path, *, trust_remote_code: bool) -> None:
+    """Copy the weights of `directory` into a model that has memory. Raises InputError for those of another model."""
     stored = StoredTensors.of_whole_tensors(weight_files(directory))
     wanted = named_weights(model)
     problems = _disagreements(model, wanted, stored)
@@ -123,6 +130,23 @@ def load_weights(model: PreTrainedModel, directory: Path, device: torch.device, 
         _copy_from_whole_model(wanted, directory, trust_remote_code=trust_remote_code)
     else:
         raise InputError(f"the weights in {directory} do not fit {type(model).__name__}:\n  " + "\n  ".join(problems))
+
+
+def fingerprint(directory: Path) -> str:
+    """Equal for equal models, wherever they lie: sha256 of the configuration and of samples of every weight file.
+
+    Reading terabytes to find that nothing changed would cost minutes at every start; a retrained model differs in
+    nearly every byte, and so in the samples.
+    """
+    digest = hashlib.sha256((directory / "config.json").read_bytes())
+    for path in weight_files(directory):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for start in range(0, size, max(SAMPLED_BYTES, size // SAMPLES_PER_FILE)):
+                file.seek(start)
+                digest.update(file.read(SAMPLED_BYTES))
+    return digest.hexdigest()[:32]
 
 
 def named_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -9,16 +9,21 @@ import pytest
 from tests.dist.conftest import read_metrics
 from tests.launch import succeed
 
-FILES = {
+MODEL = {
     "config.json",
-    "config.yaml",
     "generation_config.json",
-    "loss.png",
-    "metrics.jsonl",
     "model.safetensors",
-    "run.json",
     "tokenizer.json",
     "tokenizer_config.json",
+}
+FILES = {
+    *MODEL,
+    *(f"global_step_3/huggingface/{name}" for name in MODEL),
+    "checkpoints.jsonl",
+    "config.yaml",
+    "loss.png",
+    "metrics.jsonl",
+    "run.json",
     "training.log",
     "global_step_3/manifest.json",
     "global_step_3/state/rank_00000.safetensors",
@@ -42,13 +47,10 @@ def finished(base, tmp_path_factory):
 
 def test_the_exact_set_of_files_and_nothing_beside_the_run_directory(finished):
     cwd, _, _ = finished
-    assert files(cwd / "run") == FILES | chat_template_file(cwd / "run")
+    template = "chat_template.jinja"  # in a file of its own, where this version of transformers saves it so
+    templates = {template, f"global_step_3/huggingface/{template}"} if (cwd / "run" / template).exists() else set()
+    assert files(cwd / "run") == FILES | templates
     assert [path.name for path in cwd.iterdir()] == ["run"]
-
-
-def chat_template_file(run_dir):
-    """Present where the tokenizer was saved with its template in a file of its own."""
-    return {"chat_template.jinja"} if (run_dir / "chat_template.jinja").exists() else set()
 
 
 def test_lines_for_people_and_lines_for_programs_say_the_same(finished):

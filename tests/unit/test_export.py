@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sft.export import export
+from sft.export import export, publish
 from tests.assets import tiny_model_dir
 from tests.unit.model.test_load import load_sharded, model_of_family
 
@@ -69,14 +69,33 @@ def test_large_models_are_split_into_files_with_an_index(tmp_path, world_of_one,
     assert not any(report.values()), report
 
 
-def test_a_smaller_model_leaves_no_files_of_a_larger_one(tmp_path, world_of_one, monkeypatch):
+def test_published_weights_are_on_the_disk_once_and_leave_no_files_of_a_larger_model(
+    tmp_path, world_of_one, monkeypatch
+):
     source = tiny_model_dir(tmp_path / "source")
     model = load_sharded(source)
     with monkeypatch.context() as patch:
         patch.setattr("sft.export.MAX_FILE_BYTES", 100_000)
-        export_to(tmp_path / "target", model, source, world_of_one)
-    target = export_to(tmp_path / "target", model, source, world_of_one)
-    assert sorted(path.name for path in target.glob("*.safetensors*")) == ["model.safetensors"]
+        publish(export_to(tmp_path / "many", model, source, world_of_one), tmp_path / "run")
+    assert len(list((tmp_path / "run").glob("model-*.safetensors"))) > 1
+    one = export_to(tmp_path / "one", model, source, world_of_one)
+    publish(one, tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(path.name for path in one.iterdir())
+    assert (tmp_path / "run" / "model.safetensors").samefile(one / "model.safetensors")
+    assert not (tmp_path / "run" / "config.json").samefile(one / "config.json"), (
+        "people edit it: the checkpoint's stays"
+    )
+
+
+def test_where_there_are_no_hard_links_weights_are_copied(tmp_path, world_of_one, monkeypatch):
+    def no_links(*_):
+        raise OSError("not supported")
+
+    source = tiny_model_dir(tmp_path / "source")
+    exported = export_to(tmp_path / "exported", load_sharded(source), source, world_of_one)
+    monkeypatch.setattr("os.link", no_links)
+    publish(exported, tmp_path / "run")
+    assert headers(tmp_path / "run") == headers(source)
 
 
 def test_models_that_transformers_renames_keep_their_stored_names(tmp_path, world_of_one):

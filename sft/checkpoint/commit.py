@@ -1,0 +1,169 @@
+"""Writing a checkpoint: aside, hashed by the rank that wrote each file, renamed, then entered into the ledger."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sft.checkpoint import ledger
+from sft.checkpoint.ledger import Kind
+from sft.checkpoint.manifest import MANIFEST, MODEL_DIR, STATE_DIR, CheckpointError, describe_file, read_manifest
+from sft.checkpoint.state import Snapshot
+from sft.checkpoint.tidy import retain
+from sft.distributed import World, on_every_rank, on_main_rank
+from sft.errors import InputError
+from sft.types import TrainState
+
+Files = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Writing:
+    """A checkpoint whose files are being written."""
+
+    final: Path
+    manifest: dict[str, Any]  # all of it but the files
+    files: Future[Files]  # of this rank
+
+    @property
+    def aside(self) -> Path:
+        return self.final.with_name(f".{self.final.name}.partial")
+
+
+class Saver:
+    """Saves the checkpoints of one run, their state in the background while training goes on.
+
+    Every rank calls every method, in the same order: the files of all ranks become one checkpoint. All methods raise
+    InputError on all ranks if one of them cannot write; then there is no checkpoint of that step.
+
+    about: what every manifest of this run says (job_id, base_model, fingerprint, ...)
+    keep:  how many checkpoints stay, the newest ones; None: all
+    """
+
+    def __init__(self, run_dir: Path, *, world: World, about: dict[str, Any], keep: int | None, in_background: bool):
+        self._run_dir, self._world, self._about, self._keep = run_dir, world, about, keep
+        self._in_background = in_background
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Writing | None = None
+
+    def save(
+        self,
+        kind: Kind,
+        state: TrainState,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        write_model: Callable[[Path], None],
+        wait: bool = False,
+    ) -> Path | None:
+        """Begin `global_step_N`, N = state.step; returns its path once it is committed, None while it is written.
+
+        write_model: writes the model as Hugging Face files into a directory; a collective. wait: commit at once.
+        A checkpoint that is already there and has what `kind` asks for is left alone. One that lacks it is replaced
+        by one that is both; nothing is ever written into it.
+        """
+        self.settle()
+        final = self._run_dir / f"global_step_{state.step}"
+        there = on_main_rank(f"looking at {final}", lambda: _kind_there(final))
+        if there in (kind, "BOTH"):
+            return final
+        kind = kind if there is None else "BOTH"
+        manifest = {
+            "step": state.step,
+            "kind": kind,
+            "state": asdict(state),
+            "world_size": self._world.size,
+            **self._about,
+        }
+        writing = Writing(final, manifest, Future())
+        on_main_rank(f"saving {final}", lambda: _make_fresh(writing.aside, STATE_DIR if kind != "SAMPLER" else ""))
+        if kind != "STATE":
+            write_model(writing.aside / MODEL_DIR)
+        snapshot = Snapshot(model, optimizer, self._world) if kind != "SAMPLER" else None
+        write = self._write_files(snapshot, writing.aside, kind)
+        self._writing = Writing(final, manifest, self._thread.submit(write))
+        return None if self._in_background and kind == "STATE" and not wait else self.settle()
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether this rank still writes. Others may be faster or slower: ask all before calling settle."""
+        return self._writing is not None and not self._writing.files.done()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is a checkpoint to settle; the same on all ranks."""
+        return self._writing is not None
+
+    def settle(self) -> Path | None:
+        """Commit what was begun, waiting for the slowest rank; None if nothing was."""
+        if self._writing is None:
+            return None
+        writing, self._writing = self._writing, None
+        phase = f"saving {writing.final}"
+        try:
+            parts = on_every_rank(phase, writing.files.result)
+            files = {name: facts for part in parts for name, facts in sorted(part.items())}
+            on_main_rank(phase, lambda: self._commit(writing, files))
+        except InputError:
+            if self._world.is_main:  # give the space back, where the disk is full
+                shutil.rmtree(writing.aside, ignore_errors=True)
+            raise
+        return writing.final
+
+    def _write_files(self, snapshot: Snapshot | None, aside: Path, kind: Kind) -> Callable[[], Files]:
+        def write() -> Files:
+            names = snapshot.write(aside) if snapshot else []
+            if kind != "STATE" and self._world.is_main:  # rank 0 wrote the model
+                names += [str(path.relative_to(aside)) for path in (aside / MODEL_DIR).rglob("*") if path.is_file()]
+            return {name: describe_file(aside / name, durable=True) for name in names}
+
+        return write
+
+    def _commit(self, writing: Writing, files: Files) -> None:
+        _write_durably(writing.aside / MANIFEST, json.dumps(writing.manifest | {"files": files}, indent=2) + "\n")
+        for directory in [path for path in writing.aside.rglob("*") if path.is_dir()] + [writing.aside]:
+            sync_directory(directory)
+        replaced = writing.final.with_name(f".{writing.final.name}.replaced")
+        if writing.final.exists():
+            writing.final.rename(replaced)
+        writing.aside.rename(writing.final)
+        sync_directory(self._run_dir)
+        ledger.append(self._run_dir, ledger.entry_of(writing.final, read_manifest(writing.final)))
+        shutil.rmtree(replaced, ignore_errors=True)
+        retain(self._run_dir, self._keep)
+
+
+def sync_directory(directory: Path) -> None:
+    """Its entries are on the disk when this returns."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _kind_there(checkpoint: Path) -> Kind | None:
+    try:
+        return ledger.kind_of(read_manifest(checkpoint))
+    except CheckpointError:
+        return None
+
+
+def _make_fresh(aside: Path, subdirectory: str) -> None:
+    shutil.rmtree(aside, ignore_errors=True)
+    (aside / subdirectory).mkdir(parents=True)
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

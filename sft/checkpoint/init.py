@@ -1,0 +1,106 @@
+"""trainer.init_from_checkpoint: the weights of another run's checkpoint, at step 0 of this one."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sft.checkpoint.manifest import (
+    MODEL_DIR,
+    checkpoints_of,
+    has_model,
+    has_state,
+    read_manifest,
+)
+from sft.checkpoint.state import fill
+from sft.checkpoint.verify import verify
+from sft.distributed import World, on_main_rank
+from sft.errors import InputError
+from sft.model.load import trained_weights
+
+NAMED_STEP = re.compile(r"(.+):step-(\d+)")
+KNOB = "trainer.init_from_checkpoint"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where weights come from: a verified checkpoint with state (exact), or a model directory."""
+
+    path: Path
+    is_state: bool
+
+
+def find_origin(name: str, run_dir: Path, *, with_adapters: bool, world: World) -> Origin:
+    """What `name` stands for. Every rank calls it; all get the same answer, or InputError that says what was tried.
+
+    name: a run directory (its newest good checkpoint, else its model), `run:step-N` (run: a run directory, or the name
+    of one beside this run's), a global_step_N directory, or a model directory
+    with_adapters: whether this run trains LoRA adapters
+    """
+    candidates = on_main_rank(f"{KNOB}={name}", lambda: _candidates(name, run_dir))
+    rejected = []
+    for path in candidates:
+        if (path / "config.json").is_file():
+            origin = Origin(path, is_state=False)
+        elif problems := verify(path, world=world):
+            rejected.append(f"{path}: {'; '.join(problems)}")
+            continue
+        else:
+            origin = _part_to_use(path, with_adapters)
+        if with_adapters and not origin.is_state:
+            raise InputError(
+                f"{KNOB}={name} is a whole model, and a LoRA run keeps the model it starts from as it is: set "
+                f"model.partial_pretrain={origin.path} instead."
+            )
+        return origin
+    raise InputError(f"{KNOB}={name}: no checkpoint there is usable: {'; '.join(rejected)}.")
+
+
+def start_from(origin: Origin, model: torch.nn.Module) -> None:
+    """Bring the weights of an origin that is state into the model. Raises CheckpointError for another model's."""
+    fill({f"model/{name}": weight for name, weight in trained_weights(model).items()}, origin.path)
+
+
+def _part_to_use(checkpoint: Path, with_adapters: bool) -> Origin:
+    manifest = read_manifest(checkpoint)
+    holds_adapters = manifest["fingerprint"].get("lora") is not None
+    # The state has the weights as they were trained; the model has them rounded to the dtype it ships in.
+    if has_state(manifest) and holds_adapters == with_adapters:
+        return Origin(checkpoint, is_state=True)
+    if has_model(manifest):
+        return Origin(checkpoint / MODEL_DIR, is_state=False)
+    holds, trains = ("adapters", "all weights") if holds_adapters else ("all weights", "adapters")
+    raise InputError(
+        f"{KNOB}: {checkpoint} is STATE of {holds} and this run trains {trains}; save it with its model first (BOTH: "
+        "touch save_now in a run that continues it)."
+    )
+
+
+def _candidates(name: str, run_dir: Path) -> list[Path]:
+    """Checkpoints and model directories that `name` may stand for, best first, unverified."""
+    if named := NAMED_STEP.fullmatch(name):
+        job, step = named.groups()
+        for home in (Path(job), run_dir.parent / job):
+            if home.is_dir():
+                checkpoint = home / f"global_step_{step}"
+                if checkpoint.is_dir():
+                    return [checkpoint]
+                found = ", ".join(path.name for path in checkpoints_of(home)) or "none"
+                raise InputError(f"{KNOB}={name}: {home} has no {checkpoint.name}; it has {found}.")
+        raise InputError(f"{KNOB}={name}: neither {Path(job)} nor {run_dir.parent / job} is a run directory.")
+    path = Path(name)
+    if re.fullmatch(r"global_step_\d+", path.name) and path.is_dir():
+        return [path]
+    if not path.is_dir():
+        raise InputError(
+            f"{KNOB}={name} is no directory; give a run directory, run:step-N, a global_step_N directory or a model "
+            "directory."
+        )
+    checkpoints = list(reversed(checkpoints_of(path)))
+    models = [path] if (path / "config.json").is_file() else []
+    if not checkpoints and not models:
+        raise InputError(f"{KNOB}={name} holds neither checkpoints (global_step_N) nor a model (config.json).")
+    return checkpoints + models

@@ -1,0 +1,78 @@
+"""manifest.json: what a checkpoint is, and what every one of its files must be."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from sft.errors import InputError
+
+MANIFEST = "manifest.json"
+STATE_DIR = "state"
+MODEL_DIR = "huggingface"
+SAFE_NAME = re.compile(r"[A-Za-z0-9._-]+")
+
+
+class CheckpointError(InputError):
+    """A checkpoint cannot be used; the message says which, why, and the way out."""
+
+
+def step_of(checkpoint: Path) -> int:
+    """The N of global_step_N."""
+    return int(checkpoint.name.rpartition("_")[2])
+
+
+def checkpoints_of(run_dir: Path) -> list[Path]:
+    """The committed checkpoints of a run, oldest first, unverified."""
+    found = [path for path in run_dir.glob("global_step_*") if re.fullmatch(r"global_step_\d+", path.name)]
+    return sorted(found, key=step_of)
+
+
+def read_manifest(checkpoint: Path) -> dict[str, Any]:
+    """Raises CheckpointError if it is not there, or is no manifest."""
+    path = checkpoint / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+        _ = manifest["step"], manifest["files"].items()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing.") from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error}).") from error
+    return manifest
+
+
+def has_state(manifest: dict[str, Any]) -> bool:
+    return any(name.startswith(f"{STATE_DIR}/") for name in manifest["files"])
+
+
+def has_model(manifest: dict[str, Any]) -> bool:
+    return any(name.startswith(f"{MODEL_DIR}/") for name in manifest["files"])
+
+
+def describe_file(path: Path, *, durable: bool = False) -> dict[str, Any]:
+    """Size and sha256 of a file; durable: it is on the disk when this returns."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if durable:
+            os.fsync(file.fileno())
+    return {"size": path.stat().st_size, "sha256": digest}
+
+
+def problem_of_file(checkpoint: Path, name: str, expected: dict[str, Any]) -> str | None:
+    """What is wrong with one file of the manifest; None if it is what was written."""
+    if not all(SAFE_NAME.fullmatch(part) and part != ".." for part in name.split("/")):
+        return f"{name!r} is no name that a checkpoint has"
+    path = checkpoint / name
+    if path.resolve() != checkpoint.resolve() / name:
+        return f"{name} is a symbolic link to {path.resolve()}"
+    if not path.is_file():
+        return f"{name} is missing"
+    if (size := path.stat().st_size) != expected["size"]:
+        return f"{name} has {size} bytes, {expected['size']} were written"
+    if describe_file(path) != expected:
+        return f"{name} is not what was written (sha256 differs)"
+    return None

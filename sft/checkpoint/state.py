@@ -1,0 +1,136 @@
+"""What a checkpoint holds of model, optimizer and randomness, out of and into a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from sft.checkpoint.manifest import STATE_DIR, CheckpointError, read_manifest
+from sft.distributed import World, log
+from sft.model.load import trained_weights
+from sft.shards import LocalParts, StoredTensors, copy_local_parts
+from sft.types import TrainState
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Snapshot:
+    """A copy in CPU memory of what this rank saves: training may go on while it is written."""
+
+    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, world: World):
+        self._parts: LocalParts = copy_local_parts(_state_tensors(model, optimizer))
+        self._random_state = _random_state(world)
+        self._file_names = _file_names(world.rank)
+
+    def write(self, checkpoint: Path) -> list[str]:
+        """Write this rank's files; returns their names within the checkpoint."""
+        tensors, rng = self._file_names
+        self._parts.write(checkpoint / tensors)
+        save_file(self._random_state, checkpoint / rng)
+        return [tensors, rng]
+
+
+def load(
+    checkpoint: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    world: World,
+    fingerprint: dict[str, Any],
+    force: bool = False,
+) -> TrainState:
+    """Bring model, optimizer and random state to where `checkpoint` stands, on any number of ranks.
+
+    On the number of ranks that wrote it, the run goes on bit for bit. Raises CheckpointError where the run
+    asked for is another one (data, model, seed, batch size); with force, that is only said.
+    """
+    manifest = read_manifest(checkpoint)
+    if changed := _differences(manifest["fingerprint"], fingerprint):
+        if not force:
+            raise CheckpointError(_another_run(checkpoint, changed))
+        log.warning("trainer.resume_force=true: %s is continued although %s", checkpoint, "; ".join(changed.values()))
+    state = TrainState(**manifest["state"])
+    _create_moments(optimizer, state.updates)
+    fill(_state_tensors(model, optimizer), checkpoint)
+    if manifest["world_size"] == world.size:
+        _restore_random_state(load_file(checkpoint / _file_names(world.rank)[1]))
+    return state
+
+
+def fill(tensors: dict[str, torch.Tensor], checkpoint: Path) -> None:
+    """Copy this rank's part of each tensor out of the checkpoint. Raises CheckpointError if it holds others."""
+    stored = StoredTensors.of_ranks(checkpoint / STATE_DIR)
+    wrong = [
+        f"{name} of shape {list(tensor.shape)} is "
+        + (f"{list(stored.shape(name))} there" if name in stored.parts else "not there")
+        for name, tensor in tensors.items()
+        if name not in stored.parts or stored.shape(name) != tuple(tensor.shape)
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise CheckpointError(f"{checkpoint} is of another model: {'; '.join(wrong[:3])}{more}.")
+    stored.copy_into(tensors)
+
+
+def _state_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    weights = trained_weights(model)  # frozen ones are read from the model again
+    tensors = {f"model/{name}": weight for name, weight in weights.items()}
+    for name, weight in weights.items():
+        for moment in MOMENTS:
+            if (moments := optimizer.state.get(weight)) is not None:
+                tensors[f"{moment}/{name}"] = moments[moment]
+    return tensors
+
+
+def _create_moments(optimizer: torch.optim.Optimizer, updates: int) -> None:
+    """Give AdamW the state it creates in its first step, so that there is something to load into."""
+    if updates == 0:
+        return
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            optimizer.state[weight] = {
+                "step": torch.full((), float(updates), device=weight.device),
+                **{moment: torch.zeros_like(weight) for moment in MOMENTS},
+            }
+
+
+def _random_state(world: World) -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if world.device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _restore_random_state(state: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, str]:
+    return {
+        key: f"{key}: the checkpoint has {theirs.get(key)!r}, this run {ours.get(key)!r}"
+        for key in sorted(theirs.keys() | ours.keys())
+        if theirs.get(key) != ours.get(key)
+    }
+
+
+def _another_run(checkpoint: Path, changed: dict[str, str]) -> str:
+    if list(changed) == ["init_from_checkpoint"]:
+        return (
+            f"{checkpoint} belongs to a run that began elsewhere:\n  {changed['init_from_checkpoint']}\n"
+            "Leave trainer.init_from_checkpoint as it was to go on with this run, or begin another one in another "
+            "trainer.default_local_dir (trainer.resume_mode=disable begins it here and sets this one aside)."
+        )
+    return (
+        f"{checkpoint} belongs to another run:\n  " + "\n  ".join(changed.values()) + "\nUse another "
+        "trainer.default_local_dir, or trainer.resume_mode=disable to start over. If you know that it is the same "
+        "run, trainer.resume_force=true goes on with it."
+    )
+
+
+def _file_names(rank: int) -> tuple[str, str]:
+    return f"{STATE_DIR}/rank_{rank:05d}.safetensors", f"{STATE_DIR}/rng_{rank:05d}.safetensors"

@@ -1,0 +1,101 @@
+"""Which checkpoints stay in the run directory, and where the others go."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import datetime
+from pathlib import Path
+
+from sft.checkpoint.ledger import reconcile
+from sft.checkpoint.manifest import CheckpointError, checkpoints_of, has_state, read_manifest, step_of
+from sft.distributed import log, on_main_rank
+
+PROMOTED = "promoted"
+BEST = "best"
+STAYS = (PROMOTED, ".lock")
+"""What is no part of the run that `start_over` sets aside: products of their own, and who holds the directory."""
+
+
+def start_over(run_dir: Path) -> None:
+    """Move everything an earlier run left in `run_dir` into `superseded_<time>/`: nothing is mixed, nothing lost."""
+
+    def move() -> None:
+        if checkpoints_of(run_dir):
+            stays = [path for path in run_dir.iterdir() if path.name.startswith("superseded_") or path.name in STAYS]
+            _move_aside(run_dir, [path for path in run_dir.iterdir() if path not in stays])
+
+    on_main_rank(f"setting an earlier run in {run_dir} aside", move)
+
+
+def forget_after(run_dir: Path, step: int) -> None:
+    """Move the checkpoints beyond `step` into `superseded_<time>/`: from here on the run takes another way.
+
+    Damaged, or of the way not taken: left in place they would pass for the newest ones, which the next resume takes
+    and `retain` keeps.
+    """
+
+    def move() -> None:
+        if later := [path for path in checkpoints_of(run_dir) if step_of(path) > step]:
+            _move_aside(run_dir, later)
+
+    on_main_rank(f"setting checkpoints beyond step {step} of {run_dir} aside", move)
+
+
+def retain(run_dir: Path, keep: int | None) -> None:
+    """Delete all but the newest `keep` checkpoints (None: keep all), and what an interrupted save left behind.
+
+    The newest that can be resumed, the best, and those that were promoted always stay.
+    """
+    checkpoints = checkpoints_of(run_dir)
+    if keep is not None:
+        stays = {*checkpoints[-keep:], *_newest_with_state(checkpoints), *_chosen(run_dir)}
+        for checkpoint in checkpoints:
+            if checkpoint not in stays:
+                # Renamed first: never half a checkpoint under its name.
+                checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.deleted"))
+    for kind in ("deleted", "partial", "replaced"):
+        for leftover in run_dir.glob(f".global_step_*.{kind}"):
+            shutil.rmtree(leftover)
+
+
+def prepare(run_dir: Path) -> None:
+    """Put right what a run that was killed may have left: a checkpoint half replaced, a line missing in the ledger."""
+
+    def restore() -> None:
+        for replaced in run_dir.glob(".global_step_*.replaced"):
+            final = replaced.with_name(replaced.name.removeprefix(".").removesuffix(".replaced"))
+            if not final.exists():
+                replaced.rename(final)
+        reconcile(run_dir)
+
+    on_main_rank(f"looking for what an interrupted save left in {run_dir}", restore)
+
+
+def _newest_with_state(checkpoints: list[Path]) -> list[Path]:
+    for checkpoint in reversed(checkpoints):
+        try:
+            if has_state(read_manifest(checkpoint)):
+                return [checkpoint]
+        except CheckpointError:
+            continue
+    return []
+
+
+def _chosen(run_dir: Path) -> set[Path]:
+    """The checkpoint that `best` points to, and those that promotions were made of."""
+    chosen = {run_dir / (run_dir / BEST).resolve().name} if (run_dir / BEST).is_symlink() else set()
+    for promotion in run_dir.glob(f"{PROMOTED}/*/promotion.json"):
+        try:
+            chosen.add(run_dir / json.loads(promotion.read_text())["checkpoint"])
+        except (OSError, ValueError, KeyError, TypeError):
+            log.warning("%s cannot be read; the checkpoint it was made of may be deleted", promotion)
+    return chosen
+
+
+def _move_aside(run_dir: Path, paths: list[Path]) -> None:
+    aside = run_dir / f"superseded_{datetime.now():%Y%m%dT%H%M%S}"
+    aside.mkdir(exist_ok=True)
+    for path in paths:
+        path.rename(aside / path.name)
+    log.info("%s: %s moved to %s", run_dir, ", ".join(sorted(path.name for path in paths)), aside.name)

@@ -1,0 +1,52 @@
+"""Which checkpoint of a run is the newest that can be resumed: found by reading every byte again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sft.checkpoint.manifest import MANIFEST, CheckpointError, checkpoints_of, has_state, problem_of_file, read_manifest
+from sft.distributed import World, log, on_every_rank, on_main_rank
+
+
+def newest(run_dir: Path, *, world: World) -> Path | None:
+    """The newest checkpoint with state whose files are all as they were written; None if there is none.
+
+    Every rank calls it and checks its share of the files. Rejected checkpoints are named with the reason; those that
+    are only a model (SAMPLER) are nothing to resume from, and passed over in silence.
+    """
+    # Rank 0's list, for all: ranks that look for themselves may see a file system at different moments.
+    for checkpoint in reversed(on_main_rank(f"looking for checkpoints in {run_dir}", lambda: _resumable(run_dir))):
+        problems = verify(checkpoint, world=world)
+        if not problems:
+            return checkpoint
+        log.warning("checkpoint %s is not usable and passed over: %s", checkpoint, "; ".join(problems))
+    return None
+
+
+def verify(checkpoint: Path, *, world: World) -> list[str]:
+    """What is wrong with a checkpoint, one line per file; empty if nothing is. Every rank calls it."""
+    shares = on_every_rank(f"verifying {checkpoint}", lambda: problems_of(checkpoint, world.rank, world.size))
+    return [problem for share in shares for problem in share]
+
+
+def problems_of(checkpoint: Path, part: int = 0, parts: int = 1) -> list[str]:
+    """As `verify`, one of `parts` equal shares of the files, by one process alone."""
+    try:
+        files = sorted(read_manifest(checkpoint)["files"].items())
+    except CheckpointError as error:
+        return [str(error).removeprefix(f"{checkpoint}/")] if part == 0 else []
+    if checkpoint.resolve().parent != checkpoint.parent.resolve():
+        return [f"it is a symbolic link to {checkpoint.resolve()}"] if part == 0 else []
+    problems = [problem_of_file(checkpoint, name, expected) for name, expected in files[part::parts]]
+    return [problem for problem in problems if problem]
+
+
+def _resumable(run_dir: Path) -> list[Path]:
+    return [checkpoint for checkpoint in checkpoints_of(run_dir) if _may_hold_state(checkpoint)]
+
+
+def _may_hold_state(checkpoint: Path) -> bool:
+    try:
+        return has_state(read_manifest(checkpoint))
+    except CheckpointError:
+        return (checkpoint / MANIFEST).parent.is_dir()  # damaged: to be named as such
