@@ -83,7 +83,7 @@ def test_published_weights_are_on_the_disk_once_and_leave_no_files_of_a_larger_m
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(path.name for path in one.iterdir())
     assert (tmp_path / "run" / "model.safetensors").samefile(one / "model.safetensors")
     assert not (tmp_path / "run" / "config.json").samefile(one / "config.json"), (
-        "people edit it: the checkpoint's stays"
+        "the checkpoint keeps its own"
     )
 
 
