@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from sft.distributed import World, on_main_rank
+from sft.files import link_weights
 from sft.model.load import has_adapters, named_weights, weight_files
 from sft.shards import StoredTensors, whole_tensor
 
@@ -99,7 +100,7 @@ def publish(exported: Path, run_dir: Path) -> None:
     def move_in() -> None:
         aside = run_dir / ".export.partial"
         shutil.rmtree(aside, ignore_errors=True)
-        shutil.copytree(exported, aside, copy_function=_link_weights)
+        shutil.copytree(exported, aside, copy_function=link_weights)
         _move_in(aside, run_dir)
 
     on_main_rank(f"writing the model into {run_dir}", move_in)
@@ -207,17 +208,6 @@ def _let_others_read(directory: Path) -> None:
     for path in directory.rglob("*"):
         if path.is_file():
             path.chmod(0o666 & ~umask)
-
-
-def _link_weights(source: str, target: str) -> None:
-    # Only weights: they are replaced, never edited, so a link stays what the checkpoint's hash says.
-    if source.endswith(".safetensors"):
-        try:
-            return os.link(source, target)
-        except OSError:
-            pass  # a file system without hard links
-    shutil.copyfile(source, target)
-    return None
 
 
 def _move_in(aside: Path, target: Path) -> None:

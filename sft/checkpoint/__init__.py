@@ -6,26 +6,28 @@
         state/rng_00000.safetensors        a rank's random state
         huggingface/                       the model, ready to load
         manifest.json                      step, counters, world, fingerprint, size and sha256 of every file
+        manifest.sha256                    of manifest.json, as sha256sum writes it
 
 STATE has state/ and can be resumed, SAMPLER has huggingface/ and can be loaded, BOTH has both. All ranks write into
 a hidden directory; rank 0 adds the manifest last, renames, then appends to the ledger. What is found under its final
 name was complete when it was written, and the hashes tell whether it still is.
 
-    commit  writing one, aside and in the background       verify  finding the newest that is still what was written
-    state   what it holds of model and optimizer           tidy    which ones stay in the run directory
-    ledger  checkpoints.jsonl                              init    weights of another run's checkpoint
+    commit    writing one, aside and in the background     find    the newest that is still what was written
+    state     what it holds of model and optimizer         tidy    which ones stay in the run directory
+    manifest  what its files must be                       init    weights of another run's checkpoint
+    ledger    checkpoints.jsonl                            promote a model out of the run
 
 Why not torch.distributed.checkpoint: its metadata is a pickle, and it loads flipped bits without a word. Boxes in
 safetensors files need neither, and reading a model uses the same code (sft/shards.py).
 """
 
 from sft.checkpoint.commit import Saver
+from sft.checkpoint.find import newest, verify
 from sft.checkpoint.init import Origin, find_origin, start_from
 from sft.checkpoint.ledger import KINDS, Kind
 from sft.checkpoint.manifest import MODEL_DIR, CheckpointError
 from sft.checkpoint.state import load
 from sft.checkpoint.tidy import forget_after, prepare, start_over
-from sft.checkpoint.verify import newest, verify
 
 __all__ = [
     "KINDS",

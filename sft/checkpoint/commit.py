@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,11 +14,21 @@ import torch
 
 from sft.checkpoint import ledger
 from sft.checkpoint.ledger import Kind
-from sft.checkpoint.manifest import MANIFEST, MODEL_DIR, STATE_DIR, CheckpointError, describe_file, read_manifest
+from sft.checkpoint.manifest import (
+    MANIFEST,
+    MANIFEST_SHA256,
+    MODEL_DIR,
+    STATE_DIR,
+    CheckpointError,
+    describe_file,
+    digest_line,
+    read_manifest,
+)
 from sft.checkpoint.state import Snapshot
 from sft.checkpoint.tidy import retain
 from sft.distributed import World, on_every_rank, on_main_rank
 from sft.errors import InputError
+from sft.files import sync_directory, write_durably
 from sft.types import TrainState
 
 Files = dict[str, dict[str, Any]]
@@ -128,7 +137,9 @@ class Saver:
         return write
 
     def _commit(self, writing: Writing, files: Files) -> None:
-        _write_durably(writing.aside / MANIFEST, json.dumps(writing.manifest | {"files": files}, indent=2) + "\n")
+        manifest = json.dumps(writing.manifest | {"files": files}, indent=2).encode() + b"\n"
+        write_durably(writing.aside / MANIFEST, manifest)
+        write_durably(writing.aside / MANIFEST_SHA256, digest_line(manifest))
         for directory in [path for path in writing.aside.rglob("*") if path.is_dir()] + [writing.aside]:
             sync_directory(directory)
         replaced = writing.final.with_name(f".{writing.final.name}.replaced")
@@ -141,15 +152,6 @@ class Saver:
         retain(self._run_dir, self._keep)
 
 
-def sync_directory(directory: Path) -> None:
-    """Its entries are on the disk when this returns."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _kind_there(checkpoint: Path) -> Kind | None:
     try:
         return ledger.kind_of(read_manifest(checkpoint))
@@ -160,10 +162,3 @@ def _kind_there(checkpoint: Path) -> Kind | None:
 def _make_fresh(aside: Path, subdirectory: str) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     (aside / subdirectory).mkdir(parents=True)
-
-
-def _write_durably(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

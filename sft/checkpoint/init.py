@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from sft.checkpoint.find import verify
 from sft.checkpoint.manifest import (
     MODEL_DIR,
     checkpoints_of,
@@ -16,7 +17,6 @@ from sft.checkpoint.manifest import (
     read_manifest,
 )
 from sft.checkpoint.state import fill
-from sft.checkpoint.verify import verify
 from sft.distributed import World, on_main_rank
 from sft.errors import InputError
 from sft.model.load import trained_weights

@@ -11,7 +11,7 @@ from typing import Any
 
 from sft.errors import InputError
 
-MANIFEST = "manifest.json"
+MANIFEST, MANIFEST_SHA256 = "manifest.json", "manifest.sha256"
 STATE_DIR = "state"
 MODEL_DIR = "huggingface"
 SAFE_NAME = re.compile(r"[A-Za-z0-9._-]+")
@@ -33,16 +33,22 @@ def checkpoints_of(run_dir: Path) -> list[Path]:
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """Raises CheckpointError if it is not there, or is no manifest."""
-    path = checkpoint / MANIFEST
+    """Raises CheckpointError if it is not there, or is not what was written."""
     try:
-        manifest = json.loads(path.read_text())
-        _ = manifest["step"], manifest["files"].items()
+        content = (checkpoint / MANIFEST).read_bytes()
+        digest = (checkpoint / MANIFEST_SHA256).read_bytes()
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing.") from error
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error}).") from error
-    return manifest
+        raise CheckpointError(f"{error.filename} is missing.") from error
+    except OSError as error:
+        raise CheckpointError(f"{error.filename} cannot be read ({error.strerror}).") from error
+    if digest != digest_line(content):
+        raise CheckpointError(f"{checkpoint / MANIFEST} is not what was written (sha256 differs).")
+    return json.loads(content)
+
+
+def digest_line(content: bytes) -> bytes:
+    """What manifest.sha256 must hold; `sha256sum -c` understands it."""
+    return f"{hashlib.sha256(content).hexdigest()}  {MANIFEST}\n".encode()
 
 
 def has_state(manifest: dict[str, Any]) -> bool:

@@ -26,6 +26,7 @@ FILES = {
     "run.json",
     "training.log",
     "global_step_3/manifest.json",
+    "global_step_3/manifest.sha256",
     "global_step_3/state/rank_00000.safetensors",
     "global_step_3/state/rank_00001.safetensors",
     "global_step_3/state/rng_00000.safetensors",

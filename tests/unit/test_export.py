@@ -82,9 +82,7 @@ def test_published_weights_are_on_the_disk_once_and_leave_no_files_of_a_larger_m
     publish(one, tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(path.name for path in one.iterdir())
     assert (tmp_path / "run" / "model.safetensors").samefile(one / "model.safetensors")
-    assert not (tmp_path / "run" / "config.json").samefile(one / "config.json"), (
-        "the checkpoint keeps its own"
-    )
+    assert not (tmp_path / "run" / "config.json").samefile(one / "config.json"), "the checkpoint keeps its own"
 
 
 def test_where_there_are_no_hard_links_weights_are_copied(tmp_path, world_of_one, monkeypatch):

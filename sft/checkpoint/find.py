@@ -34,7 +34,7 @@ def problems_of(checkpoint: Path, part: int = 0, parts: int = 1) -> list[str]:
     try:
         files = sorted(read_manifest(checkpoint)["files"].items())
     except CheckpointError as error:
-        return [str(error).removeprefix(f"{checkpoint}/")] if part == 0 else []
+        return [str(error).removeprefix(f"{checkpoint}/").removesuffix(".")] if part == 0 else []
     if checkpoint.resolve().parent != checkpoint.parent.resolve():
         return [f"it is a symbolic link to {checkpoint.resolve()}"] if part == 0 else []
     problems = [problem_of_file(checkpoint, name, expected) for name, expected in files[part::parts]]

@@ -1,0 +1,65 @@
+"""python -m sft.checkpoint list <run>: what is there, whether it is what was written, and what it can be used for."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from sft.checkpoint.find import problems_of
+from sft.checkpoint.ledger import kind_of
+from sft.checkpoint.manifest import CheckpointError, checkpoints_of, read_manifest, step_of
+
+USES = {
+    "STATE": "resume",
+    "SAMPLER": "load, promote, init_from_checkpoint",
+    "BOTH": "resume, load, promote, init_from_checkpoint",
+}
+
+
+def main() -> int:
+    """Print the table; 0 if every checkpoint is good, 1 if one is damaged, 2 if there is none."""
+    parser = argparse.ArgumentParser(prog="python -m sft.checkpoint", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="list")
+    parser_of_list = commands.add_parser("list", help="read every file of every checkpoint of a run")
+    parser_of_list.add_argument("run", type=Path, help="the run directory (trainer.default_local_dir)")
+    run_dir: Path = parser.parse_args().run
+    checkpoints = checkpoints_of(run_dir)
+    if not checkpoints:
+        print(f"error: {run_dir} holds no checkpoint (global_step_N); give a run directory.", file=sys.stderr)
+        return 2
+    table = Table("step", "kind", "samples", "size", "written by", "verified", "good for")
+    damaged = 0
+    for checkpoint in checkpoints:
+        problems = problems_of(checkpoint)
+        damaged += bool(problems)
+        table.add_row(*_facts(checkpoint), "; ".join(problems) or "yes", "nothing" if problems else _uses(checkpoint))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    return 1 if damaged else 0
+
+
+def _facts(checkpoint: Path) -> list[str]:
+    try:
+        manifest = read_manifest(checkpoint)
+    except CheckpointError:
+        return [str(step_of(checkpoint)), "?", "?", "?", "?"]
+    size = sum(facts["size"] for facts in manifest["files"].values())
+    ranks = manifest["world_size"]
+    return [
+        str(manifest["step"]),
+        kind_of(manifest),
+        f"{manifest['state']['samples_seen']:,}",
+        f"{size / 1e6:,.1f} MB",
+        f"{ranks} rank{'s' * (ranks > 1)}",
+    ]
+
+
+def _uses(checkpoint: Path) -> str:
+    return USES[kind_of(read_manifest(checkpoint))]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

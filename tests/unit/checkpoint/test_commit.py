@@ -1,0 +1,98 @@
+"""A checkpoint is written aside, whole, and never changed; its state is that of the moment it was asked for."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+
+from sft.checkpoint import load
+from sft.errors import InputError
+from sft.types import TrainState
+from tests.unit.checkpoint.conftest import ABOUT, names_in, small_model
+
+STATE = ["state/rank_00000.safetensors", "state/rng_00000.safetensors"]
+MODEL = ["huggingface/config.json", "huggingface/model.safetensors"]
+
+
+def loaded(checkpoint, world):
+    model = small_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    state = load(checkpoint, model, optimizer, world=world, fingerprint=ABOUT["fingerprint"])
+    return model, optimizer, state
+
+
+def digests(directory):
+    return {name: hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in names_in(directory)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "files"), [("STATE", STATE), ("SAMPLER", MODEL), ("BOTH", MODEL + STATE)], ids=lambda value: str(value)
+)
+def test_each_kind_holds_its_files_and_a_manifest_that_lists_them(run, kind, files):
+    run.train_to(3)
+    checkpoint = run.save(kind)
+    assert checkpoint == run.dir / "global_step_3"
+    assert names_in(checkpoint) == sorted([*files, "manifest.json", "manifest.sha256"])
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    assert sorted(manifest["files"]) == sorted(files) and manifest["kind"] == kind
+    assert manifest["files"][files[0]]["sha256"] == hashlib.sha256((checkpoint / files[0]).read_bytes()).hexdigest()
+    assert manifest["state"]["samples_seen"] == 24
+
+
+def test_training_may_go_on_while_a_checkpoint_is_written(run, monkeypatch):
+    run.train_to(2)
+    before = {name: weight.clone() for name, weight in run.model.state_dict().items()}
+    assert run.save("STATE", wait=False) is None
+    assert run.saver.has_begun and not (run.dir / "global_step_2").exists()
+    run.train_to(5)
+    assert run.saver.settle() == run.dir / "global_step_2" and not run.saver.has_begun
+    model, optimizer, state = loaded(run.dir / "global_step_2", run.world)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert state == TrainState(step=2, updates=2, samples_seen=16)
+    assert next(iter(optimizer.state.values()))["step"] == 2
+    assert (run.dir / "checkpoints.jsonl").read_text().count("\n") == 1
+
+
+def test_the_next_save_commits_the_one_before(run):
+    for step in (1, 2):
+        run.train_to(step)
+        run.save("STATE", wait=False)
+    assert (run.dir / "global_step_1").is_dir() and not (run.dir / "global_step_2").exists()
+
+
+def test_what_is_there_already_is_left_alone(run):
+    run.train_to(1)
+    checkpoint = run.save("BOTH")
+    before = digests(checkpoint)
+    run.model[0].weight.data.zero_()
+    assert run.save("STATE") == run.save("SAMPLER") == run.save("BOTH") == checkpoint
+    assert digests(checkpoint) == before
+    assert (run.dir / "checkpoints.jsonl").read_text().count("\n") == 1
+
+
+def test_a_kind_that_lacks_something_is_replaced_by_both(run):
+    run.train_to(1)
+    run.save("STATE")
+    checkpoint = run.save("SAMPLER")
+    assert names_in(checkpoint) == sorted([*MODEL, *STATE, "manifest.json", "manifest.sha256"])
+    assert [path.name for path in run.dir.glob(".global*")] == []
+    lines = [json.loads(line) for line in (run.dir / "checkpoints.jsonl").read_text().splitlines()]
+    assert [line.keys() >= {"state_path", "sampler_path"} for line in lines] == [False, True]
+
+
+@pytest.mark.parametrize("kind", ["STATE", "BOTH"])
+def test_a_rank_that_cannot_write_leaves_no_checkpoint_and_the_last_one_whole(run, monkeypatch, kind):
+    def disk_full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    run.train_to(1)
+    run.save("STATE")
+    before = digests(run.dir)
+    run.train_to(2)
+    monkeypatch.setattr("sft.shards.save_file", disk_full)
+    with pytest.raises(InputError, match=r"saving .*global_step_2 failed: rank 0: .*No space left"):
+        run.save(kind)
+    assert digests(run.dir) == before
+    monkeypatch.undo()
+    assert run.save(kind) == run.dir / "global_step_2"

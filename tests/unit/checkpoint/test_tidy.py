@@ -1,0 +1,76 @@
+"""What may be deleted is deleted; what somebody may still want never is."""
+
+import json
+
+from sft.checkpoint import forget_after, prepare, start_over
+from sft.checkpoint.promote import promote
+from tests.unit.checkpoint.conftest import start_run
+
+
+def steps_of(run_dir):
+    return sorted(int(path.name.rpartition("_")[2]) for path in run_dir.glob("global_step_*"))
+
+
+def save_steps(run, kinds):
+    for step, kind in kinds.items():
+        run.train_to(step)
+        run.save(kind)
+
+
+def test_the_newest_are_kept(tmp_path, world_of_one):
+    run = start_run(tmp_path / "job", world_of_one, keep=2)
+    save_steps(run, dict.fromkeys((1, 2, 3, 4), "STATE"))
+    assert steps_of(run.dir) == [3, 4]
+
+
+def test_keeping_survives_a_resume(tmp_path, world_of_one):
+    save_steps(start_run(tmp_path / "job", world_of_one, keep=2), {1: "STATE", 2: "STATE"})
+    again = start_run(tmp_path / "job", world_of_one, keep=2)
+    save_steps(again, {3: "STATE"})
+    assert steps_of(again.dir) == [2, 3]
+
+
+def test_the_newest_that_can_be_resumed_outlives_models(tmp_path, world_of_one):
+    run = start_run(tmp_path / "job", world_of_one, keep=1)
+    save_steps(run, {1: "STATE", 2: "SAMPLER", 3: "SAMPLER"})
+    assert steps_of(run.dir) == [1, 3]
+
+
+def test_the_best_and_the_promoted_stay(tmp_path, world_of_one):
+    run = start_run(tmp_path / "job", world_of_one)
+    save_steps(run, {1: "BOTH", 2: "BOTH"})
+    promote(run.dir / "checkpoints.jsonl", step=1)
+    (run.dir / "best").symlink_to("global_step_2")
+    later = start_run(tmp_path / "job", world_of_one, keep=1)
+    save_steps(later, {3: "STATE", 4: "STATE", 5: "STATE"})
+    assert steps_of(run.dir) == [1, 2, 5]
+
+
+def test_leftovers_of_a_killed_run_are_gone_after_the_next_save(run):
+    for name in (".global_step_1.partial", ".global_step_1.deleted", ".global_step_1.replaced"):
+        (run.dir / name / "state").mkdir(parents=True)
+    save_steps(run, {2: "STATE"})
+    assert [path.name for path in run.dir.glob(".global*")] == []
+
+
+def test_a_checkpoint_killed_between_two_names_gets_its_own_back(run):
+    save_steps(run, {1: "STATE"})
+    (run.dir / "global_step_1").rename(run.dir / ".global_step_1.replaced")
+    prepare(run.dir)
+    assert steps_of(run.dir) == [1]
+
+
+def test_starting_over_takes_the_run_and_leaves_what_was_promoted(run):
+    save_steps(run, {1: "BOTH"})
+    promote(run.dir / "checkpoints.jsonl", model_id="mine")
+    start_over(run.dir)
+    assert sorted(path.name.split("_")[0] for path in run.dir.iterdir()) == ["promoted", "superseded"]
+    assert json.loads((run.dir / "promoted/mine/promotion.json").read_text())["step"] == 1
+
+
+def test_going_back_sets_everything_later_aside(run):
+    save_steps(run, {1: "STATE", 2: "SAMPLER", 3: "STATE"})
+    forget_after(run.dir, 1)
+    assert steps_of(run.dir) == [1]
+    (aside,) = run.dir.glob("superseded_*")
+    assert sorted(path.name for path in aside.iterdir()) == ["global_step_2", "global_step_3"]
