@@ -60,7 +60,7 @@ class Job:
     total_steps: int
     steps_per_epoch: int
     fingerprint: dict[str, Any]  # what a checkpoint must share with this run to continue it
-    origin: Path | None  # where the weights came from by trainer.init_from_checkpoint, if it was read in this start
+    began_with: str  # the directory whose weights the run had at step 0
     stop_token_ids: list[int]
 
     @property
@@ -112,7 +112,7 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
         "train_batch_size": config.data.train_batch_size,
     }
     steps_per_epoch = plan.steps_per_epoch(len(inputs.train), config.data.train_batch_size)
-    state, origin = resume(config, model, optimizer, world, fingerprint)
+    state, began_with = resume(config, model, optimizer, inputs.source, world, fingerprint)
     return Job(
         config=config,
         world=world,
@@ -121,13 +121,14 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
         optimizer=optimizer,
         inputs=inputs,
         state=state,
-        origin=origin,
+        began_with=began_with,
         saver=checkpoint.Saver(
             Path(config.trainer.default_local_dir),
             world=world,
             about={
                 "job_id": Path(config.trainer.default_local_dir).resolve().name,
                 "base_model": config.model.partial_pretrain,
+                "began_with": began_with,
                 "steps_per_epoch": steps_per_epoch,
                 "fingerprint": fingerprint,
             },
@@ -171,12 +172,14 @@ def resume(
     config: SftConfig,
     model: PreTrainedModel,
     optimizer: torch.optim.Optimizer,
+    source: Path,
     world: World,
     fingerprint: dict[str, Any],
-) -> tuple[TrainState, Path | None]:
-    """The state of the newest good checkpoint (or of the one asked for), loaded.
+) -> tuple[TrainState, str]:
+    """(state, the directory whose weights the run began with) of the newest good checkpoint or of the one asked for.
 
-    If there is none, a fresh one: with the weights of trainer.init_from_checkpoint, whose place is the second result.
+    Its weights and moments are loaded. If there is none, the state is fresh, with the weights of
+    trainer.init_from_checkpoint where that is set.
     """
     trainer = config.trainer
     run_dir = Path(trainer.default_local_dir)
@@ -191,16 +194,17 @@ def resume(
             raise InputError(f"trainer.resume_from_path={found} is not usable: {'; '.join(problems)}.")
     else:
         found = checkpoint.newest(run_dir, world=world)
-    state, origin = TrainState(), None
+    state, began_with = TrainState(), str(source)
     if found is not None:
         state = checkpoint.load(
             found, model, optimizer, world=world, fingerprint=fingerprint, force=trainer.resume_force
         )
+        began_with = checkpoint.read_manifest(found)["began_with"]
         log.info("continuing from %s", found)
     elif trainer.init_from_checkpoint is not None:
-        origin = start_elsewhere(config, model, world)
+        began_with = str(start_elsewhere(config, model, world))
     checkpoint.forget_after(run_dir, state.step)
-    return state, origin
+    return state, began_with
 
 
 def start_elsewhere(config: SftConfig, model: PreTrainedModel, world: World) -> Path:
@@ -215,7 +219,7 @@ def start_elsewhere(config: SftConfig, model: PreTrainedModel, world: World) -> 
     else:
         read_weights(model, origin.path, trust_remote_code=config.model.trust_remote_code)
     log.info("starting with the weights of %s", origin.path)
-    return origin.path
+    return origin.path.resolve()
 
 
 def open_tokenizer(config: SftConfig, source: Path) -> tuple[Any, str | None]:

@@ -46,6 +46,7 @@ def write_facts(job: Job, **more: Any) -> None:
             train_samples=len(job.train),
             steps=job.total_steps,
             fingerprint=job.fingerprint,
+            began_with=job.began_with,
             **more,
         )
 

@@ -12,6 +12,7 @@ from sft.types import TrainState
 from tests.unit.checkpoint.conftest import ABOUT, names_in, small_model
 
 STATE = ["state/rank_00000.safetensors", "state/rng_00000.safetensors"]
+MANIFEST = ["manifest.json", "manifest.sha256"]
 MODEL = ["huggingface/config.json", "huggingface/model.safetensors"]
 
 
@@ -33,7 +34,7 @@ def test_each_kind_holds_its_files_and_a_manifest_that_lists_them(run, kind, fil
     run.train_to(3)
     checkpoint = run.save(kind)
     assert checkpoint == run.dir / "global_step_3"
-    assert names_in(checkpoint) == sorted([*files, "manifest.json", "manifest.sha256"])
+    assert names_in(checkpoint) == sorted([*files, *MANIFEST])
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     assert sorted(manifest["files"]) == sorted(files) and manifest["kind"] == kind
     assert manifest["files"][files[0]]["sha256"] == hashlib.sha256((checkpoint / files[0]).read_bytes()).hexdigest()
@@ -71,11 +72,16 @@ def test_what_is_there_already_is_left_alone(run):
     assert (run.dir / "checkpoints.jsonl").read_text().count("\n") == 1
 
 
+def test_the_same_kind_again_stays_that_kind(run):
+    run.train_to(1)
+    assert names_in(run.save("STATE")) == names_in(run.save("STATE")) == sorted([*STATE, *MANIFEST])
+
+
 def test_a_kind_that_lacks_something_is_replaced_by_both(run):
     run.train_to(1)
     run.save("STATE")
     checkpoint = run.save("SAMPLER")
-    assert names_in(checkpoint) == sorted([*MODEL, *STATE, "manifest.json", "manifest.sha256"])
+    assert names_in(checkpoint) == sorted([*MODEL, *STATE, *MANIFEST])
     assert [path.name for path in run.dir.glob(".global*")] == []
     lines = [json.loads(line) for line in (run.dir / "checkpoints.jsonl").read_text().splitlines()]
     assert [line.keys() >= {"state_path", "sampler_path"} for line in lines] == [False, True]
