@@ -1,65 +1,69 @@
-"""What every corpus needs: rows in, one parquet file out."""
+"""The command line that all corpora share."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator, Sequence
+import argparse
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-NamedRow = tuple[str, dict[str, Any]]
-"""("file:row", row); rows are counted from 1, as lines are."""
+from data_preprocess.convert import VAL_FRACTION, ToExchange, convert
+from data_preprocess.source import Rows, open_source
 
 
-def read_split(directory: Path | None, split: str, *, hub_id: str, config: str) -> Iterator[NamedRow]:
-    """The rows of {split}.jsonl or {split}.parquet in `directory`; without a directory, those of the hub.
+def corpus_parser(
+    doc: str | None, name: str, *, hub_id: str | None = None, hub_config: str | None = None
+) -> argparse.ArgumentParser:
+    """A parser of the shared options; a corpus adds its own.
 
-    Raises ValueError naming what is not there or cannot be read.
+    name: of the corpus and of the directory in ~/data where it is written by default
+    hub_id, hub_config: what is read by default, and what the column data_source says; None: the name
     """
-    if directory is None:
-        return _read_hub(hub_id, config, split)
-    jsonl, parquet = directory / f"{split}.jsonl", directory / f"{split}.parquet"
-    if jsonl.is_file():
-        return _read_jsonl(jsonl)
-    if parquet.is_file():
-        return _named(parquet.name, pq.read_table(parquet).to_pylist())
-    raise ValueError(f"{directory} has neither {jsonl.name} nor {parquet.name}; check --local_dataset_path.")
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.set_defaults(name=name)
+    add = parser.add_argument
+    add("--local_dataset_path", type=Path, metavar="PATH", help="file or directory of .parquet, .jsonl or .json")
+    add(
+        *("--dataset", "--data_source"),
+        dest="data_source",
+        metavar="ORG/NAME",
+        default=hub_id,
+        help="hub data set, read where there is no --local_dataset_path; in both cases the text of the column "
+        "data_source, by which RL chooses the scorer (default: %(default)s)",
+    )
+    add("--dataset_config", metavar="NAME", default=hub_config, help="configuration of the hub data set (%(default)s)")
+    add(
+        *("--local_dir", "--local_save_dir"),
+        dest="local_dir",
+        type=Path,
+        metavar="DIR",
+        default=Path("~/data", name),
+        help="where to write (%(default)s)",
+    )
+    add("--val_fraction", type=float, metavar="F", help=f"part of an undivided source drawn as test ({VAL_FRACTION})")
+    add("--seed", type=int, default=1, help="of that draw (%(default)s)")
+    add("--strict", action="store_true", help="refuse a source with unusable rows; without it they are dropped")
+    return parser
 
 
-def write_parquet(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Writes the rows; the file appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+def run(arguments: argparse.Namespace, to_exchange: ToExchange, source: Mapping[str, Rows] | None = None) -> None:
+    """Reads, writes and reports what the command line asks for; exit code 2 for what cannot be read or written.
+
+    source: in place of the one that the command line names
+    """
     try:
-        pq.write_table(pa.Table.from_pylist(list(rows)), aside)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _read_jsonl(path: Path) -> Iterator[NamedRow]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield f"{path.name}:{number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path.name}:{number}: not JSON ({error}): {line[:80]!r}.") from error
-
-
-def _read_hub(hub_id: str, config: str, split: str) -> Iterator[NamedRow]:
-    try:
-        from datasets import load_dataset  # pyright: ignore[reportMissingImports] - optional
-    except ImportError as error:
-        raise ValueError(
-            f"reading {hub_id} from the hub needs the datasets package: pip install datasets; "
-            f"or give --local_dataset_path, a directory with {split}.jsonl."
-        ) from error
-    return _named(f"{hub_id}/{split}", load_dataset(hub_id, config, split=split))
-
-
-def _named(name: str, rows: Any) -> Iterator[NamedRow]:
-    return ((f"{name}:{number}", row) for number, row in enumerate(rows, start=1))
+        source = source or open_source(
+            arguments.local_dataset_path, hub_id=arguments.data_source, hub_config=arguments.dataset_config
+        )
+        convert(
+            source,
+            to_exchange,
+            arguments.local_dir.expanduser(),
+            data_source=arguments.data_source or arguments.name,
+            val_fraction=arguments.val_fraction,
+            seed=arguments.seed,
+            strict=arguments.strict,
+        )
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error

@@ -1,0 +1,160 @@
+"""Conversations in the shapes in which people keep them -> messages in one shape.
+
+OpenAI's {role, content, tool_calls} and ShareGPT's {from, value}; arguments and tools as objects or as JSON text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from data_preprocess.exchange import MESSAGE_FIELDS, Exchange, Message, UnusableRowError, encodable, json_text
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython", "observation")
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant", "function_response": "tool"}
+TEXT_KEYS = ("reasoning_content", "reasoning", "thinking", "tool_call_id", "name")
+SWITCHES = ("train", "trainable")
+WEIGHTS = ("weight", "loss_weight")
+
+
+def conversation(
+    messages: Any, raw: Mapping[str, Any], *, ability: str = "chat", ground_truth: str | None = None
+) -> Exchange:
+    """The last reply of a conversation and all before it; what comes after it is cut and noted.
+
+    messages:     the conversation, or its JSON text
+    raw:          its row, of which system prompt, tools and template options are kept
+    ground_truth: what a reply can be compared with; None: the reply itself is the reference for a judge
+
+    Raises UnusableRowError for a conversation without a reply, or with a message that is none.
+    """
+    messages = from_json(messages)
+    if not isinstance(messages, list) or not messages:
+        raise UnusableRowError("no list of messages", f"found {messages!r:.80}")
+    notes: dict[str, None] = {}
+    cleaned = [_message(message, f"messages[{k}]", notes) for k, message in enumerate(messages)]
+    system = raw.get("system")
+    if isinstance(system, str) and system and cleaned[0]["role"] != "system":
+        cleaned.insert(0, {"role": "system", "content": encodable(system)})
+    roles = [message["role"] for message in cleaned]
+    if "assistant" not in roles[1:]:
+        raise UnusableRowError("no reply to anything", f"found the roles {', '.join(roles)}")
+    end = len(roles) - roles[::-1].index("assistant")
+    if end < len(roles):
+        notes["messages after the last reply are cut"] = None
+    *prompt, reply = cleaned[:end]
+    answer = _answer(reply)
+    asked = [message["content"] for message in prompt if message["role"] == "user"]
+    return Exchange(
+        prompt=prompt,
+        reply=reply,
+        question=asked[-1] if asked else "",
+        answer=answer,
+        ability=ability,
+        ground_truth=answer if ground_truth is None else ground_truth,
+        style="model" if ground_truth is None else "rule",
+        columns=_columns(raw),
+        notes=list(notes),
+    )
+
+
+def from_json(value: Any) -> Any:
+    """The object or list that a text holds, or the value itself."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError:
+            return value
+    return value
+
+
+def _message(raw: Any, where: str, notes: dict[str, None]) -> Message:
+    if not isinstance(raw, Mapping):
+        raise UnusableRowError("a message is no object", f"{where} is {raw!r:.80}")
+    raw = {key: value for key, value in raw.items() if value is not None}  # in Arrow, the keys of its siblings
+    if "from" in raw and "role" not in raw:
+        raw = _from_sharegpt(raw)
+    role, calls = raw.get("role"), from_json(raw.get("tool_calls"))
+    if role not in ROLES:
+        raise UnusableRowError("a message has no role we know", f"{where} has {role!r}, known are {', '.join(ROLES)}")
+    message: Message = {"role": role, "content": _content(raw.get("content"), where)}
+    if calls:
+        message["tool_calls"] = _tool_calls(calls, where)
+    if message["content"] is None and not (calls and role == "assistant"):
+        raise UnusableRowError("a message has no content", f"{where} is {raw!r:.80}")
+    for keys, kind in ((TEXT_KEYS, str), (SWITCHES, bool), (WEIGHTS, int | float)):
+        message |= {key: _of_kind(raw[key], kind, f"{where}.{key}") for key in keys if key in raw}
+    for key in sorted(set(raw) - set(MESSAGE_FIELDS)):
+        notes[f"the key {key!r} of messages is left out"] = None
+    return message
+
+
+def _from_sharegpt(raw: Mapping[str, Any]) -> Message:
+    rest = {key: value for key, value in raw.items() if key not in ("from", "value")}
+    role, value = SHAREGPT_ROLES.get(raw["from"], raw["from"]), raw.get("value")
+    if raw["from"] == "function_call":
+        calls = from_json(value)
+        return {**rest, "role": role, "tool_calls": calls if isinstance(calls, list) else [calls]}
+    return {**rest, "role": role, "content": value}
+
+
+def _content(content: Any, where: str) -> str | None:
+    """The text, or the joined text of its parts."""
+    if isinstance(content, list):
+        if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content):
+            raise UnusableRowError("the content of a message is not text alone", f"{where}.content is {content!r:.80}")
+        content = "".join(part["text"] for part in content)
+    return None if content is None else _of_kind(content, str, f"{where}.content")
+
+
+def _tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
+    """As OpenAI writes them, arguments as JSON text: as objects, Arrow would give each the keys of all others."""
+    cleaned = []
+    for call in calls if isinstance(calls, list) else [calls]:
+        function = call.get("function", call) if isinstance(call, Mapping) else {}
+        name, arguments = function.get("name"), function.get("arguments")
+        if not isinstance(name, str):
+            raise UnusableRowError("a tool call names no function", f"{where} has {call!r:.80}")
+        if not isinstance(from_json(arguments or {}), dict):
+            raise UnusableRowError("a tool call's arguments are no object", f"{where} has {arguments!r:.80}")
+        arguments = encodable(arguments) if isinstance(arguments, str) else json_text(arguments or {})
+        call_id = call.get("id")
+        cleaned.append(
+            {
+                "id": None if call_id is None else str(call_id),
+                "type": "function",
+                "function": {"name": encodable(name), "arguments": arguments},
+            }
+        )
+    return cleaned
+
+
+def _of_kind(value: Any, kind: Any, where: str) -> Any:
+    if not isinstance(value, kind):
+        key = where.rpartition(".")[2]
+        raise UnusableRowError(f"the {key} of a message is of the wrong kind", f"{where} is {value!r:.80}")
+    return encodable(value) if isinstance(value, str) else value
+
+
+def _answer(reply: Message) -> str:
+    """The reply as text: its content, or its tool calls as JSON."""
+    if reply["content"] and reply["content"].strip():
+        return reply["content"]
+    if not reply.get("tool_calls"):
+        raise UnusableRowError("the last reply is empty", f"it is {reply!r:.80}")
+    return json_text([call["function"] for call in reply["tool_calls"]])
+
+
+def _columns(raw: Mapping[str, Any]) -> dict[str, Any]:
+    columns: dict[str, Any] = {}
+    for key, kind in (("tools", list), ("chat_template_kwargs", dict)):
+        value = from_json(raw.get(key))
+        if not value:
+            continue
+        if not isinstance(value, kind):
+            raise UnusableRowError(f"{key} is no JSON {kind.__name__}", f"it is {value!r:.80}")
+        columns[key] = encodable(raw[key]) if isinstance(raw[key], str) else json_text(value)
+    if isinstance(raw.get("enable_thinking"), bool):
+        columns["enable_thinking"] = raw["enable_thinking"]
+    return columns
