@@ -40,14 +40,14 @@ def demo() -> dict[str, Rows]:
 def main() -> None:
     parser = corpus_parser(__doc__, "multiturn")
     parser.add_argument("--messages_key", help=f"column of the conversation ({', '.join(MESSAGES_KEYS)})")
-    parser.add_argument("--demo", action="store_true", help="write the demo set, whatever the source")
+    parser.add_argument("--demo", action="store_true", help="write the demo set")
     arguments = parser.parse_args()
     source = None
     if arguments.demo or (arguments.local_dataset_path is None and arguments.data_source is None):
         if arguments.local_dataset_path is not None:
             parser.error("--demo has its own rows; leave out --local_dataset_path.")
         source = demo()
-        print(f"no source is given: the demo set, {len(CONVERSATIONS)} short conversations")
+        print(f"the demo set: {len(CONVERSATIONS)} short conversations, written for it")
     run(arguments, partial(to_exchange, messages_key=arguments.messages_key), source)
 
 

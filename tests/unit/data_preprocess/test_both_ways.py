@@ -1,0 +1,98 @@
+"""The files written here train through sft by their columns for RL and by their messages, with equal samples."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from transformers import AutoTokenizer
+
+from data_preprocess import alpaca, dolly, gsm8k, jsonl, multiturn, openorca, prepare_informal_math
+from data_preprocess.convert import convert
+from data_preprocess.source import open_source
+from sft.data.chat import encode_batch
+from sft.data.source import Columns, read_rows, to_conversation
+from tests.assets import tiny_tokenizer, write_jsonl
+
+BY_MESSAGES = Columns(
+    prompt_key="question",
+    response_key="answer",
+    prompt_dict_keys=("question",),
+    response_dict_keys=("answer",),
+    multiturn=True,
+    messages_key="messages",
+    tools_key="tools",
+    enable_thinking_key="enable_thinking",
+)
+
+
+def by(prompt_key):
+    """Prompt from this column, response from extra_info: the keys that RL's files are trained by."""
+    changes = {"prompt_key": prompt_key, "response_key": "extra_info", "multiturn": False}
+    return Columns(**{**BY_MESSAGES.__dict__, **changes})
+
+
+def samples(path, tokenizer, columns):
+    encoded = encode_batch([to_conversation(row, columns, {}) for row in read_rows(path)], tokenizer)
+    return [(sample.input_ids.tolist(), sample.loss_weights.tolist()) for of_row in encoded for sample in of_row]
+
+
+CORPORA = {
+    "gsm8k": (gsm8k, {"question": "1 + 1?", "answer": "It is\n#### 2"}),
+    "math": (prepare_informal_math, {"problem": "1 + 1?", "solution": r"It is \boxed{2}."}),
+    "alpaca": (alpaca, {"instruction": "Add.", "input": "1 and 1", "output": "2"}),
+    "dolly": (dolly, {"instruction": "Who?", "context": "It was Ada.", "response": "Ada", "category": "closed_qa"}),
+    "openorca": (openorca, {"id": "a.1", "system_prompt": "", "question": "1 + 1?", "response": "2"}),
+    "jsonl": (jsonl, {"prompt": "1 + 1?", "response": "2"}),
+    "multiturn": (multiturn, {"conversations": [{"from": "human", "value": "1?"}, {"from": "gpt", "value": "1"}]}),
+}
+
+
+@pytest.fixture(params=CORPORA)
+def corpus(request, tmp_path):
+    module, row = CORPORA[request.param]
+    write_jsonl(tmp_path / "raw/train.jsonl", [row, row])
+    source = open_source(tmp_path / "raw", hub_id=None)
+    convert(source, module.to_exchange, tmp_path, data_source="d", val_fraction=0)
+    return request.param, tmp_path / "train.parquet"
+
+
+def test_prompt_and_messages_give_equal_samples(corpus):
+    _, path = corpus
+    tokenizer = tiny_tokenizer()
+    expected = samples(path, tokenizer, BY_MESSAGES)
+    assert len(expected) == 2 and all(sum(weights) for _, weights in expected)
+    assert samples(path, tokenizer, by("prompt")) == expected
+
+
+def test_extra_info_is_the_question_without_the_instruction(corpus):
+    """Equal samples too, but for mathematics, where RL's prompt adds an instruction to the question."""
+    name, path = corpus
+    tokenizer = tiny_tokenizer()
+    nested, whole = samples(path, tokenizer, by("extra_info")), samples(path, tokenizer, BY_MESSAGES)
+    if name not in ("gsm8k", "math"):
+        assert nested == whole
+        return
+    for (short_ids, short_weights), (ids, weights) in zip(nested, whole, strict=True):
+        trained = [token for token, weight in zip(ids, weights, strict=True) if weight]
+        assert [token for token, weight in zip(short_ids, short_weights, strict=True) if weight] == trained
+        assert len(short_ids) < len(ids)
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize(("name", "module"), [("text2sql", multiturn), ("toolcall", jsonl)])
+def test_real_conversations_train_as_before(shared, tmp_path, name, module):
+    """Tool calls, tools and system prompts come through: the samples are those of the raw file."""
+    source = shared / "data" / name
+    counts = convert(open_source(source, hub_id=None), module.to_exchange, tmp_path, data_source=name)
+    raw = {path.stem: path for path in source.glob("*.jsonl")}
+    assert sum(counts.values()) == sum(len(list(read_rows(path))) for path in raw.values())
+    tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers/minimind")
+    for split in raw:
+        parts = ["train", "test"] if name == "text2sql" else [split]
+        written = [sample for part in parts for sample in samples(tmp_path / f"{part}.parquet", tokenizer, BY_MESSAGES)]
+        assert sorted(written) == sorted(samples(raw[split], tokenizer, BY_MESSAGES))
+    for row in (row for split in counts for _, row in read_rows(tmp_path / f"{split}.parquet")):
+        assert row["messages"][:-1] == row["prompt"]
+        if name == "toolcall":
+            assert isinstance(json.loads(row["tools"]), list)
