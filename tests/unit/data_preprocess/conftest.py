@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[3]
+CORPORA = ("gsm8k", "prepare_informal_math", "multiturn", "alpaca", "dolly", "openorca", "jsonl")
 
 
 @pytest.fixture

@@ -12,9 +12,8 @@ from data_preprocess import alpaca, dolly, jsonl, multiturn, openorca, prepare_i
 from data_preprocess.demo import CONVERSATIONS
 from data_preprocess.exchange import UnusableRowError
 from tests.assets import write_jsonl
-from tests.unit.data_preprocess.conftest import REPOSITORY
+from tests.unit.data_preprocess.conftest import CORPORA, REPOSITORY
 
-CORPORA = ("gsm8k", "prepare_informal_math", "multiturn", "alpaca", "dolly", "openorca", "jsonl")
 BOXED = r" Let's think step by step and output the final answer within \boxed{}."
 HASHES = ' Let\'s think step by step and output the final answer after "####".'
 
