@@ -37,7 +37,7 @@ def to_exchange(raw: dict[str, Any]) -> Exchange:
 
 def _earlier(history: Any) -> list[Message]:
     messages = []
-    for pair in history:
+    for pair in history if isinstance(history, list) else [history]:
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(words, str) for words in pair):
             raise UnusableRowError("history is no list of pairs", f"it has {pair!r:.80}")
         asked, answered = map(encodable, pair)

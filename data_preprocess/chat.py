@@ -92,7 +92,7 @@ def _message(raw: Any, where: str, notes: dict[str, None]) -> Message:
 
 def _from_sharegpt(raw: Mapping[str, Any]) -> Message:
     rest = {key: value for key, value in raw.items() if key not in ("from", "value")}
-    role, value = SHAREGPT_ROLES.get(raw["from"], raw["from"]), raw.get("value")
+    role, value = SHAREGPT_ROLES.get(str(raw["from"]), raw["from"]), raw.get("value")
     if raw["from"] == "function_call":
         calls = from_json(value)
         return {**rest, "role": role, "tool_calls": calls if isinstance(calls, list) else [calls]}
@@ -112,13 +112,13 @@ def _tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
     """As OpenAI writes them, arguments as JSON text: as objects, Arrow would give each the keys of all others."""
     cleaned = []
     for call in calls if isinstance(calls, list) else [calls]:
-        function = call.get("function", call) if isinstance(call, Mapping) else {}
-        name, arguments = function.get("name"), function.get("arguments")
-        if not isinstance(name, str):
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise UnusableRowError("a tool call names no function", f"{where} has {call!r:.80}")
-        if not isinstance(from_json(arguments or {}), dict):
+        name, arguments = function["name"], function.get("arguments") or {}
+        if not isinstance(from_json(arguments), dict):
             raise UnusableRowError("a tool call's arguments are no object", f"{where} has {arguments!r:.80}")
-        arguments = encodable(arguments) if isinstance(arguments, str) else json_text(arguments or {})
+        arguments = encodable(arguments) if isinstance(arguments, str) else json_text(arguments)
         call_id = call.get("id")
         cleaned.append(
             {
@@ -155,6 +155,8 @@ def _columns(raw: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(value, kind):
             raise UnusableRowError(f"{key} is no JSON {kind.__name__}", f"it is {value!r:.80}")
         columns[key] = encodable(raw[key]) if isinstance(raw[key], str) else json_text(value)
-    if isinstance(raw.get("enable_thinking"), bool):
+    if raw.get("enable_thinking") is not None:
+        if not isinstance(raw["enable_thinking"], bool):
+            raise UnusableRowError("enable_thinking is no boolean", f"it is {raw['enable_thinking']!r:.80}")
         columns["enable_thinking"] = raw["enable_thinking"]
     return columns

@@ -31,7 +31,7 @@ def corpus_parser(
         help="hub data set, read where there is no --local_dataset_path; in both cases the text of the column "
         "data_source, by which RL chooses the scorer (default: %(default)s)",
     )
-    add("--dataset_config", metavar="NAME", default=hub_config, help="configuration of the hub data set (%(default)s)")
+    add("--dataset_config", metavar="NAME", default=hub_config, help="configuration of the hub data set")
     add(
         *("--local_dir", "--local_save_dir"),
         dest="local_dir",

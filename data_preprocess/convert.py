@@ -84,9 +84,11 @@ def convert(
                 yield part, to_row(exchange, data_source=data_source, split=part, index=index)
 
     parts = [*source, "test"] if drawn else list(source)
-    written = write_parquet(rows(), {part: out / f"{part}.parquet" for part in parts}, _schema(tallies.values()))
+    paths = {part: out / f"{part}.parquet" for part in parts}
+    _keep_sources(source, paths)
+    written = write_parquet(rows(), paths, _schema(tallies.values()))
     for part, count in written.items():
-        say(f"{out / part}.parquet: {count} rows")
+        say(f"{paths[part]}: {count} rows")
     if drawn:
         say(f"test was drawn from train with --seed {seed}: --val_fraction sets its size, 0 draws none")
     for old in (out / f"{split}.parquet" for split in SPLITS if split not in parts):
@@ -183,6 +185,14 @@ def _draw_test(tallies: Mapping[str, Tally], val_fraction: float | None, seed: i
     if count == usable:
         raise ValueError(f"--val_fraction={fraction} of {usable} rows leaves none to train; 0 draws none.")
     return frozenset(random.Random(seed).sample(range(usable), count))
+
+
+def _keep_sources(source: Mapping[str, Rows], paths: Mapping[str, Path]) -> None:
+    targets = {path.resolve() for path in paths.values()}
+    for rows in source.values():
+        for file in rows.files:
+            if file.resolve() in targets:
+                raise ValueError(f"{file} is a source and would be written over; choose another --local_dir.")
 
 
 def _schema(tallies: Iterable[Tally]) -> pa.Schema:

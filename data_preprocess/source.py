@@ -30,6 +30,7 @@ class Rows:
 
     read: Callable[[], Iterator[NamedRow]]
     expected: int | None  # about so many, for the progress bar
+    files: tuple[Path, ...] = ()  # where they are read from, if from files
 
 
 def open_source(path: Path | None, *, hub_id: str | None, hub_config: str | None = None) -> dict[str, Rows]:
@@ -87,7 +88,7 @@ def _rows_of(files: list[Path]) -> Rows:
             yield from _read(file)
 
     counts = [_count(file) for file in files]
-    return Rows(read, None if None in counts else sum(count or 0 for count in counts))
+    return Rows(read, None if None in counts else sum(count or 0 for count in counts), tuple(files))
 
 
 def _count(path: Path) -> int | None:

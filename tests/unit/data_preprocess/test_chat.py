@@ -138,6 +138,11 @@ def test_the_rest_of_the_row_stays():
         ),
         ([USER, {**REPLY, "tool_calls": [{"id": "1"}]}], {}, "a tool call names no function"),
         ([USER, {**REPLY, "tool_calls": [{"name": "f", "arguments": "[1]"}]}], {}, "arguments are no object"),
+        ([USER, {**REPLY, "tool_calls": [{"function": "f"}]}], {}, "a tool call names no function"),
+        ([USER, {**REPLY, "tool_calls": 3}], {}, "a tool call names no function"),
+        ([{"from": ["human"], "value": "a"}, REPLY], {}, "no role we know"),
+        ([{"from": "function_call", "value": "add"}, REPLY], {}, "a tool call names no function"),
+        ([USER, REPLY], {"enable_thinking": "false"}, "enable_thinking is no boolean: it is 'false'"),
         ([USER, REPLY], {"tools": "add"}, "tools is no JSON list: it is 'add'"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from data_preprocess import convert as module
 from data_preprocess.convert import convert
 from data_preprocess.exchange import Exchange, UnusableRowError
-from data_preprocess.source import Rows
+from data_preprocess.source import Rows, open_source
 
 
 def to_exchange(raw):
@@ -130,6 +130,15 @@ def test_what_is_refused_writes_nothing(tmp_path, source, options, message):
     with pytest.raises(ValueError, match=message):
         convert(source, to_exchange, tmp_path / "out", data_source="d", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_source_is_not_written_over(tmp_path):
+    convert({"train": rows(9)}, to_exchange, tmp_path, data_source="d")
+    before = (tmp_path / "train.parquet").read_bytes()
+    itself = open_source(tmp_path / "train.parquet", hub_id=None)
+    with pytest.raises(ValueError, match=r"train\.parquet is a source and would be written over"):
+        convert(itself, lambda raw: to_exchange({"n": 1}), tmp_path / "." / "", data_source="d")
+    assert (tmp_path / "train.parquet").read_bytes() == before
 
 
 def test_a_file_of_an_earlier_run_is_named(tmp_path):

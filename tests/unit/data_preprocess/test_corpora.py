@@ -37,8 +37,9 @@ def test_alpaca():
         ("system", "Count."),
         *[("user", "0?"), ("assistant", "0"), ("user", "1?"), ("assistant", "1")],
     ]
-    with pytest.raises(UnusableRowError, match="history is no list of pairs"):
-        alpaca.to_exchange({**row, "history": [["0?"]]})
+    for history in ([["0?"]], ["0?", "0"], [["0?", None]], 3, {"0?": "0"}):
+        with pytest.raises(UnusableRowError, match="history is no list of pairs"):
+            alpaca.to_exchange({**row, "history": history})
     with pytest.raises(UnusableRowError, match="column 'output' is empty"):
         alpaca.to_exchange({**row, "output": ""})
 

@@ -45,7 +45,6 @@ def test_blank_lines_are_no_rows_but_count_as_lines(tmp_path):
 def test_a_directory_is_divided_by_the_names_of_its_files(tmp_path):
     for name in ("test-00000-of-00001", "train-00001-of-00002", "train-00000-of-00002", "Val", "dataset_infos"):
         write_jsonl(tmp_path / f"{name}.jsonl", [{"of": name}])
-    write_jsonl(tmp_path / ".train.jsonl", [{"of": "hidden"}])
     assert {split: [row["of"] for _, row in rows] for split, rows in rows_of(tmp_path).items()} == {
         "train": ["train-00000-of-00002", "train-00001-of-00002"],
         "validation": ["Val"],
@@ -54,7 +53,7 @@ def test_a_directory_is_divided_by_the_names_of_its_files(tmp_path):
 
 
 def test_files_without_a_split_are_train(tmp_path):
-    for name in ("b", "a", "training"):  # the last is a word of its own
+    for name in ("b", "a", "training", ".hidden"):  # training is a word of its own
         write_jsonl(tmp_path / "data" / f"{name}.jsonl", [{"of": name}])
     assert {split: [row["of"] for _, row in rows] for split, rows in rows_of(tmp_path).items()} == {
         "train": ["a", "b", "training"]
