@@ -44,7 +44,19 @@ CORPORA = {
     "dolly": (dolly, {"instruction": "Who?", "context": "It was Ada.", "response": "Ada", "category": "closed_qa"}),
     "openorca": (openorca, {"id": "a.1", "system_prompt": "", "question": "1 + 1?", "response": "2"}),
     "jsonl": (jsonl, {"prompt": "1 + 1?", "response": "2"}),
-    "multiturn": (multiturn, {"conversations": [{"from": "human", "value": "1?"}, {"from": "gpt", "value": "1"}]}),
+    "multiturn": (
+        multiturn,
+        {
+            "conversations": [
+                *[
+                    {"from": "system", "value": "Count."},
+                    {"from": "human", "value": "1?"},
+                    {"from": "gpt", "value": "1"},
+                ],
+                *[{"from": "human", "value": "2?"}, {"from": "gpt", "value": "2"}],
+            ]
+        },
+    ),
 }
 
 
@@ -66,10 +78,13 @@ def test_prompt_and_messages_give_equal_samples(corpus):
 
 
 def test_extra_info_is_the_question_without_the_instruction(corpus):
-    """Equal samples too, but for mathematics, where RL's prompt adds an instruction to the question."""
+    """One question and one answer: equal samples too, but for the instruction that RL's prompt of mathematics has."""
     name, path = corpus
     tokenizer = tiny_tokenizer()
     nested, whole = samples(path, tokenizer, by("extra_info")), samples(path, tokenizer, BY_MESSAGES)
+    if name == "multiturn":
+        assert nested != whole
+        return
     if name not in ("gsm8k", "math"):
         assert nested == whole
         return

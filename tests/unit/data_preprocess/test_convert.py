@@ -18,7 +18,7 @@ def to_exchange(raw):
         raise UnusableRowError(raw["bad"], f"found {raw['n']}")
     number = str(raw["n"])
     return Exchange(
-        prompt=[{"role": "user", "content": number}],
+        prompt=[{"role": "user", "content": number, **raw.get("prompt", {})}],
         reply={"role": "assistant", "content": number, **raw.get("reply", {})},
         question=number,
         answer=number,
@@ -94,15 +94,31 @@ def test_all_files_have_the_columns_that_some_row_has(tmp_path):
     schema = pq.read_schema(tmp_path / "train.parquet")
     assert schema.names == ["data_source", "prompt", "ability", "reward_model", "extra_info", "messages"]
     assert [field.name for field in schema.field("messages").type.value_type] == ["role", "content"]
-    rich = rows(3, _2={"reply": {"weight": 0.5, "name": "b"}, "facts": {"id": "7"}, "columns": {"tools": "[1]"}})
+    rich = rows(
+        3,
+        _2={
+            "prompt": {"name": "b"},
+            "reply": {"weight": 0.5},
+            "facts": dict.fromkeys("fedcba", "7"),
+            "columns": {"tools": "[1]"},
+        },
+    )
     convert({"train": plain, "test": rich}, to_exchange, tmp_path, data_source="d")
     schema = pq.read_schema(tmp_path / "train.parquet")
     assert schema == pq.read_schema(tmp_path / "test.parquet")
     assert schema.names[-1] == "tools"
     assert [field.name for field in schema.field("prompt").type.value_type] == ["role", "content", "name", "weight"]
     last = pq.read_table(tmp_path / "test.parquet").to_pylist()[2]
-    assert last["extra_info"]["id"] == "7" and last["tools"] == "[1]"
-    assert last["messages"][-1] == {"role": "assistant", "content": "2", "name": "b", "weight": 0.5}
+    assert list(last["extra_info"]) == [
+        "split",
+        "index",
+        "question",
+        "answer",
+        *"abcdef",
+    ]  # in whatever order they came
+    assert last["extra_info"]["f"] == "7" and last["tools"] == "[1]"
+    assert last["messages"][-1] == {"role": "assistant", "content": "2", "name": None, "weight": 0.5}
+    assert last["prompt"][0]["name"] == "b"
     assert last["messages"][:-1] == last["prompt"]
 
 
