@@ -50,6 +50,7 @@ def test_a_directory_is_divided_by_the_names_of_its_files(tmp_path):
         "validation": ["Val"],
         "test": ["test-00000-of-00001"],
     }
+    assert list(rows_of(tmp_path)) == ["train", "validation", "test"]  # also the order of the report
 
 
 def test_files_without_a_split_are_train(tmp_path):
