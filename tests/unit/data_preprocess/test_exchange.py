@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from data_preprocess.exchange import UnusableRowError, after_hashes, json_text, last_boxed, text
+from data_preprocess.exchange import Exchange, UnusableRowError, after_hashes, json_text, last_boxed, text, to_row
 
 
 @pytest.mark.parametrize(
@@ -40,12 +40,25 @@ def test_a_box_that_is_empty_or_cut_off_is_no_answer(solution):
         ("#### 1\n#### -1,234,567.5 ", "-1234567.5"),
         ("#### (1, 2)", "(1, 2)"),
         ("#### 1,23", "1,23"),  # no thousands
+        ("#### 1,2345", "1,2345"),
         ("####42", None),
         ("42", None),
     ],
 )
 def test_what_follows_the_last_hashes(solution, answer):
     assert after_hashes(solution) == answer
+
+
+def test_nothing_after_the_hashes_is_no_answer():
+    with pytest.raises(UnusableRowError, match="no final answer after '#### '"):
+        after_hashes("1\n####  ")
+
+
+def test_the_messages_are_the_prompt_and_the_reply():
+    turns = [{"role": role, "content": role} for role in ("system", "user", "assistant")]
+    exchange = Exchange(turns[:2], turns[2], question="q", answer="a", ability="chat", ground_truth="a")
+    row = to_row(exchange, data_source="d", split="train", index=3)
+    assert (row["prompt"], row["messages"]) == (turns[:2], turns)
 
 
 def test_text_is_text_that_can_be_written():
