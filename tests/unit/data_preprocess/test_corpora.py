@@ -8,9 +8,10 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
-from data_preprocess import alpaca, dolly, jsonl, multiturn, openorca, prepare_informal_math
+from data_preprocess import alpaca, dolly, gsm8k, jsonl, multiturn, openorca, prepare_informal_math
 from data_preprocess.demo import CONVERSATIONS
 from data_preprocess.exchange import UnusableRowError
+from data_preprocess.source import Rows
 from tests.assets import write_jsonl
 from tests.unit.data_preprocess.conftest import CORPORA, REPOSITORY
 
@@ -159,6 +160,23 @@ def test_the_name_of_the_source_is_written(tmp_path, command):
     for arguments, name in (([], "jsonl"), (["--data_source", "org/mine"], "org/mine"), (["--dataset", "a/b"], "a/b")):
         command("jsonl", "--local_dataset_path", source, "--local_dir", tmp_path, *arguments)
         assert pq.read_table(tmp_path / "train.parquet").to_pylist()[0]["data_source"] == name
+
+
+def test_the_hub_is_asked_for_the_configuration(tmp_path, monkeypatch):
+    asked = []
+    rows = [{"question": "1 + 1?", "answer": "#### 2"}]
+    monkeypatch.setattr(
+        "data_preprocess.common.open_source",
+        lambda path, **where: asked.append((path, where)) or {"test": Rows(lambda: iter([("hub:0", rows[0])]), 1)},
+    )
+    monkeypatch.setattr(sys, "argv", ["gsm8k", "--local_dir", str(tmp_path)])
+    gsm8k.main()
+    assert asked == [(None, {"hub_id": "openai/gsm8k", "hub_config": "main"})]
+    monkeypatch.setattr(
+        sys, "argv", ["gsm8k", "--dataset", "org/name", "--dataset_config", "other", "--local_dir", str(tmp_path)]
+    )
+    gsm8k.main()
+    assert asked[1] == (None, {"hub_id": "org/name", "hub_config": "other"})
 
 
 def test_no_corpus_imports_the_trainer_or_what_is_slow():
