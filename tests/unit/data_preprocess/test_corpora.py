@@ -162,6 +162,15 @@ def test_the_name_of_the_source_is_written(tmp_path, command):
         assert pq.read_table(tmp_path / "train.parquet").to_pylist()[0]["data_source"] == name
 
 
+def test_the_draw_is_the_users_to_set(tmp_path, command):
+    drawn = []
+    for seed in ("1", "2"):
+        command("multiturn", "--demo", "--local_dir", tmp_path, "--val_fraction", "0.25", "--seed", seed)
+        drawn.append([row["extra_info"]["index"] for row in pq.read_table(tmp_path / "test.parquet").to_pylist()])
+    assert len(drawn[0]) == len(drawn[1]) == 3
+    assert drawn[0] != drawn[1]
+
+
 def test_the_hub_is_asked_for_the_configuration(tmp_path, monkeypatch):
     asked = []
     rows = [{"question": "1 + 1?", "answer": "#### 2"}]
