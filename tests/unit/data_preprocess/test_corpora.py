@@ -119,6 +119,7 @@ def test_multiturn_finds_its_column():
     for key in ("messages", "conversations", "conversation"):
         assert said(multiturn.to_exchange({key: messages})) == [("user", "1?"), ("assistant", "1")]
     assert said(multiturn.to_exchange({"talk": messages}, messages_key="talk"))[1] == ("assistant", "1")
+    assert said(multiturn.to_exchange({"messages": None, "conversations": messages}))[1] == ("assistant", "1")
     with pytest.raises(UnusableRowError, match="no column 'messages' or 'conversations' or 'conversation': found"):
         multiturn.to_exchange({"talk": messages})
 
@@ -160,6 +161,14 @@ def test_the_name_of_the_source_is_written(tmp_path, command):
     for arguments, name in (([], "jsonl"), (["--data_source", "org/mine"], "org/mine"), (["--dataset", "a/b"], "a/b")):
         command("jsonl", "--local_dataset_path", source, "--local_dir", tmp_path, *arguments)
         assert pq.read_table(tmp_path / "train.parquet").to_pylist()[0]["data_source"] == name
+
+
+def test_the_columns_are_the_users_to_name(tmp_path, command):
+    source = write_jsonl(tmp_path / "test.jsonl", [{"q": "1 + 1?", "a": "It is 2.", "n": "2"}])
+    keys = ["--prompt_key", "q", "--response_key", "a", "--ground_truth_key", "n"]
+    command("jsonl", "--local_dataset_path", source, "--local_dir", tmp_path, *keys)
+    row = pq.read_table(tmp_path / "test.parquet").to_pylist()[0]
+    assert (row["prompt"][0]["content"], row["reward_model"]["ground_truth"]) == ("1 + 1?", "2")
 
 
 def test_the_draw_is_the_users_to_set(tmp_path, command):
