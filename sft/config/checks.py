@@ -178,6 +178,11 @@ def _trainer_problems(trainer: TrainerConfig) -> Iterator[str]:
             f"trainer.resume_from_path={shown(path)} would be ignored by trainer.resume_mode={trainer.resume_mode}; "
             "set trainer.resume_mode=resume_path, or leave the path out."
         )
+    if trainer.resume_mode == "resume_path" and trainer.init_from_checkpoint is not None:
+        yield (
+            f"trainer.init_from_checkpoint={shown(trainer.init_from_checkpoint)} would be ignored by "
+            "trainer.resume_mode=resume_path, which brings its own weights; leave one of them out."
+        )
 
 
 def _from_here(path: Path) -> str:

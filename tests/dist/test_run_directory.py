@@ -130,15 +130,26 @@ def test_total_training_steps_is_exact_beyond_and_below_the_epochs(base, run_all
     assert [metrics[-1]["train/lr"] for metrics in runs] == pytest.approx([1e-3] * 3)
 
 
-def test_checkpoints_by_save_freq_and_max_ckpt_to_keep(base, run_all, tmp_path):
-    keep = [*base, "trainer.total_training_steps=5", "trainer.save_freq=2"]
-    run_all([keep, [*keep, "trainer.max_ckpt_to_keep=1"], [*keep, "trainer.save_freq=0"]], 1)
+def test_checkpoints_by_interval_kind_and_max_ckpt_to_keep(base, run_all, tmp_path):
+    save = [*base, "trainer.total_training_steps=6", "trainer.save_freq=2", "trainer.save_hf_freq=3"]
+    at_once = [*save, "trainer.async_save=false"]
+    off = [*base, "trainer.total_training_steps=6", "trainer.save_freq=0", "trainer.save_hf_freq=0"]
+    curves = run_all([save, at_once, [*save, "trainer.max_ckpt_to_keep=1"], off], 2)
+    assert [line["train/loss"] for line in curves[0]] == [line["train/loss"] for line in curves[1]]
+
+    def ledger(number):
+        lines = (tmp_path / "call_0" / f"run_{number}" / "checkpoints.jsonl").read_text().splitlines()
+        return [(entry["step"], "state_path" in entry, "sampler_path" in entry) for entry in map(json.loads, lines)]
 
     def checkpoints(number):
         return sorted(path.name for path in (tmp_path / "call_0" / f"run_{number}").glob("global_step_*"))
 
-    assert checkpoints(0) == ["global_step_2", "global_step_4", "global_step_5"]
-    assert checkpoints(1) == checkpoints(2) == ["global_step_5"]
+    assert ledger(0) == ledger(1) == [(2, True, False), (3, False, True), (4, True, False), (6, True, True)]
+    assert checkpoints(0) == ["global_step_2", "global_step_3", "global_step_4", "global_step_6"]
+    assert checkpoints(2) == checkpoints(3) == ["global_step_6"] and ledger(3) == [(6, True, True)]
+    state = "global_step_4/state/rank_00001.safetensors"
+    in_background, at_once = (tmp_path / "call_0" / f"run_{number}" / state for number in (0, 1))
+    assert in_background.read_bytes() == at_once.read_bytes()
 
 
 def test_a_chat_template_of_ones_own_changes_the_tokens_and_stays_with_the_model(base, run_all, tmp_path):

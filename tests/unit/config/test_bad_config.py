@@ -79,6 +79,12 @@ BAD = [
     ("ulysses_sequence_parallel_size=2", ["ulysses_sequence_parallel_size=2 must divide the number of ranks, 1"]),
     ("trainer.resume_mode=resume_path", ["trainer.resume_from_path=<run>/global_step_N"]),
     ("trainer.resume_from_path=run/global_step_3", ["would be ignored by trainer.resume_mode=auto"]),
+    (
+        ["trainer.resume_mode=resume_path", "trainer.resume_from_path=model", "trainer.init_from_checkpoint=model"],
+        ['trainer.init_from_checkpoint="model" would be ignored by trainer.resume_mode=resume_path'],
+    ),
+    ("trainer.timeout_s=0", ["trainer.timeout_s=0 must be a whole number of at least 1"]),
+    ("trainer.async_save=1", ["trainer.async_save=1 must be true or false"]),
     ("model.use_dora=true", ["model.use_dora=true would be ignored: model.lora_rank=0"]),
     ("model.lora_adapter_path=model", ['model.lora_adapter_path="model" would be ignored', "set the rank"]),
     ("trainer.default_local_dir=./model", ["would overwrite model.partial_pretrain"]),
