@@ -7,8 +7,10 @@ import pytest
 from sft.requests import Requests
 from sft.save import kind_due
 
+NOTHING_ASKED = Requests()
 
-def kind_at(step, requests=Requests(), *, save_freq=4, save_hf_freq=6, last=100):
+
+def kind_at(step, requests=NOTHING_ASKED, *, save_freq=4, save_hf_freq=6, last=100):
     trainer = SimpleNamespace(save_freq=save_freq, save_hf_freq=save_hf_freq)
     return kind_due(
         SimpleNamespace(config=SimpleNamespace(trainer=trainer), state=SimpleNamespace(step=step), total_steps=last),  # pyright: ignore[reportArgumentType]

@@ -79,10 +79,6 @@ BAD = [
     ("ulysses_sequence_parallel_size=2", ["ulysses_sequence_parallel_size=2 must divide the number of ranks, 1"]),
     ("trainer.resume_mode=resume_path", ["trainer.resume_from_path=<run>/global_step_N"]),
     ("trainer.resume_from_path=run/global_step_3", ["would be ignored by trainer.resume_mode=auto"]),
-    (
-        ["trainer.resume_mode=resume_path", "trainer.resume_from_path=model", "trainer.init_from_checkpoint=model"],
-        ['trainer.init_from_checkpoint="model" would be ignored by trainer.resume_mode=resume_path'],
-    ),
     ("trainer.timeout_s=0", ["trainer.timeout_s=0 must be a whole number of at least 1"]),
     ("trainer.async_save=1", ["trainer.async_save=1 must be true or false"]),
     ("model.use_dora=true", ["model.use_dora=true would be ignored: model.lora_rank=0"]),
@@ -155,6 +151,12 @@ def test_all_problems_at_once(runnable: list[str]) -> None:
     assert len(problems) == len(mistakes), problems
     for key in ("optim.lr", "data.maxlength", "micro_batch_size_per_gpu=7", "use_liger", "trainer.total_epochs=0"):
         assert any(key in problem for problem in problems), key
+
+
+def test_weights_of_two_checkpoints_are_one_too_many(runnable: list[str]) -> None:
+    resume = ["trainer.resume_mode=resume_path", "trainer.resume_from_path=model"]
+    (problem,) = problems_of([*runnable, *resume, "trainer.init_from_checkpoint=model"])
+    assert 'trainer.init_from_checkpoint="model" would be ignored by trainer.resume_mode=resume_path' in problem
 
 
 def test_all_overrides_that_do_not_parse_at_once() -> None:
