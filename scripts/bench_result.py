@@ -1,0 +1,52 @@
+"""What every benchmark writes: its figures, and what it takes to get them again."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks"
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "pyarrow", "numpy")
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, smallest and largest."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def write_result(name: str, device: str, result: dict[str, Any]) -> Path:
+    """Write benchmarks/<name>_<device>_<date>.json: command, commit, versions, device, then the result."""
+    facts = {
+        "command": [Path(sys.executable).name, *sys.argv],
+        "date": date.today().isoformat(),
+        "commit": _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"),
+        "device": device,
+        "cpu": {"cores": os.cpu_count(), "machine": platform.machine()},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}_{device}_{facts['date']}.json"
+    path.write_text(json.dumps(facts | result, indent=2) + "\n")
+    return path
+
+
+def _git(*arguments: str) -> str | None:
+    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
+    return done.stdout.strip() or None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
