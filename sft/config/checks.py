@@ -17,6 +17,7 @@ from sft.config.schema import DataConfig, ModelConfig, SftConfig, TrainerConfig
 
 DATA_SUFFIXES = (".parquet", ".jsonl")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+DATASET_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)+(:[A-Za-z_]\w*)?")  # org/name[/folder][:split]
 
 
 def check(config: SftConfig, world_size: int, report: Report) -> None:
@@ -78,8 +79,9 @@ def _batch_problems(config: SftConfig, world_size: int) -> Iterator[str]:
 
 
 def _data_problems(data: DataConfig) -> Iterator[str]:
+    yield from _custom_class_problems(data)
     for key, files in (("data.train_files", data.train_files), ("data.val_files", data.val_files or ())):
-        for file in files:
+        for file in files if data.custom_cls.path is None else ():  # a class may read what we cannot
             if complaint := _complaint_about_file(file):
                 yield f"{key}={shown(file)} {complaint}"
     for key, rows in (
@@ -88,6 +90,22 @@ def _data_problems(data: DataConfig) -> Iterator[str]:
     ):
         if rows == 0:
             yield f"{key}=0 leaves no rows; use -1 for all of them."
+    if data.multiturn.enable and data.format not in ("auto", "messages", "sharegpt"):
+        yield (
+            f"data.format={data.format} reads no list of messages, which data.multiturn.enable=true asks for; "
+            "set data.multiturn.enable=false."
+        )
+
+
+def _custom_class_problems(data: DataConfig) -> Iterator[str]:
+    path, name = data.custom_cls.path, data.custom_cls.name
+    if (path is None) != (name is None):
+        yield (
+            f"data.custom_cls.path={shown(path)} and data.custom_cls.name={shown(name)} go together; "
+            "set both, or leave both at null."
+        )
+    elif path is not None and not (path.endswith(".py") and Path(path).is_file()):
+        yield f"data.custom_cls.path={shown(path)} is no python file{_from_here(Path(path))}; give the path of a *.py."
 
 
 def _complaint_about_file(file: str) -> str | None:
@@ -101,6 +119,8 @@ def _complaint_about_file(file: str) -> str | None:
         return None
     if glob.has_magic(file):
         return None if glob.glob(file, recursive=True) else f"matches no file{_from_here(path)}."  # noqa: PTH207
+    if DATASET_ID.fullmatch(file) and path.suffix not in DATA_SUFFIXES:
+        return None
     return f"does not exist{_from_here(path)}; set the path of a parquet or jsonl file."
 
 

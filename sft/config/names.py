@@ -41,8 +41,6 @@ ACCUMULATION = ("grad_accum", "gradient_accumulation_steps")
 """Micro-batches per step: here the micro-batch is stated, and their number follows."""
 
 NOT_YET = {
-    "data.custom_cls.name": None,
-    "data.custom_cls.path": None,
     "model.fsdp_config.cpu_offload": False,
     "model.fsdp_config.offload_params": False,
     "model.fsdp_config.wrap_policy.min_num_params": 0,

@@ -92,11 +92,14 @@ class DataConfig:
     train_max_samples: CountOrOff
     val_max_samples: CountOrOff
     cache_dir: UserPath
+    format: Literal["auto", "messages", "sharegpt", "prompt_response", "alpaca", "dolly", "openorca", "text"]
+    bad_rows: Literal["error", "drop"]
     prompt_key: Text
     response_key: Text
     prompt_dict_keys: Keys
     response_dict_keys: Keys
     multiturn: MultiturnConfig
+    text_key: Text
     max_length: Length
     truncation: Literal["error", "left", "right", "drop"]
     balance_dp_token: Flag

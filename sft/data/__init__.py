@@ -1,6 +1,7 @@
 """Files in, batches out.
 
-    files --source--> rows --chat--> Samples with proven masks --cache--> memory-mapped --fit--> what trains
+    files --source--> rows --formats--> messages --chat--> Samples with proven masks --cache--> memory-mapped
+    memory-mapped --fit--> what trains
     (seed, epoch, step) --plan--> sample ids --collate--> Batch
 
 `encode` is the public function that shows, for one conversation, what would be trained.
@@ -18,12 +19,15 @@ import numpy as np
 
 from sft.config import DataConfig
 from sft.data import plan
-from sft.data.cache import CachedFile, SampleStore, cached
+from sft.data.cache import CachedRows, SampleStore, cached
 from sft.data.chat import encode, stop_token_ids, template_fingerprint
 from sft.data.collate import collate
+from sft.data.custom import rows_of_class
 from sft.data.fit import FittedSamples, fit
+from sft.data.formats import Columns
 from sft.data.prefetch import prefetch
-from sft.data.source import Columns, expand_files
+from sft.data.rows import RowSource, differences, rows_of_file
+from sft.data.source import expand_files
 from sft.errors import InputError
 from sft.types import Batch
 
@@ -83,40 +87,31 @@ def open_dataset(
     Every rank calls it, outside of any collective; build_here on one process per node. Raises InputError naming
     file:row for rows that cannot be used.
     """
-    columns = Columns(
-        prompt_key=config.prompt_key,
-        response_key=config.response_key,
-        prompt_dict_keys=tuple(config.prompt_dict_keys or ()),
-        response_dict_keys=tuple(config.response_dict_keys or ()),
-        multiturn=config.multiturn.enable,
-        messages_key=config.multiturn.messages_key,
-        tools_key=config.multiturn.tools_key,
-        enable_thinking_key=config.multiturn.enable_thinking_key,
-    )
-    cached_files: list[CachedFile] = []
-    for path in expand_files(files):
-        rows_left = None if max_samples < 0 else max_samples - sum(file.rows for file in cached_files)
+    sources = open_sources(config, files, tokenizer, say)
+    cached_rows: list[CachedRows] = []
+    for source in sources:
+        rows_left = None if max_samples < 0 else max_samples - sum(rows.rows for rows in cached_rows)
         if rows_left == 0:
             break
-        cached_files.append(
+        cached_rows.append(
             cached(
-                path,
+                source,
                 tokenizer=tokenizer,
-                columns=columns,
                 template_options=config.apply_chat_template_kwargs,
                 max_rows=rows_left,
+                bad_rows=config.bad_rows,
                 cache_dir=Path(config.cache_dir),
                 build_here=build_here,
                 say=say,
             )
         )
-    store = SampleStore(cached_files)
+    store = SampleStore(cached_rows)
     samples, report = fit(store, max_length=config.max_length, truncation=config.truncation)
-    names = ", ".join(file.source.name for file in cached_files)
+    names = ", ".join(rows.name for rows in cached_rows)
     say(f"{names}: {report}")
     if not len(samples):
         raise InputError(f"{names}: no sample is left ({report}); check the rows and data.max_length.")
-    identity = [*(file.key for file in cached_files), config.max_length, config.truncation]
+    identity = [*(rows.key for rows in cached_rows), config.max_length, config.truncation]
     return Dataset(
         samples=samples,
         fingerprint=hashlib.sha256(repr(identity).encode()).hexdigest()[:32],
@@ -126,3 +121,30 @@ def open_dataset(
         packed=packed,
         pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
     )
+
+
+def open_sources(
+    config: DataConfig, files: tuple[str, ...], tokenizer: Any, say: Callable[[str], None]
+) -> list[RowSource]:
+    """The rows of every file, each in its own format; or, of them all, those that data.custom_cls makes."""
+    columns = Columns(
+        format=config.format,
+        prompt_key=config.prompt_key,
+        response_key=config.response_key,
+        prompt_dict_keys=tuple(config.prompt_dict_keys or ()),
+        response_dict_keys=tuple(config.response_dict_keys or ()),
+        multiturn=config.multiturn.enable,
+        messages_key=config.multiturn.messages_key,
+        tools_key=config.multiturn.tools_key,
+        enable_thinking_key=config.multiturn.enable_thinking_key,
+        text_key=config.text_key,
+    )
+    if config.custom_cls.path is not None:
+        return [rows_of_class(files, columns, tokenizer, config, say)]
+    options, max_length = config.apply_chat_template_kwargs, config.max_length
+    sources = [
+        rows_of_file(path, columns, options, max_length=max_length, say=say) for path in expand_files(files, say)
+    ]
+    for line in differences(sources):
+        say(line)
+    return sources

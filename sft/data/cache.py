@@ -1,7 +1,7 @@
 """Samples on disk: tokenised once, then memory-mapped by every rank and every later run.
 
-One directory per (file content, columns, tokenizer, template), named by the hash of all of them, so that nothing
-stale can be served. It is written aside and renamed: it exists or it does not.
+One directory per (file content, format, columns, tokenizer, template), named by the hash of all of them, so that
+nothing stale can be served. It is written aside and renamed: it exists or it does not.
 """
 
 from __future__ import annotations
@@ -22,16 +22,19 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import track
 
-from sft.data.chat import encode_batch, template_fingerprint, tokenizer_fingerprint
-from sft.data.source import Columns, Row, count_rows, fingerprint_file, read_rows, to_conversation
+from sft.data.chat import Conversation, encode_batch, template_fingerprint, tokenizer_fingerprint
+from sft.data.documents import Document, encode_documents
+from sft.data.rows import Item, RowSource
+from sft.data.source import Row
 from sft.errors import InputError
 from sft.types import Sample
 
-FORMAT = 2
+FORMAT = 3
 """Raise when the meaning of the cached bytes changes."""
 
 ROWS_AT_ONCE = 1024
 MAX_BAD_ROWS_SHOWN = 10
+MAX_MESSAGE = 1000  # characters
 
 SCHEMA = pa.schema(
     [
@@ -45,90 +48,109 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class CachedFile:
-    """One data file, tokenised: where the samples lie, and what identifies them."""
+class CachedRows:
+    """The rows of one file (or class), tokenised: where the samples lie, and what identifies them."""
 
-    source: Path
+    name: str
+    around_number: tuple[str, str]
     directory: Path
     key: str
     rows: int
 
+    def where(self, number: int) -> str:
+        """The row of that number, named as in every other message about it: "train.jsonl:12"."""
+        before, after = self.around_number
+        return f"{before}{number}{after}"
+
 
 def cached(
-    source: Path,
+    source: RowSource,
     *,
     tokenizer: Any,
-    columns: Columns,
     template_options: Mapping[str, Any],
     max_rows: int | None,
+    bad_rows: str,
     cache_dir: Path,
     build_here: bool,
     say: Callable[[str], None],
-) -> CachedFile:
+) -> CachedRows:
     """The cached samples of `source`, tokenising it first if need be.
+
+    bad_rows: "error" raises InputError listing the rows that cannot be used; "drop" leaves them out, and says so
 
     One process per node builds (build_here); the others wait for the directory to appear. No collective is
     held meanwhile, so tokenising may take longer than any timeout; if the builder dies, torchrun ends the rest.
-    Raises InputError listing the bad rows.
     """
     ingredients = [
         FORMAT,
-        fingerprint_file(source),
-        source.suffix,
-        columns.fingerprint(),
+        *source.fingerprint(),
         tokenizer_fingerprint(tokenizer),
         template_fingerprint(tokenizer, template_options),
         max_rows,
+        bad_rows,
     ]
-    key = hashlib.sha256(json.dumps(ingredients).encode()).hexdigest()[:32]
+    key = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:32]
     directory = cache_dir / key
     if build_here and not directory.exists():
         cache_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(cache_dir / f"{key}.lock"):
             if not directory.exists():  # another run may have built it while we waited
-                _build(source, directory, tokenizer, columns, template_options, max_rows, say)
+                _build(source, directory, tokenizer, max_rows, bad_rows, say)
     while not directory.exists():
         time.sleep(0.05)
     facts = json.loads((directory / "facts.json").read_text())
-    return CachedFile(source, directory, key, facts["rows"])
+    if facts["untrained"]:
+        say(f"{source.name}: {facts['untrained']:,} of {facts['rows']:,} rows hold nothing to train and are left out")
+    if facts["bad"]:
+        first = "\n  ".join(["first:", *facts["first_bad"]])
+        say(f"{source.name}: data.bad_rows=drop leaves out {facts['bad']:,} of {facts['rows']:,} rows; {first}")
+    return CachedRows(source.name, source.around_number, directory, key, facts["rows"])
 
 
 def _build(
-    source: Path,
-    directory: Path,
-    tokenizer: Any,
-    columns: Columns,
-    template_options: Mapping[str, Any],
-    max_rows: int | None,
-    say: Callable[[str], None],
+    source: RowSource, directory: Path, tokenizer: Any, max_rows: int | None, bad_rows: str, say: Callable[[str], None]
 ) -> None:
     aside = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)  # a build that was killed; the lock says that it is not alive
     aside.mkdir()
     started = time.monotonic()
-    num_rows = num_samples = num_tokens = 0
+    num_rows = num_samples = num_tokens = num_untrained = 0
+    bad: list[str] = []
     try:
         with pa.OSFile(str(aside / "samples.arrow"), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
             for rows in _with_progress(source, max_rows):
-                batch = _tokenise(rows, tokenizer, columns, template_options)
+                usable, encoded, problems = _encode_rows(rows, source, tokenizer)
+                if problems and bad_rows == "error":
+                    raise InputError(_listed(problems, len(rows)))
+                batch = _to_arrow(usable, encoded, source)
                 writer.write_batch(batch)
+                bad += problems
                 num_rows += len(rows)
+                num_untrained += encoded.count([])
                 num_samples += len(batch)
                 num_tokens += len(batch["input_ids"].flatten())
-        facts = {"source": str(source), "rows": num_rows, "samples": num_samples, "tokens": num_tokens}
+        facts = {
+            "source": source.name,
+            "rows": num_rows,
+            "samples": num_samples,
+            "tokens": num_tokens,
+            "untrained": num_untrained,
+            "bad": len(bad),
+            "first_bad": bad[:MAX_BAD_ROWS_SHOWN],
+        }
         (aside / "facts.json").write_text(json.dumps(facts, indent=2) + "\n")
         aside.rename(directory)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    seconds = time.monotonic() - started
-    say(f"tokenised {source}: {num_rows:,} rows -> {num_samples:,} samples, {num_tokens:,} tokens in {seconds:.1f} s")
+    made = f"{num_samples:,} samples, {num_tokens:,} tokens in {time.monotonic() - started:.1f} s"
+    say(f"tokenised {source.name}: {num_rows:,} rows -> {made}")
 
 
-def _with_progress(source: Path, max_rows: int | None) -> Iterator[list]:
-    """The rows of the file in lists of ROWS_AT_ONCE; a progress bar where a person is watching."""
-    rows: Iterable = itertools.islice(read_rows(source), max_rows)
-    total = count_rows(source) if max_rows is None else min(count_rows(source), max_rows)
+def _with_progress(source: RowSource, max_rows: int | None) -> Iterator[list[Row]]:
+    """The rows in lists of ROWS_AT_ONCE; a progress bar where a person is watching."""
+    rows: Iterable = itertools.islice(source.read(), max_rows)
+    total = source.count() if max_rows is None else min(source.count(), max_rows)
     console = Console(stderr=True)
     watched = iter(
         track(
@@ -138,17 +160,43 @@ def _with_progress(source: Path, max_rows: int | None) -> Iterator[list]:
     return iter(lambda: list(itertools.islice(watched, ROWS_AT_ONCE)), [])
 
 
-def _tokenise(
-    rows: Sequence[Row], tokenizer: Any, columns: Columns, template_options: Mapping[str, Any]
-) -> pa.RecordBatch:
-    """One Arrow batch of samples. Raises InputError that names every bad row of the batch."""
+def _encode_rows(
+    rows: Sequence[Row], source: RowSource, tokenizer: Any
+) -> tuple[Sequence[Row], list[list[Sample]], list[str]]:
+    """(the rows that can be used, the samples of each, what is wrong with each of the others)."""
     try:
-        conversations = [to_conversation(row, columns, template_options) for row in rows]
-        encoded = encode_batch(conversations, tokenizer)
+        return rows, _encode([source.convert(row) for row in rows], tokenizer, source.max_length), []
     except InputError:
-        raise _all_problems(rows, tokenizer, columns, template_options) from None
+        pass
+    usable, encoded, problems = [], [], []
+    for row in rows:  # each by itself: fixing a file one message at a time is no fun
+        try:
+            encoded += _encode([source.convert(row)], tokenizer, source.max_length)
+            usable.append(row)
+        except InputError as error:
+            problems.append(_bounded(str(error)))
+    return usable, encoded, problems
+
+
+def _encode(items: Sequence[Item], tokenizer: Any, max_length: int) -> list[list[Sample]]:
+    """The samples of every item."""
+    conversations = [item for item in items if isinstance(item, Conversation)]
+    documents = [item for item in items if isinstance(item, Document)]
+    of_conversations = iter(encode_batch(conversations, tokenizer))
+    of_documents = iter(encode_documents(documents, tokenizer, max_length) if documents else [])
+
+    def samples_of(item: Item) -> list[Sample]:
+        if isinstance(item, Sample):
+            return [item]
+        return next(of_conversations if isinstance(item, Conversation) else of_documents)
+
+    return [samples_of(item) for item in items]
+
+
+def _to_arrow(rows: Sequence[Row], encoded: Sequence[list[Sample]], source: RowSource) -> pa.RecordBatch:
     samples = [sample for of_one_row in encoded for sample in of_one_row]
-    numbers = [int(where.rpartition(":")[2]) for where, _ in rows]
+    before, after = map(len, source.around_number)
+    numbers = [int(where[before : len(where) - after]) for where, _ in rows]
     row_of_sample = [number for number, of_one_row in zip(numbers, encoded, strict=True) for _ in of_one_row]
     supervised = [np.flatnonzero(sample.loss_weights) for sample in samples]
     columns_of_batch = [
@@ -161,19 +209,20 @@ def _tokenise(
     return pa.record_batch(columns_of_batch, schema=SCHEMA)
 
 
-def _all_problems(
-    rows: Sequence[Row], tokenizer: Any, columns: Columns, template_options: Mapping[str, Any]
-) -> InputError:
-    """Every row tried by itself: fixing a file one message at a time is no fun."""
-    problems = []
-    for row in rows:
-        try:
-            encode_batch([to_conversation(row, columns, template_options)], tokenizer)
-        except InputError as error:
-            problems.append(str(error))
+def _listed(problems: Sequence[str], num_rows: int) -> str:
     shown = "\n  ".join(dict.fromkeys(problems[:MAX_BAD_ROWS_SHOWN]))
     more = f"\n  and {len(problems) - MAX_BAD_ROWS_SHOWN} more" if len(problems) > MAX_BAD_ROWS_SHOWN else ""
-    return InputError(f"{len(problems)} of {len(rows)} rows cannot be used:\n  {shown}{more}")
+    return (
+        f"{len(problems)} of {num_rows} rows cannot be used:\n  {shown}{more}\n"
+        "Mend them, or set data.bad_rows=drop to leave such rows out."
+    )
+
+
+def _bounded(problem: str) -> str:
+    """A message that quotes a row of megabytes keeps its beginning, which names the row, and its end, the way out."""
+    if len(problem) <= MAX_MESSAGE:
+        return problem
+    return f"{problem[: MAX_MESSAGE - 300]} … {problem[-280:]}"
 
 
 def _list_array(arrays: Sequence[np.ndarray], dtype: type) -> pa.ListArray:
@@ -188,9 +237,9 @@ class SampleStore:
     lengths, first_supervised, last_supervised: int32 [number of samples]
     """
 
-    def __init__(self, files: Sequence[CachedFile]):
+    def __init__(self, files: Sequence[CachedRows]):
         self._batches: list[pa.RecordBatch] = []
-        self._file_of_batch: list[CachedFile] = []
+        self._file_of_batch: list[CachedRows] = []
         for file in files:
             for batch in _open(file):
                 if len(batch):
@@ -215,14 +264,14 @@ class SampleStore:
     def where(self, index: int) -> str:
         """ "file:row" of the sample, counted as in every other message about its row."""
         batch, offset = self._find(index)
-        return f"{self._file_of_batch[batch].source.name}:{self._batches[batch]['row'][offset]}"
+        return self._file_of_batch[batch].where(self._batches[batch]["row"][offset].as_py())
 
     def _find(self, index: int) -> tuple[int, int]:
         batch = int(np.searchsorted(self._starts, index, side="right")) - 1
         return batch, int(index - self._starts[batch])
 
 
-def _open(file: CachedFile) -> list[pa.RecordBatch]:
+def _open(file: CachedRows) -> list[pa.RecordBatch]:
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(file.directory / "samples.arrow")))
         return [reader.get_batch(index) for index in range(reader.num_record_batches)]

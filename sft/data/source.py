@@ -1,4 +1,4 @@
-"""Files -> rows -> Conversations.
+"""Files -> rows.
 
 A row is a dict of columns, known by its `where` ("train.jsonl:12", line counted from 1; "train.parquet:0", row
 counted from 0) in every message about it.
@@ -9,57 +9,76 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+import stat
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sft.data.chat import Conversation
+from sft.data import hub
 from sft.errors import InputError
 
 Row = tuple[str, dict[str, Any]]
+
+SEARCHED_SUFFIXES = (".parquet", ".jsonl")
+"""What a directory is searched for. A .json is read where it is named: among data it is mostly about the data."""
+
+OTHER_KINDS = {
+    b"version https://git-lfs": "is a git-lfs pointer, not the data; run `git lfs pull` where you cloned it.",
+    b"\x1f\x8b": "is compressed with gzip; unpack it with `gunzip -k`.",
+    b"\x28\xb5\x2f\xfd": "is compressed with zstd; unpack it with `zstd -d`.",
+    b"PK\x03\x04": "is a zip archive; unpack it.",
+    b"ARROW1": "is an Arrow file; write it as parquet: datasets.Dataset.from_file(...).to_parquet(...).",
+    b"\xff\xfe": "is UTF-16; convert it with `iconv -f UTF-16 -t UTF-8`.",
+    b"\xfe\xff": "is UTF-16; convert it with `iconv -f UTF-16 -t UTF-8`.",
+}
+"""First bytes of files that are often given in place of the data, and what to do about them."""
 
 
 class RowError(InputError):
     """One row cannot be used; the message names file:row, what was found and what was expected."""
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Where a row keeps its conversation: a prompt and a response column, or one column of messages."""
+def expand_files(specs: Iterable[str], say: Callable[[str], None] = lambda line: None) -> list[Path]:
+    """The files that paths, globs, directories and hub ids stand for; each spec's sorted, specs in their own order.
 
-    prompt_key: str
-    response_key: str
-    prompt_dict_keys: tuple[str, ...]
-    response_dict_keys: tuple[str, ...]
-    multiturn: bool
-    messages_key: str
-    tools_key: str
-    enable_thinking_key: str
-
-    def fingerprint(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
-
-
-def expand_files(specs: Iterable[str], suffixes: tuple[str, ...] = (".parquet", ".jsonl")) -> list[Path]:
-    """The files that paths, globs and directories stand for; each spec's in sorted order, specs in their own."""
+    Hidden files and directories are no data. Raises InputError for a spec that leads to no file.
+    """
     files: list[Path] = []
     for spec in specs:
-        if Path(spec).is_dir():
-            files += sorted(path for path in Path(spec).rglob("*") if path.suffix in suffixes)
-        elif Path(spec).exists():
-            files.append(Path(spec))
+        path = Path(spec)
+        if path.is_dir():
+            found = data_files_in(path)
+        elif path.exists() or path.is_symlink():
+            found = [path]
+        elif (dataset := hub.dataset_named(spec)) and not glob.has_magic(spec):
+            found = hub.files_of(dataset, data_files_in, say)
         else:
-            files += sorted(Path(match) for match in glob.glob(spec, recursive=True))  # noqa: PTH207 - may be absolute
-    if not files:
-        raise InputError(f"no data files at {', '.join(specs)}.")
+            found = sorted(Path(match) for match in glob.glob(spec, recursive=True))  # noqa: PTH207 - may be absolute
+        if not found:
+            kinds = " or ".join(f"*{suffix}" for suffix in SEARCHED_SUFFIXES)
+            raise InputError(f"no data files at {spec} (a directory is searched for {kinds}); check the path.")
+        files += found
     return files
+
+
+def data_files_in(directory: Path) -> list[Path]:
+    """The data files below a directory, sorted."""
+    return sorted(
+        path
+        for path in directory.rglob("*")
+        if path.suffix in SEARCHED_SUFFIXES
+        and not path.is_dir()
+        and not any(part.startswith(".") for part in path.relative_to(directory).parts)
+    )
 
 
 def fingerprint_file(path: Path) -> str:
     """sha256 of the content, so that a changed row is never served from an old cache."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}).") from error
 
 
 def count_rows(path: Path) -> int:
@@ -75,13 +94,42 @@ def read_rows(path: Path) -> Iterator[Row]:
 
     Raises InputError for a file, RowError for a line that is not what its name says.
     """
-    with path.open("rb") as file:
-        head = file.read(64)
+    _check_kind(path)
+    return _read_parquet(path) if path.suffix == ".parquet" else _read_jsonl(path)
+
+
+def _check_kind(path: Path) -> None:
+    """Raises InputError for a file that is no readable parquet or JSONL file, as far as its first bytes show."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe without a writer would hold us for ever
+            raise InputError(f"{path} is a pipe, a socket or a device; expected a parquet or JSONL file.")
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its permissions.") from error
     if not head:
         raise InputError(f"{path} is empty: expected parquet, or JSONL with one object per line.")
-    if head.startswith(b"version https://git-lfs"):
-        raise InputError(f"{path} is a git-lfs pointer, not the data; run `git lfs pull` where you cloned it.")
-    return _read_parquet(path) if path.suffix == ".parquet" else _read_jsonl(path)
+    for magic, complaint in OTHER_KINDS.items():
+        if head.startswith(magic):
+            raise InputError(f"{path} {complaint}")
+    if path.suffix not in (*SEARCHED_SUFFIXES, ".json"):
+        raise InputError(
+            f"{path}: expected *.parquet, *.jsonl, or *.json with one object per line; found {path.suffix or 'no'} "
+            "suffix. Convert the file, or rename it if that is what it holds."
+        )
+    if (path.suffix == ".parquet") != head.startswith(b"PAR1"):
+        found = "does not start as parquet does" if path.suffix == ".parquet" else "is parquet"
+        raise InputError(
+            f"{path} {found} (first bytes {head[:16]!r}): not a readable {path.suffix[1:]} file. "
+            "Rename it to what it holds, or download it again."
+        )
+    if path.suffix != ".parquet" and b"\0" in head:
+        raise InputError(f"{path} holds NUL bytes: it is no text, or not UTF-8; expected one JSON object per line.")
+    if path.suffix != ".parquet" and head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+        raise InputError(
+            f"{path} begins with '[': found a JSON array, expected one object per line. "
+            f"Convert it: jq -c '.[]' {path.name} > {path.stem}.rows.jsonl"
+        )
 
 
 def _open_parquet(path: Path):
@@ -90,14 +138,28 @@ def _open_parquet(path: Path):
 
     try:
         return pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path} is not a readable parquet file ({error}); write it again.") from error
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"{path} is not a readable parquet file ({_line(error)}); download or write it again."
+        ) from error
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:
-    index = 0
-    for batch in _open_parquet(path).iter_batches(batch_size=1024):
-        for row in batch.to_pylist():
+    import pyarrow as pa
+
+    index, batches = 0, _open_parquet(path).iter_batches(batch_size=1024)
+    while True:
+        try:
+            batch = next(batches, None)
+            rows = batch.to_pylist() if batch is not None else None
+        except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: text that is not UTF-8
+            raise RowError(
+                f"{path.name}:{index}: this row or one of the next 1,023 cannot be decoded ({_line(error)}); "
+                "download or write the file again."
+            ) from error
+        if rows is None:
+            return
+        for row in rows:
             yield f"{path.name}:{index}", row
             index += 1
 
@@ -109,88 +171,56 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
             except UnicodeDecodeError as error:
-                raise RowError(f"{where}: byte {error.start} is not UTF-8; convert the file to UTF-8.") from error
-            if not line:
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                near = line[max(0, error.pos - 40) : error.pos + 40]
                 raise RowError(
-                    f"{where}: not JSON ({error.msg} at column {error.colno}: {near!r}); expected one object per line."
+                    f"{where}: byte {error.start} is not UTF-8 ({raw[max(0, error.start - 20) : error.start + 20]!r}); "
+                    "convert the file to UTF-8 (iconv -f LATIN1 -t UTF-8, if it is Latin-1)."
                 ) from error
-            if not isinstance(row, dict):
-                raise RowError(
-                    f"{where}: found a JSON {type(row).__name__} ({line[:80]!r}), expected an object with columns; "
-                    "write one object per line."
-                )
-            yield where, row
+            if line:
+                yield where, _parse_line(line, where)
 
 
-def to_conversation(row: Row, columns: Columns, template_options: Mapping[str, Any]) -> Conversation:
-    """The messages (and tools) of one row. Single-turn columns win over `messages` unless `multiturn` insists."""
-    where, cells = row
-    single_turn = not columns.multiturn and columns.prompt_key in cells
-    if single_turn:
-        messages = _single_turn(cells, where, columns)
-    elif columns.messages_key in cells:
-        messages = _from_json(cells[columns.messages_key])
-    else:
-        looked_for = [columns.messages_key] if columns.multiturn else [columns.prompt_key, columns.messages_key]
-        knobs = "data.multiturn.messages_key" if columns.multiturn else "data.prompt_key or data.multiturn.messages_key"
-        raise RowError(f"{where}: no column {' or '.join(map(repr, looked_for))}; found {sorted(cells)}. Set {knobs}.")
-    if not isinstance(messages, list) or not messages:
+def _parse_line(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = _DECODER.decode(line)
+    except json.JSONDecodeError as error:
+        near = line[max(0, error.pos - 40) : error.pos + 40]
         raise RowError(
-            f"{where}: column {columns.messages_key!r} holds {_short(messages)}, expected a list of messages."
-        )
-    options = dict(template_options)
-    if cells.get(columns.enable_thinking_key) is not None:
-        options["enable_thinking"] = bool(cells[columns.enable_thinking_key])
-    return Conversation(messages=messages, tools=cells.get(columns.tools_key), template_options=options, where=where)
-
-
-def _single_turn(cells: dict[str, Any], where: str, columns: Columns) -> list[dict[str, Any]]:
-    prompt = _cell(cells, where, "data.prompt_key", columns.prompt_key, columns.prompt_dict_keys)
-    response = _cell(cells, where, "data.response_key", columns.response_key, columns.response_dict_keys)
-    if not isinstance(response, str):
-        raise RowError(f"{where}: data.response_key={columns.response_key} leads to {_short(response)}, expected text.")
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    if not isinstance(prompt, list):
+            f"{where}: not JSON ({error.msg} at column {error.colno}: {near!r}); expected one object per line."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise RowError(f"{where}: {_line(error)}; expected one JSON object per line.") from error
+    if not isinstance(row, dict):
         raise RowError(
-            f"{where}: data.prompt_key={columns.prompt_key} leads to {_short(prompt)}, "
-            "expected text or a list of messages; nested columns are reached by data.prompt_dict_keys."
+            f"{where}: found a JSON {type(row).__name__} ({line[:80]!r}), expected an object with columns; "
+            "write one object per line."
         )
-    return [*prompt, {"role": "assistant", "content": response}]
-
-
-def _cell(cells: dict[str, Any], where: str, knob: str, key: str, dict_keys: tuple[str, ...]) -> Any:
-    """The value of a column; where it is a struct (or a JSON object as text), the value the dict keys lead to."""
-    if key not in cells:
-        raise RowError(f"{where}: no column {key!r}; found {sorted(cells)}. Set {knob}.")
-    value = cells[key]
-    for dict_key in dict_keys:
-        struct = _from_json(value)
-        if not isinstance(struct, dict):
-            break
-        if dict_key not in struct:
-            if isinstance(value, str):
-                break  # text that happens to be a JSON object
-            raise RowError(f"{where}: {knob}={key} is a struct without {dict_key!r}; it has {sorted(struct)}.")
-        value = struct[dict_key]
-    return value
-
-
-def _from_json(value: Any) -> Any:
-    """The object or list that a text cell holds, or the cell itself."""
-    if isinstance(value, str) and value[:1] in ("{", "["):
+    if "\\ud" in line or "\\uD" in line:
         try:
-            return json.loads(value)
-        except json.JSONDecodeError:
-            return value
-    return value
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise RowError(
+                f"{where}: found a lone surrogate ({error.object[error.start]!r}), half of a character that was cut "
+                "in two; expected whole characters. Mend the text, or take the row out."
+            ) from error
+    return row
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text[:80]}{'…' if len(text) > 80 else ''}"
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice[:80]!r} stands twice in one object, and only one of its values can count")
+    return row
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON value (write null)")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+
+
+def _line(error: BaseException) -> str:
+    """What an exception says, as the part of a line."""
+    return " ".join(str(error).split())[:200]

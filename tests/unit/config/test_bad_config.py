@@ -100,8 +100,12 @@ BAD = [
     ("model.partial_pretrain=gpt2", ["org/name"]),
     ("model.partial_pretrain=.", ["has no config.json (found model, rows.jsonl)"]),
     ("model.external_lib=no_such.module", ["model.external_lib", "cannot be imported"]),
-    # documented, not built yet
-    ("data.custom_cls.path=mine.py", ["data.custom_cls.path", "not built yet", "leave it at null"]),
+    # rows
+    ("data.custom_cls.path=mine.py", ["data.custom_cls.path", "data.custom_cls.name=null", "set both"]),
+    ("data.custom_cls={path: mine.py, name: Rows}", ["data.custom_cls.path=", "no python file", "give the path"]),
+    ("data.format=alpacca", ["data.format", "alpacca", "alpaca"]),
+    ("data.bad_rows=skip", ["data.bad_rows", "skip", "error", "drop"]),
+    ("data.train_files=[org/name.jsonl]", ["data.train_files", "does not exist"]),
     # verl's keys without a meaning
     ("trainer.default_hdfs_dir=hdfs://x/y", ["trainer.default_hdfs_dir", "default_local_dir"]),
     ("trainer.device=cpu", ["trainer.device", "CUDA_VISIBLE_DEVICES"]),
@@ -123,6 +127,11 @@ def problems_of(overrides: list[str]) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         load_config(overrides)
     return caught.value.problems
+
+
+def test_a_format_without_messages_and_multiturn_contradict_each_other(runnable: list[str]) -> None:
+    (problem,) = problems_of([*runnable, "data.format=alpaca", "data.multiturn.enable=true"])
+    assert "data.format=alpaca" in problem and "data.multiturn.enable=false" in problem
 
 
 @pytest.mark.parametrize(("override", "fragments"), BAD, ids=[override for override, _ in BAD])

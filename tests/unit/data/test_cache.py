@@ -8,6 +8,7 @@ import pytest
 from sft.data import cache
 from sft.data.cache import SampleStore, cached
 from sft.data.fit import fit
+from sft.data.rows import rows_of_file
 from sft.errors import InputError
 from tests.assets import CHATML, tiny_tokenizer, write_jsonl
 from tests.unit.data.test_source import COLUMNS, columns
@@ -19,13 +20,17 @@ ROWS = [{"question": f"What is {k}?", "answer": "one " * (k % 5 + 1)} for k in r
 def open_file(tmp_path):
     """cached() with everything filled in; what it says is in .said, one line per tokenisation."""
 
-    def open_file(path, *, tokenizer=None, columns=COLUMNS, options=None, max_rows=None, build_here=True):
+    def open_file(
+        path, *, tokenizer=None, columns=COLUMNS, options=None, max_rows=None, bad_rows="error", max_length=1000,
+        build_here=True,
+    ):  # fmt: skip
+        options = options or {}
         return cached(
-            path,
+            rows_of_file(path, columns, options, max_length=max_length, say=lambda verdict: None),
             tokenizer=tokenizer or tiny_tokenizer(),
-            columns=columns,
-            template_options=options or {},
+            template_options=options,
             max_rows=max_rows,
+            bad_rows=bad_rows,
             cache_dir=tmp_path / "cache",
             build_here=build_here,
             say=open_file.said.append,
@@ -48,6 +53,7 @@ def test_a_second_run_does_not_tokenise(tmp_path, open_file):
         lambda: {"options": {"enable_thinking": False}},
         lambda: {"tokenizer": tiny_tokenizer(CHATML.replace("\\n", ""))},
         lambda: {"columns": columns(prompt_key="answer")},
+        lambda: {"bad_rows": "drop"},
         lambda: {"max_rows": 3},
     ],
 )
@@ -80,11 +86,22 @@ def test_samples_of_several_files_behind_one_index(tmp_path, open_file):
 
 
 def test_a_failed_build_leaves_nothing_and_names_every_bad_row(tmp_path, open_file):
-    unknown_role = {"messages": [{"role": "critic", "content": "a"}]}
+    unknown_role = {"question": [{"role": "critic", "content": "a"}], "answer": "b"}
     rows = [ROWS[0], {"question": "a"}, ROWS[1], unknown_role, {"question": "b", "answer": 1}]
     with pytest.raises(InputError, match=r"3 of 5 rows.*\n.*jsonl:2.*\n.*jsonl:4: .*'critic'.*\n.*jsonl:5"):
         open_file(write_jsonl(tmp_path / "rows.jsonl", rows))
     assert [item.name for item in (tmp_path / "cache").iterdir() if item.is_dir()] == []
+
+
+def test_bad_rows_are_left_out_where_that_is_asked_for_and_said_at_every_start(tmp_path, open_file):
+    path = write_jsonl(tmp_path / "rows.jsonl", [ROWS[0], {"question": "a"}, ROWS[1]])
+    for start in (1, 2):
+        store = SampleStore([open_file(path, bad_rows="drop")])
+        assert [store.where(i) for i in range(len(store))] == ["rows.jsonl:1", "rows.jsonl:3"]
+        said = [line for line in open_file.said if "leaves out" in line]
+        assert len(said) == start
+        assert "leaves out 1 of 3 rows" in said[-1] and "rows.jsonl:2: no column 'answer'" in said[-1]
+    assert sum("tokenised" in line for line in open_file.said) == 1
 
 
 def test_who_does_not_build_waits_for_the_one_who_does(tmp_path, open_file):

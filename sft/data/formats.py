@@ -1,0 +1,283 @@
+"""Rows of many shapes -> Conversations and Documents: one small function for each shape.
+
+`recognise` (recognise.py) settles, once per file, which of them reads its rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sft.data.chat import Conversation
+from sft.data.documents import Document
+from sft.data.messages import REASONING_KEYS
+from sft.data.source import Row, RowError
+
+Cells = dict[str, Any]
+Messages = list[dict[str, Any]]
+
+TEMPLATE_KWARGS_KEY = "chat_template_kwargs"
+"""Column of a row's own variables for the chat template: a struct, or a JSON object as text."""
+
+SHAREGPT_ROLES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a row keeps what: its format, and the columns of the formats whose columns can be named.
+
+    format: a key of FORMATS, or "text"; "auto" until `recognise` has seen the file
+    """
+
+    format: str
+    prompt_key: str
+    response_key: str
+    prompt_dict_keys: tuple[str, ...]
+    response_dict_keys: tuple[str, ...]
+    multiturn: bool
+    messages_key: str
+    tools_key: str
+    enable_thinking_key: str
+    text_key: str
+
+    def fingerprint(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+def to_document(row: Row, columns: Columns) -> Document:
+    """The plain text of one row; all of its tokens are trained."""
+    where, cells = row
+    return Document(_text(cells, columns.text_key, where, knob="data.text_key"), where)
+
+
+def to_conversation(row: Row, columns: Columns, template_options: Mapping[str, Any]) -> Conversation:
+    """The messages, tools and template options of one row. Raises RowError for a row its format cannot read."""
+    where, cells = row
+    messages = FORMATS[columns.format](cells, where, columns)
+    _refuse_silence(messages, where)
+    return Conversation(
+        messages, cells.get(columns.tools_key), _options(cells, where, columns, template_options), where
+    )
+
+
+def of_messages(cells: Cells, where: str, columns: Columns) -> Messages:
+    """OpenAI's list of {role, content, ...}, or JSON text of it. Its older `function_call` is a tool call."""
+    messages = []
+    for message in _turns(cells, columns.messages_key, where):
+        if isinstance(message, dict) and message.get("function_call") and not message.get("tool_calls"):
+            message = {**message, "tool_calls": [{"type": "function", "function": message["function_call"]}]}
+            del message["function_call"]
+        messages.append(message)
+    return messages
+
+
+def of_sharegpt(cells: Cells, where: str, columns: Columns) -> Messages:
+    """A list of {from, value}: human, gpt, system, function_call, observation; a `system` column stands before it."""
+    messages = []
+    for k, turn in enumerate(_turns(cells, columns.messages_key, where)):
+        speaker = turn.get("from") if isinstance(turn, dict) else None
+        if speaker not in SHAREGPT_ROLES:
+            raise RowError(
+                f"{where}: {columns.messages_key}[{k}] is from {short(speaker)}, expected one of "
+                f"{', '.join(SHAREGPT_ROLES)}."
+            )
+        more = {key: value for key, value in turn.items() if key not in ("from", "value")}
+        if speaker == "function_call":
+            calls = _calls(turn.get("value"), f"{where}: {columns.messages_key}[{k}]")
+            messages.append(more | {"role": "assistant", "tool_calls": calls})
+        else:
+            messages.append(more | {"role": SHAREGPT_ROLES[speaker], "content": turn.get("value")})
+    return _after_system(cells, "system", where, messages)
+
+
+def of_prompt_response(cells: Cells, where: str, columns: Columns) -> Messages:
+    """One column asks, one answers: text or lists of messages, at the end of data.*_dict_keys where they are nested."""
+    prompt = _nested(cells, where, "data.prompt_key", columns.prompt_key, columns.prompt_dict_keys)
+    response = _nested(cells, where, "data.response_key", columns.response_key, columns.response_dict_keys)
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    if not isinstance(prompt, list):
+        raise RowError(
+            f"{where}: data.prompt_key={columns.prompt_key} leads to {short(prompt)}, "
+            "expected text or a list of messages; nested columns are reached by data.prompt_dict_keys."
+        )
+    if isinstance(response, str):
+        response = [{"role": "assistant", "content": response}]
+    if not isinstance(response, list) or not response:
+        raise RowError(
+            f"{where}: data.response_key={columns.response_key} leads to {short(response)}, "
+            "expected text or a list of messages."
+        )
+    return [*prompt, *response]
+
+
+def of_alpaca(cells: Cells, where: str, columns: Columns) -> Messages:
+    """instruction, input (may be empty), output; also `system`, and `history`: a list of earlier [question, answer]."""
+    history = []
+    for k, pair in enumerate(parsed(cells.get("history")) or []):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise RowError(f"{where}: history[{k}] is {short(pair)}, expected [question, answer].")
+        history += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+    prompt = _joined(_text(cells, "instruction", where), cells, "input", where)
+    return _after_system(cells, "system", where, [*history, *_pair(prompt, _text(cells, "output", where))])
+
+
+def of_dolly(cells: Cells, where: str, columns: Columns) -> Messages:
+    """instruction, context (may be empty), response."""
+    prompt = _joined(_text(cells, "instruction", where), cells, "context", where)
+    return _pair(prompt, _text(cells, "response", where))
+
+
+def of_openorca(cells: Cells, where: str, columns: Columns) -> Messages:
+    """system_prompt (may be empty), question, response."""
+    pair = _pair(_text(cells, "question", where), _text(cells, "response", where))
+    return _after_system(cells, "system_prompt", where, pair)
+
+
+FORMATS: dict[str, Callable[[Cells, str, Columns], Messages]] = {
+    "messages": of_messages,
+    "sharegpt": of_sharegpt,
+    "prompt_response": of_prompt_response,
+    "alpaca": of_alpaca,
+    "dolly": of_dolly,
+    "openorca": of_openorca,
+}
+
+
+def _options(cells: Cells, where: str, columns: Columns, template_options: Mapping[str, Any]) -> dict[str, Any]:
+    """data.apply_chat_template_kwargs, over them the row's own, over those its thinking switch."""
+    of_row = parsed(cells.get(TEMPLATE_KWARGS_KEY))
+    if not isinstance(of_row or {}, dict):
+        raise RowError(f"{where}: column {TEMPLATE_KWARGS_KEY!r} holds {short(of_row)}, expected a JSON object.")
+    options = {**template_options, **{key: value for key, value in (of_row or {}).items() if value is not None}}
+    thinking = cells.get(columns.enable_thinking_key)
+    if thinking is not None:
+        if not isinstance(thinking, bool):  # bool("false") would be true
+            raise RowError(
+                f"{where}: column {columns.enable_thinking_key!r} holds {short(thinking)}, expected true or false."
+            )
+        options["enable_thinking"] = thinking
+    try:
+        json.dumps(options)
+    except (TypeError, ValueError) as error:
+        raise RowError(f"{where}: column {TEMPLATE_KWARGS_KEY!r} is not plain JSON: {error}.") from error
+    return options
+
+
+def _turns(cells: Cells, key: str, where: str) -> list[Any]:
+    turns = parsed(_present(cells, key, where, "data.multiturn.messages_key"))
+    if not isinstance(turns, list) or not turns:
+        raise RowError(f"{where}: column {key!r} holds {short(turns)}, expected a list of messages.")
+    return turns
+
+
+def _calls(value: Any, where: str) -> list[dict[str, Any]]:
+    """ShareGPT's function_call: a JSON object {name, arguments}, or a list of them, as text."""
+    calls = parsed(value)
+    calls = [calls] if isinstance(calls, dict) else calls
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise RowError(f"{where} (function_call) holds {short(value)}, expected JSON of a name and its arguments.")
+    return [{"type": "function", "function": call} for call in calls]
+
+
+def _nested(cells: Cells, where: str, knob: str, key: str, dict_keys: tuple[str, ...]) -> Any:
+    """The value of a column; where it is a struct (or a JSON object as text), the value the dict keys lead to."""
+    value = _present(cells, key, where, knob)
+    for dict_key in dict_keys:
+        struct = parsed(value)
+        if not isinstance(struct, dict):
+            break
+        if dict_key not in struct:
+            if isinstance(value, str):
+                break  # text that happens to be a JSON object
+            raise RowError(f"{where}: {knob}={key} is a struct without {dict_key!r}; it has {few(struct)}.")
+        value = struct[dict_key]
+    return value
+
+
+def _present(cells: Cells, key: str, where: str, knob: str = "") -> Any:
+    if key not in cells:
+        way_out = f"Set {knob}." if knob else "Every row of a file has the same format; data.format names another."
+        raise RowError(f"{where}: no column {key!r}; found {few(cells)}. {way_out}")
+    return cells[key]
+
+
+def _text(cells: Cells, key: str, where: str, knob: str = "") -> str:
+    value = _present(cells, key, where, knob)
+    if not isinstance(value, str):
+        raise RowError(f"{where}: column {key!r} holds {short(value)}, expected text.")
+    return value
+
+
+def _optional_text(cells: Cells, key: str, where: str) -> str:
+    return "" if cells.get(key) is None else _text(cells, key, where)
+
+
+def _joined(instruction: str, cells: Cells, key: str, where: str) -> str:
+    more = _optional_text(cells, key, where)
+    return f"{instruction}\n\n{more}" if more.strip() else instruction
+
+
+def _pair(prompt: str, response: str) -> Messages:
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+
+
+def _after_system(cells: Cells, key: str, where: str, messages: Messages) -> Messages:
+    system = _optional_text(cells, key, where)
+    if not system.strip():
+        return messages
+    if messages and messages[0]["role"] == "system":
+        raise RowError(f"{where}: a system message both in the column {key!r} and in the first turn; keep one of them.")
+    return [{"role": "system", "content": system}, *messages]
+
+
+def _refuse_silence(messages: Messages, where: str) -> None:
+    """An empty answer would train the model to stop where it should speak."""
+    for k, message in enumerate(messages):
+        if not isinstance(message, dict) or message.get("role") != "assistant":
+            continue
+        content = message.get("content")
+        untrained = any(message.get(key) in (False, 0) for key in ("train", "trainable", "weight", "loss_weight"))
+        says_more = any(message.get(key) for key in ("tool_calls", *REASONING_KEYS))
+        if isinstance(content, str) and not content.strip() and not says_more and not untrained:
+            raise RowError(
+                f"{where}: messages[{k}] (assistant) is empty ({short(content)}), expected an answer: the model would "
+                "learn to say nothing. Take the row out."
+            )
+
+
+def parsed(value: Any) -> Any:
+    """The object or list that a text cell holds, or the cell itself."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def short(value: Any) -> str:
+    """A found value as a message shows it: its type and its first 80 characters."""
+    text = repr(value[:80] if isinstance(value, str | bytes) else value)
+    cut = len(text) > 90 or (isinstance(value, str | bytes) and len(value) > 80)
+    return f"{type(value).__name__} {text[:90]}{'…' if cut else ''}"
+
+
+def few(names: Iterable[str]) -> str:
+    """The names of columns, the first dozen."""
+    shown = sorted(str(name)[:60] for name in names)
+    return str(shown[:12]) + (f" and {len(shown) - 12} more" if len(shown) > 12 else "")

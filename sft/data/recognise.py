@@ -1,0 +1,147 @@
+"""Which format a file has: from its columns and first rows, settled once for all of its rows.
+
+The first that fits wins:
+
+    1. the columns of data.prompt_key and data.response_key, both there   (not with data.multiturn.enable)
+    2. a list of messages in data.multiturn.messages_key, or in `conversations`: {role, content} or {from, value}
+    3. alpaca, dolly, openorca by their column names
+    4. one well-known prompt column and one well-known response column
+    5. plain text in data.text_key
+
+Where two formats of the same line fit, the file is ambiguous, and data.format decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sft.data.formats import TEMPLATE_KWARGS_KEY, Columns, few, parsed
+from sft.data.source import Row
+from sft.errors import InputError
+
+ROWS_LOOKED_AT = 100
+
+PROMPTS = ("prompt", "question", "query", "problem", "instruction")
+RESPONSES = ("response", "answer", "completion", "output", "solution")
+
+NAMED = {
+    "alpaca": ("instruction", "output"),
+    "dolly": ("instruction", "response"),
+    "openorca": ("system_prompt", "question", "response"),
+}
+"""The columns that a format needs; what more it reads stands in READS."""
+
+READS = {
+    "alpaca": ("instruction", "input", "output", "system", "history"),
+    "dolly": ("instruction", "context", "response"),
+    "openorca": ("system_prompt", "question", "response"),
+}
+
+
+def recognise(rows: Sequence[Row], columns: Columns, name: str) -> Columns:
+    """`columns` with the format and the columns that the file's first rows show.
+
+    Raises InputError, with the columns found and what each format needs, where no format fits or several do.
+    """
+    found = {column for _, cells in rows for column in cells}
+    fitting: list[Columns] = []
+    for step in (_named_by_user, _chats, _named_by_format, _known_pair, _text):
+        fitting = [fit for fit in step(found, rows, columns) if columns.format in ("auto", fit.format)]
+        if fitting:
+            break
+    if len(fitting) == 1:
+        return fitting[0]
+    insisted = "" if columns.format == "auto" else f"data.format={columns.format}, but "
+    if fitting:
+        raise InputError(
+            f"{rows[0][0]}: {insisted}the columns {few(found)} of {name} fit "
+            f"{' and '.join(_told(fit) for fit in fitting)}; choose by data.format, or by data.prompt_key and "
+            "data.response_key."
+        )
+    wanted = _needs(columns)
+    needed = "".join(f"\n  {form}: {need}" for form, need in wanted.items() if columns.format in ("auto", form))
+    raise InputError(
+        f"{rows[0][0]}: {insisted}{name} has no such columns; found {few(found)}, expected:{needed}\n"
+        "Name its columns by data.prompt_key and data.response_key, data.multiturn.messages_key or data.text_key, "
+        "or convert it."
+    )
+
+
+def verdict(rows: Sequence[Row], columns: Columns, name: str) -> str:
+    """What `recognise` found, as a line for the user: "train.jsonl: alpaca (columns instruction, output)"."""
+    found = list(dict.fromkeys(column for _, cells in rows for column in cells))
+    read = {*_read(columns), columns.tools_key, columns.enable_thinking_key, TEMPLATE_KWARGS_KEY}
+    if columns.format == "text":
+        read = {columns.text_key}
+    unread = [column for column in found if column not in read]
+    told = f"{name}: {columns.format} (columns {', '.join(column for column in found if column in read)}"
+    return told + (f"; not read: {', '.join(unread[:8])}{', …' if len(unread) > 8 else ''})" if unread else ")")
+
+
+def _named_by_user(found: set[str], rows: Sequence[Row], columns: Columns) -> list[Columns]:
+    if columns.multiturn or not {columns.prompt_key, columns.response_key} <= found:
+        return []
+    return [replace(columns, format="prompt_response")]
+
+
+def _chats(found: set[str], rows: Sequence[Row], columns: Columns) -> list[Columns]:
+    for key in (columns.messages_key, "conversations"):
+        if key in found:
+            turns = next((parsed(cells[key]) for _, cells in rows if cells.get(key)), None)
+            first = turns[0] if isinstance(turns, list) and turns else None
+            sharegpt = isinstance(first, dict) and "from" in first and "role" not in first
+            return [replace(columns, format="sharegpt" if sharegpt else "messages", messages_key=key)]
+    return []
+
+
+def _named_by_format(found: set[str], rows: Sequence[Row], columns: Columns) -> list[Columns]:
+    if columns.multiturn:
+        return []
+    return [replace(columns, format=form) for form, needed in NAMED.items() if set(needed) <= found]
+
+
+def _known_pair(found: set[str], rows: Sequence[Row], columns: Columns) -> list[Columns]:
+    if columns.multiturn:
+        return []
+    return [
+        replace(columns, format="prompt_response", prompt_key=prompt, response_key=response)
+        for prompt in [name for name in PROMPTS if name in found]
+        for response in [name for name in RESPONSES if name in found]
+    ]
+
+
+def _text(found: set[str], rows: Sequence[Row], columns: Columns) -> list[Columns]:
+    if columns.multiturn or columns.text_key not in found:
+        return []
+    return [replace(columns, format="text")]
+
+
+def _read(columns: Columns) -> tuple[str, ...]:
+    """The columns that make the conversation."""
+    match columns.format:
+        case "prompt_response":
+            return (columns.prompt_key, columns.response_key)
+        case "messages":
+            return (columns.messages_key,)
+        case "sharegpt":
+            return (columns.messages_key, "system")
+    return READS.get(columns.format, ())
+
+
+def _told(columns: Columns) -> str:
+    return f"{columns.format} ({', '.join(NAMED.get(columns.format) or _read(columns))})"
+
+
+def _needs(columns: Columns) -> dict[str, str]:
+    chat = f"a list of messages in {columns.messages_key!r} or 'conversations'"
+    if columns.multiturn:
+        return {"messages": f"{chat} (data.multiturn.enable=true)"}
+    pair = f"one of {', '.join(PROMPTS)} with one of {', '.join(RESPONSES)}"
+    return {
+        "prompt_response": f"{columns.prompt_key!r} and {columns.response_key!r}, or {pair}",
+        "messages": f"{chat}, each with role and content",
+        "sharegpt": f"{chat}, each with from and value",
+        **{form: ", ".join(map(repr, needed)) for form, needed in NAMED.items()},
+        "text": f"{columns.text_key!r}",
+    }
