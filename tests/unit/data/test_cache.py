@@ -6,38 +6,13 @@ import numpy as np
 import pytest
 
 from sft.data import cache
-from sft.data.cache import SampleStore, cached
+from sft.data.cache import SampleStore
 from sft.data.fit import fit
-from sft.data.rows import rows_of_file
 from sft.errors import InputError
 from tests.assets import CHATML, tiny_tokenizer, write_jsonl
-from tests.unit.data.test_source import COLUMNS, columns
+from tests.unit.data.test_source import columns
 
 ROWS = [{"question": f"What is {k}?", "answer": "one " * (k % 5 + 1)} for k in range(2500)]
-
-
-@pytest.fixture
-def open_file(tmp_path):
-    """cached() with everything filled in; what it says is in .said, one line per tokenisation."""
-
-    def open_file(
-        path, *, tokenizer=None, columns=COLUMNS, options=None, max_rows=None, bad_rows="error", max_length=1000,
-        build_here=True,
-    ):  # fmt: skip
-        options = options or {}
-        return cached(
-            rows_of_file(path, columns, options, max_length=max_length, say=lambda verdict: None),
-            tokenizer=tokenizer or tiny_tokenizer(),
-            template_options=options,
-            max_rows=max_rows,
-            bad_rows=bad_rows,
-            cache_dir=tmp_path / "cache",
-            build_here=build_here,
-            say=open_file.said.append,
-        )
-
-    open_file.said = []
-    return open_file
 
 
 def test_a_second_run_does_not_tokenise(tmp_path, open_file):

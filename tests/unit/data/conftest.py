@@ -1,0 +1,32 @@
+"""Fixtures of the data room's tests."""
+
+import pytest
+
+from sft.data.cache import cached
+from sft.data.rows import rows_of_file
+from tests.assets import tiny_tokenizer
+from tests.unit.data.test_source import COLUMNS
+
+
+@pytest.fixture
+def open_file(tmp_path):
+    """cached() with everything filled in; what it says is in .said, one line per tokenisation."""
+
+    def open_file(
+        path, *, tokenizer=None, columns=COLUMNS, options=None, max_rows=None, bad_rows="error", max_length=1000,
+        build_here=True,
+    ):  # fmt: skip
+        options = options or {}
+        return cached(
+            rows_of_file(path, columns, options, max_length=max_length, say=lambda verdict: None),
+            tokenizer=tokenizer or tiny_tokenizer(),
+            template_options=options,
+            max_rows=max_rows,
+            bad_rows=bad_rows,
+            cache_dir=tmp_path / "cache",
+            build_here=build_here,
+            say=open_file.said.append,
+        )
+
+    open_file.said = []
+    return open_file
