@@ -17,7 +17,7 @@ def bad_jsonl(home, text):
 
 
 def wrong_column(home):
-    return bad_jsonl(home, '{"instruction": "a", "output": "b"}\n')
+    return bad_jsonl(home, '{"input": "a", "label": "b"}\n')
 
 
 def not_json(home):
@@ -71,7 +71,7 @@ def misshaped_weight(home):
 
 
 CASES = [
-    (wrong_column, ["bad.jsonl:1", "'question'", "['instruction', 'output']", "data.prompt_key"]),
+    (wrong_column, ["bad.jsonl:1", "'question'", "['input', 'label']", "data.prompt_key"]),
     (not_json, ["bad.jsonl:2", "not JSON", "answer:"]),
     (empty_file, ["bad.jsonl is empty"]),
     (too_long, ["data.truncation=error", "10 of 10 samples", "data.max_length=16", "train.jsonl:1", "drop"]),
