@@ -17,7 +17,11 @@ from sft.config.schema import DataConfig, ModelConfig, SftConfig, TrainerConfig
 
 DATA_SUFFIXES = (".parquet", ".jsonl")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-DATASET_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)+(:[A-Za-z_]\w*)?")  # org/name[/folder][:split]
+DATASET_ID = re.compile(
+    r"(?!.*\.(parquet|jsonl|json|csv|txt|gz)$)"  # a file, and none of the hub
+    r"(?P<id>[\w-][\w.-]*/[\w.-]+)(?P<folder>(/[\w.-]+)*)(:(?P<split>[A-Za-z_]\w*))?"
+)
+"""A data set of the hub: org/name, org/name:split or org/name/folder:split."""
 
 
 def check(config: SftConfig, world_size: int, report: Report) -> None:
@@ -119,7 +123,7 @@ def _complaint_about_file(file: str) -> str | None:
         return None
     if glob.has_magic(file):
         return None if glob.glob(file, recursive=True) else f"matches no file{_from_here(path)}."  # noqa: PTH207
-    if DATASET_ID.fullmatch(file) and path.suffix not in DATA_SUFFIXES:
+    if DATASET_ID.fullmatch(file):
         return None
     return f"does not exist{_from_here(path)}; set the path of a parquet or jsonl file."
 

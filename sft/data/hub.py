@@ -7,10 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sft.config.checks import DATASET_ID
 from sft.errors import InputError
 
-SPEC = re.compile(r"(?P<id>[\w-][\w.-]*/[\w.-]+)(?P<folder>(/[\w.-]+)*)(:(?P<split>[A-Za-z_]\w*))?")
-FILE_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".txt", ".gz")
 SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 
 
@@ -25,10 +24,8 @@ class HubDataset:
 
 def dataset_named(spec: str) -> HubDataset | None:
     """The hub data set that a spec names; None where it cannot be one. Looks at the text only."""
-    match = SPEC.fullmatch(spec)
-    if match is None or spec.endswith(FILE_SUFFIXES):
-        return None
-    return HubDataset(match["id"], match["folder"].strip("/"), match["split"])
+    match = DATASET_ID.fullmatch(spec)
+    return match and HubDataset(match["id"], match["folder"].strip("/"), match["split"])
 
 
 def files_of(
