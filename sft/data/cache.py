@@ -165,20 +165,20 @@ def _encode_rows(
 ) -> tuple[Sequence[Row], list[list[Sample]], list[str]]:
     """(the rows that can be used, the samples of each, what is wrong with each of the others)."""
     try:
-        return rows, _encode([source.convert(row) for row in rows], tokenizer, source.max_length), []
+        return rows, encode_items([source.convert(row) for row in rows], tokenizer, source.max_length), []
     except InputError:
         pass
     usable, encoded, problems = [], [], []
     for row in rows:  # each by itself: fixing a file one message at a time is no fun
         try:
-            encoded += _encode([source.convert(row)], tokenizer, source.max_length)
+            encoded += encode_items([source.convert(row)], tokenizer, source.max_length)
             usable.append(row)
         except InputError as error:
             problems.append(_bounded(str(error)))
     return usable, encoded, problems
 
 
-def _encode(items: Sequence[Item], tokenizer: Any, max_length: int) -> list[list[Sample]]:
+def encode_items(items: Sequence[Item], tokenizer: Any, max_length: int) -> list[list[Sample]]:
     """The samples of every item."""
     conversations = [item for item in items if isinstance(item, Conversation)]
     documents = [item for item in items if isinstance(item, Document)]

@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 
 from sft.config import DataConfig
-from sft.data.formats import Columns, few, short, to_conversation
+from sft.data.cells import few, short
+from sft.data.formats import Columns, to_conversation
 from sft.data.rows import Item, RowSource
 from sft.data.source import Row, RowError, fingerprint_file
 from sft.errors import InputError

@@ -6,16 +6,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sft.data.cells import Cells, nested, optional_text, parsed, present, short, text
 from sft.data.chat import Conversation
 from sft.data.documents import Document
 from sft.data.messages import REASONING_KEYS
 from sft.data.source import Row, RowError
 
-Cells = dict[str, Any]
 Messages = list[dict[str, Any]]
 
 TEMPLATE_KWARGS_KEY = "chat_template_kwargs"
@@ -61,7 +61,7 @@ class Columns:
 def to_document(row: Row, columns: Columns) -> Document:
     """The plain text of one row; all of its tokens are trained."""
     where, cells = row
-    return Document(_text(cells, columns.text_key, where, knob="data.text_key"), where)
+    return Document(text(cells, columns.text_key, where, knob="data.text_key"), where)
 
 
 def to_conversation(row: Row, columns: Columns, template_options: Mapping[str, Any]) -> Conversation:
@@ -90,7 +90,7 @@ def of_sharegpt(cells: Cells, where: str, columns: Columns) -> Messages:
     messages = []
     for k, turn in enumerate(_turns(cells, columns.messages_key, where)):
         speaker = turn.get("from") if isinstance(turn, dict) else None
-        if speaker not in SHAREGPT_ROLES:
+        if not isinstance(speaker, str) or speaker not in SHAREGPT_ROLES:
             raise RowError(
                 f"{where}: {columns.messages_key}[{k}] is from {short(speaker)}, expected one of "
                 f"{', '.join(SHAREGPT_ROLES)}."
@@ -106,8 +106,8 @@ def of_sharegpt(cells: Cells, where: str, columns: Columns) -> Messages:
 
 def of_prompt_response(cells: Cells, where: str, columns: Columns) -> Messages:
     """One column asks, one answers: text or lists of messages, at the end of data.*_dict_keys where they are nested."""
-    prompt = _nested(cells, where, "data.prompt_key", columns.prompt_key, columns.prompt_dict_keys)
-    response = _nested(cells, where, "data.response_key", columns.response_key, columns.response_dict_keys)
+    prompt = nested(cells, where, "data.prompt_key", columns.prompt_key, columns.prompt_dict_keys)
+    response = nested(cells, where, "data.response_key", columns.response_key, columns.response_dict_keys)
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
     if not isinstance(prompt, list):
@@ -127,24 +127,26 @@ def of_prompt_response(cells: Cells, where: str, columns: Columns) -> Messages:
 
 def of_alpaca(cells: Cells, where: str, columns: Columns) -> Messages:
     """instruction, input (may be empty), output; also `system`, and `history`: a list of earlier [question, answer]."""
-    history = []
-    for k, pair in enumerate(parsed(cells.get("history")) or []):
+    history, pairs = [], parsed(cells.get("history")) or []
+    if not isinstance(pairs, list):
+        raise RowError(f"{where}: column 'history' holds {short(pairs)}, expected a list of [question, answer].")
+    for k, pair in enumerate(pairs):
         if not isinstance(pair, list) or len(pair) != 2:
             raise RowError(f"{where}: history[{k}] is {short(pair)}, expected [question, answer].")
         history += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
-    prompt = _joined(_text(cells, "instruction", where), cells, "input", where)
-    return _after_system(cells, "system", where, [*history, *_pair(prompt, _text(cells, "output", where))])
+    prompt = _joined(text(cells, "instruction", where), cells, "input", where)
+    return _after_system(cells, "system", where, [*history, *_pair(prompt, text(cells, "output", where))])
 
 
 def of_dolly(cells: Cells, where: str, columns: Columns) -> Messages:
     """instruction, context (may be empty), response."""
-    prompt = _joined(_text(cells, "instruction", where), cells, "context", where)
-    return _pair(prompt, _text(cells, "response", where))
+    prompt = _joined(text(cells, "instruction", where), cells, "context", where)
+    return _pair(prompt, text(cells, "response", where))
 
 
 def of_openorca(cells: Cells, where: str, columns: Columns) -> Messages:
     """system_prompt (may be empty), question, response."""
-    pair = _pair(_text(cells, "question", where), _text(cells, "response", where))
+    pair = _pair(text(cells, "question", where), text(cells, "response", where))
     return _after_system(cells, "system_prompt", where, pair)
 
 
@@ -179,7 +181,7 @@ def _options(cells: Cells, where: str, columns: Columns, template_options: Mappi
 
 
 def _turns(cells: Cells, key: str, where: str) -> list[Any]:
-    turns = parsed(_present(cells, key, where, "data.multiturn.messages_key"))
+    turns = parsed(present(cells, key, where, "data.multiturn.messages_key"))
     if not isinstance(turns, list) or not turns:
         raise RowError(f"{where}: column {key!r} holds {short(turns)}, expected a list of messages.")
     return turns
@@ -194,41 +196,8 @@ def _calls(value: Any, where: str) -> list[dict[str, Any]]:
     return [{"type": "function", "function": call} for call in calls]
 
 
-def _nested(cells: Cells, where: str, knob: str, key: str, dict_keys: tuple[str, ...]) -> Any:
-    """The value of a column; where it is a struct (or a JSON object as text), the value the dict keys lead to."""
-    value = _present(cells, key, where, knob)
-    for dict_key in dict_keys:
-        struct = parsed(value)
-        if not isinstance(struct, dict):
-            break
-        if dict_key not in struct:
-            if isinstance(value, str):
-                break  # text that happens to be a JSON object
-            raise RowError(f"{where}: {knob}={key} is a struct without {dict_key!r}; it has {few(struct)}.")
-        value = struct[dict_key]
-    return value
-
-
-def _present(cells: Cells, key: str, where: str, knob: str = "") -> Any:
-    if key not in cells:
-        way_out = f"Set {knob}." if knob else "Every row of a file has the same format; data.format names another."
-        raise RowError(f"{where}: no column {key!r}; found {few(cells)}. {way_out}")
-    return cells[key]
-
-
-def _text(cells: Cells, key: str, where: str, knob: str = "") -> str:
-    value = _present(cells, key, where, knob)
-    if not isinstance(value, str):
-        raise RowError(f"{where}: column {key!r} holds {short(value)}, expected text.")
-    return value
-
-
-def _optional_text(cells: Cells, key: str, where: str) -> str:
-    return "" if cells.get(key) is None else _text(cells, key, where)
-
-
 def _joined(instruction: str, cells: Cells, key: str, where: str) -> str:
-    more = _optional_text(cells, key, where)
+    more = optional_text(cells, key, where)
     return f"{instruction}\n\n{more}" if more.strip() else instruction
 
 
@@ -237,7 +206,7 @@ def _pair(prompt: str, response: str) -> Messages:
 
 
 def _after_system(cells: Cells, key: str, where: str, messages: Messages) -> Messages:
-    system = _optional_text(cells, key, where)
+    system = optional_text(cells, key, where)
     if not system.strip():
         return messages
     if messages and messages[0]["role"] == "system":
@@ -258,26 +227,3 @@ def _refuse_silence(messages: Messages, where: str) -> None:
                 f"{where}: messages[{k}] (assistant) is empty ({short(content)}), expected an answer: the model would "
                 "learn to say nothing. Take the row out."
             )
-
-
-def parsed(value: Any) -> Any:
-    """The object or list that a text cell holds, or the cell itself."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
-
-
-def short(value: Any) -> str:
-    """A found value as a message shows it: its type and its first 80 characters."""
-    text = repr(value[:80] if isinstance(value, str | bytes) else value)
-    cut = len(text) > 90 or (isinstance(value, str | bytes) and len(value) > 80)
-    return f"{type(value).__name__} {text[:90]}{'…' if cut else ''}"
-
-
-def few(names: Iterable[str]) -> str:
-    """The names of columns, the first dozen."""
-    shown = sorted(str(name)[:60] for name in names)
-    return str(shown[:12]) + (f" and {len(shown) - 12} more" if len(shown) > 12 else "")

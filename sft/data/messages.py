@@ -47,6 +47,8 @@ def _clean_message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
     if "content" in cleaned:
         cleaned["content"] = _text(cleaned["content"], where)
     if role == "assistant" and cleaned.get("tool_calls"):
+        if not isinstance(cleaned["tool_calls"], list):
+            raise InputError(f"{where}.tool_calls must be a list, found {cleaned['tool_calls']!r}.")
         cleaned["tool_calls"] = [
             _clean_tool_call(call, f"{where}.tool_calls[{n}]") for n, call in enumerate(cleaned["tool_calls"])
         ]
@@ -75,7 +77,10 @@ def _clean_tool_call(call: Any, where: str) -> dict[str, Any]:
 def _text(content: Any, where: str) -> str:
     if isinstance(content, str):
         return content
-    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+    if isinstance(content, list) and all(
+        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text", ""), str)
+        for part in content
+    ):
         return "".join(part.get("text", "") for part in content)
     raise InputError(f'{where}.content must be text or a list of {{"type": "text"}} parts, found {content!r}.')
 

@@ -16,7 +16,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sft.data.formats import TEMPLATE_KWARGS_KEY, Columns, few, parsed
+from sft.data.cells import few, parsed
+from sft.data.formats import TEMPLATE_KWARGS_KEY, Columns
 from sft.data.source import Row
 from sft.errors import InputError
 

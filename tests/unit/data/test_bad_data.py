@@ -12,6 +12,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,12 @@ import pytest
 
 from sft.config import load_config
 from sft.data import open_dataset
+from sft.data.cache import encode_items
+from sft.data.formats import to_conversation, to_document
+from sft.data.recognise import recognise
 from sft.errors import InputError
 from tests.assets import CHATML, tiny_model_dir, tiny_tokenizer
+from tests.unit.data.test_source import COLUMNS
 
 ROW = {"question": "1 + 1?", "answer": "2"}
 USER, ASSISTANT = {"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}
@@ -400,3 +405,62 @@ def test_all_bad_lines_of_a_batch_are_told_at_once_and_long_lists_are_cut(open_r
 def test_the_table_is_large_enough():
     assert len(BAD) >= 30 and len({bad.name for bad in BAD}) == len(BAD)
     assert all(bad.fragments for bad in BAD)
+
+
+WHOLE = [
+    {
+        "messages": [
+            SYSTEM,
+            USER | {"content": [{"type": "text", "text": "1 + 1?"}]},
+            {
+                "role": "assistant",
+                "thinking": "Hm.",
+                "content": "Let me see.",
+                "tool_calls": [{"id": "a", "type": "function", "function": {"name": "add", "arguments": {"a": 1}}}],
+            },
+            {"role": "tool", "content": "2"},
+            ASSISTANT,
+        ],
+        "tools": [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}],
+        "enable_thinking": True,
+        "chat_template_kwargs": {"today": "Monday"},
+    },
+    {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "c"},
+    {"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": '{"name": "f"}'}]},
+    {"instruction": "a", "input": "b", "output": "c", "system": "d", "history": [["e", "f"]]},
+    {"system_prompt": "a", "question": "b", "response": "c"},
+    {"prompt": [USER], "completion": [ASSISTANT]},
+    {"text": "a"},
+]
+ANYTHING = [None, 3, 1.5, True, "", "x", "[1]", '{"a": 1}', b"\xff", [], {}, [3], ["x"], [[]], [{}], {"a": 1}]
+
+
+def variants(value: Any):
+    """Every copy of a value with one of its parts, at any depth, replaced by anything."""
+    yield from ANYTHING
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in parts:
+        for variant in variants(part):
+            changed = value.copy()
+            changed[key] = variant
+            yield changed
+
+
+@pytest.mark.parametrize("whole", WHOLE, ids=lambda row: " ".join(row))
+def test_no_value_anywhere_in_a_row_gives_a_traceback(whole):
+    template = CHATML.replace("message.content", "(message.content or '') + (message.thinking or '')").replace(
+        "+ '<|im_end|>", "+ (message.tool_calls | tojson if message.tool_calls else '') + '<|im_end|>"
+    )
+    tokenizer = tiny_tokenizer(template)
+    settled = recognise([("bad.jsonl:1", whole)], COLUMNS, "bad.jsonl")
+    convert = to_document if settled.format == "text" else partial(to_conversation, template_options={})
+    usable = 0
+    for changed in variants(whole):
+        if not isinstance(changed, dict):
+            continue
+        try:
+            item = convert(("bad.jsonl:1", changed), columns=settled)
+            usable += bool(encode_items([item], tokenizer, 100)[0])
+        except InputError as error:
+            assert "bad.jsonl:1" in str(error), changed
+    assert usable > 0
