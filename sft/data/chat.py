@@ -9,13 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, chain, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sft.data.render import Conversation, MaskError, Rendering, Span, chat_template, render, turn_shape
+from sft.data.proof import MaskError
+from sft.data.render import Conversation, Rendering, Span, render, template_options
+from sft.data.template import chat_template, turn_shapes
+from sft.data.weights import Supervision
 from sft.errors import InputError
 from sft.types import Sample
 
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Conversation",
     "MaskError",
+    "Supervision",
     "encode",
     "encode_batch",
     "stop_token_ids",
@@ -42,29 +47,59 @@ def encode(
     tokenizer: PreTrainedTokenizerBase,
     *,
     tools: Sequence[Mapping[str, Any]] | str | None = None,
+    train_on: str = "assistant",
+    thinking_history: str = "auto",
     **template_options: Any,
 ) -> list[Sample]:
-    """The samples of one conversation; trained (weight 1) is only what the model would sample in it.
+    """The samples of one conversation; trained (weight above 0) is only what the model would sample in it.
 
     One sample, or several where the template rewrites earlier turns: each assistant turn is trained in exactly
-    one of them. Raises InputError for messages that the template cannot render, MaskError where the proof fails.
+    one of them; none where nothing is to be trained. train_on, thinking_history: as data.train_on and
+    data.thinking_history. Raises InputError for messages that the template cannot render, MaskError where the
+    proof fails.
     """
-    return encode_batch([Conversation(messages, tools, template_options)], tokenizer)[0]
+    conversation = Conversation(messages, tools, template_options)
+    return encode_batch([conversation], tokenizer, Supervision(train_on, thinking_history))[0]
 
 
-def encode_batch(conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase) -> list[list[Sample]]:
-    """The samples of every conversation. As `encode`, tokenising and decoding all texts at once, in Rust threads."""
+def encode_batch(
+    conversations: Sequence[Conversation],
+    tokenizer: PreTrainedTokenizerBase,
+    supervision: Supervision | None = None,
+    counts: Counter[str] | None = None,
+) -> list[list[Sample]]:
+    """The samples of every conversation. As `encode`, tokenising and decoding all texts at once, in Rust threads.
+
+    counts: where what happened on the way is added, by name: "untrained rows" (nothing to train in them), "turns
+    left out" (thinking_history=last), "unrolled rows" with their "unrolled samples" and "repeated tokens".
+    """
     backend = _backend(tokenizer)
-    renderings = [render(conversation, tokenizer) for conversation in conversations]
+    renderings = [render(conversation, tokenizer, supervision, counts) for conversation in conversations]
     samples = iter(_samples(list(chain.from_iterable(renderings)), backend))
-    return [[next(samples) for _ in of_one] for of_one in renderings]
+    rows = [[next(samples) for _ in of_one] for of_one in renderings]
+    if counts is not None:
+        for unrolled in (row for row in rows if len(row) > 1):
+            counts["unrolled rows"] += 1
+            counts["unrolled samples"] += len(unrolled)
+            counts["repeated tokens"] += sum(_shared_tokens(a, b) for a, b in pairwise(unrolled))
+    return rows
 
 
-def stop_token_ids(tokenizer: PreTrainedTokenizerBase, **template_options: Any) -> list[int]:
+def _shared_tokens(a: Sample, b: Sample) -> int:
+    """How many tokens both begin with."""
+    length = min(len(a), len(b))
+    differ = np.flatnonzero(a.input_ids[:length] != b.input_ids[:length])
+    return int(differ[0]) if len(differ) else length
+
+
+def stop_token_ids(
+    tokenizer: PreTrainedTokenizerBase, supervision: Supervision | None = None, **options: Any
+) -> list[int]:
     """The ids that end a turn in training, and so must end generation. Not always the tokenizer's eos."""
     _backend(tokenizer)
-    shape = turn_shape(tokenizer, chat_template(tokenizer), json.dumps(template_options, sort_keys=True))
-    return [shape.stop_token_id]
+    template = chat_template(tokenizer)
+    options = template_options(template, options, supervision or Supervision())
+    return turn_shapes(tokenizer, template, options).stop_token_ids
 
 
 def template_fingerprint(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]) -> str:
@@ -95,8 +130,9 @@ def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
 
 def _samples(renderings: Sequence[Rendering], backend: Tokenizer) -> list[Sample]:
     encodings = backend.encode_batch([rendering.text for rendering in renderings], add_special_tokens=False)
+    prompt_ends = _PromptEnds(backend)
     tokens: list[Tokens] = [
-        (encoding.ids, _slices(encoding.offsets, rendering.spans))
+        prompt_ends.as_served(rendering, encoding.ids, encoding.offsets)
         for rendering, encoding in zip(renderings, encodings, strict=True)
     ]
     spoken = iter(backend.decode_batch([ids[s] for ids, slices in tokens for s in slices], skip_special_tokens=False))
@@ -105,7 +141,7 @@ def _samples(renderings: Sequence[Rendering], backend: Tokenizer) -> list[Sample
         said = [next(spoken) for _ in slices]
         if said != [rendering.text[span.start : span.end] for span in rendering.spans]:
             ids, slices = _prove(rendering, ids, slices, backend)
-        samples.append(_sample(ids, slices))
+        samples.append(_sample(ids, slices, rendering))
     return samples
 
 
@@ -114,10 +150,43 @@ def _slices(offsets: list[tuple[int, int]], spans: list[Span]) -> list[slice]:
     return [slice(bisect_left(offsets, (span.start, 0)), bisect_left(offsets, (span.end, 0))) for span in spans]
 
 
-def _sample(ids: list[int], slices: list[slice]) -> Sample:
-    loss_weights = np.zeros(len(ids), np.float32)
-    for s in slices:
-        loss_weights[s] = 1.0
+class _PromptEnds:
+    """The last tokens of prompts, as a server makes them: of the prompt alone, before anything is sampled.
+
+    With the reply behind it, "\\n\\n" may become two tokens that are one in the prompt. Only what follows the last
+    tag can differ, and that is a handful of strings.
+    """
+
+    def __init__(self, backend: Tokenizer):
+        self._backend = backend
+        self._tags = set(backend.get_added_tokens_decoder())
+        self._served: dict[str, list[int]] = {}
+
+    def as_served(self, rendering: Rendering, ids: list[int], offsets: list[tuple[int, int]]) -> Tokens:
+        """The ids of the text, and for each of its spans the ids that say it."""
+        slices = _slices(offsets, rendering.spans)
+        for n, span in enumerate(rendering.spans):
+            start, shift = slices[n].start, len(ids) - len(offsets)
+            if not span.is_sampled or not start or offsets[start - shift - 1][1] != span.start:
+                continue  # a token that reaches into the reply is a matter for _prove
+            tag = next((at for at in range(start - 1, 0, -1) if ids[at] in self._tags), 0)
+            end_of_prompt = rendering.text[offsets[tag - shift][0] : span.start]
+            served = self._served.get(end_of_prompt) or self._tokenise(end_of_prompt)
+            if served != ids[tag:start]:
+                ids = ids[:tag] + served + ids[start:]
+                longer = len(served) - (start - tag)
+                slices[n:] = [slice(s.start + longer, s.stop + longer) for s in slices[n:]]
+        return ids, slices
+
+    def _tokenise(self, end_of_prompt: str) -> list[int]:
+        self._served[end_of_prompt] = self._backend.encode(end_of_prompt, add_special_tokens=False).ids
+        return self._served[end_of_prompt]
+
+
+def _sample(ids: list[int], slices: list[slice], rendering: Rendering) -> Sample:
+    loss_weights = np.full(len(ids), rendering.background, np.float32)
+    for span, s in zip(rendering.spans, slices, strict=True):
+        loss_weights[s] = span.weight
     return Sample(np.array(ids, np.int32), loss_weights)
 
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sft.data.weights import WEIGHT_KEYS
 from sft.errors import InputError
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython", "observation")
@@ -19,7 +20,7 @@ REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 
 
 def clean_messages(messages: Sequence[Mapping[str, Any]], where: str) -> list[dict[str, Any]]:
-    """Copies with plain text contents, object arguments and no nulls.
+    """Copies with plain text contents and object arguments, without nulls and loss weights.
 
     A message has a role we know and a content, but for the assistant's tool calls, which may go without.
     Raises InputError naming `where` and the message.
@@ -40,7 +41,9 @@ def clean_tools(tools: Sequence[Mapping[str, Any]] | str | None, where: str) -> 
 def _clean_message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise InputError(f"{where} must be an object with role and content, found {message!r}.")
-    cleaned = _without_nulls(message)
+    cleaned = {key: _without_nulls(value) for key, value in message.items() if value is not None}
+    for key in WEIGHT_KEYS:
+        cleaned.pop(key, None)
     role = cleaned.get("role")
     if role not in ROLES:
         raise InputError(f"{where} has the role {role!r}; expected one of {', '.join(ROLES)}.")
