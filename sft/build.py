@@ -13,7 +13,16 @@ from transformers import PreTrainedModel
 
 from sft import checkpoint
 from sft.config import SftConfig
-from sft.data import Dataset, open_dataset, plan, stop_token_ids, template_fingerprint
+from sft.data import (
+    Dataset,
+    Supervision,
+    add_missing_tokens,
+    find_template,
+    open_dataset,
+    plan,
+    stop_token_ids,
+    template_fingerprint,
+)
 from sft.distributed import World, log
 from sft.errors import InputError
 from sft.model import (
@@ -21,6 +30,7 @@ from sft.model import (
     build_skeleton,
     decoder_layers,
     find_model,
+    grow_vocabulary,
     load_config,
     load_tokenizer,
     load_weights,
@@ -40,7 +50,8 @@ class Inputs:
 
     source: Path  # the model directory the weights come from
     tokenizer: Any
-    chat_template: str | None  # data.chat_template as text; None: the tokenizer's own is trained with
+    chat_template: str | None  # the template trained with, where it is not the tokenizer's own
+    new_tokens: dict[str, int]  # special tokens that the tokenizer of the source does not have, with their ids
     train: Dataset
     val: Dataset | None
 
@@ -90,15 +101,16 @@ def read_inputs(config: SftConfig, world: World) -> Inputs:
     if config.model.external_lib:
         importlib.import_module(config.model.external_lib)
     source = find_model(config.model.partial_pretrain)
-    tokenizer, chat_template = open_tokenizer(config, source)
+    tokenizer, chat_template, new_tokens = open_tokenizer(config, source)
     train, val = open_data(config, tokenizer, world)
-    return Inputs(source, tokenizer, chat_template, train, val)
+    return Inputs(source, tokenizer, chat_template, new_tokens, train, val)
 
 
 def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
     """Mesh, sharded model, optimizer, and the state to continue from."""
     mesh = build_mesh(world.size, world.device.type, sp_size=config.ulysses_sequence_parallel_size)
-    model = build_model(config, inputs.source, mesh, world)
+    tokens = max(inputs.new_tokens.values(), default=-1) + 1
+    model = build_model(config, inputs.source, mesh, world, tokens=tokens)
     optim = config.optim
     optimizer = adamw(model, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
     fingerprint = {
@@ -138,16 +150,23 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
         total_steps=config.trainer.total_training_steps or config.trainer.total_epochs * steps_per_epoch,
         steps_per_epoch=steps_per_epoch,
         fingerprint=fingerprint,
-        stop_token_ids=stop_token_ids(inputs.tokenizer, **config.data.apply_chat_template_kwargs),
+        stop_token_ids=stop_token_ids(
+            inputs.tokenizer, supervision_of(config), **config.data.apply_chat_template_kwargs
+        ),
     )
 
 
-def build_model(config: SftConfig, source: Path, mesh: Mesh, world: World) -> PreTrainedModel:
-    """The model of `source`, sharded over mesh.fsdp; no rank ever holds all of it. With LoRA, adapters inside."""
+def build_model(config: SftConfig, source: Path, mesh: Mesh, world: World, *, tokens: int = 0) -> PreTrainedModel:
+    """The model of `source`, sharded over mesh.fsdp; no rank ever holds all of it. With LoRA, adapters inside.
+
+    tokens: how many the vocabulary must hold; one that is too small grows.
+    """
     trust, fsdp, adapters = config.model.trust_remote_code, config.model.fsdp_config, adapter_settings(config.model)
     master_dtype, compute_dtype = DTYPES[fsdp.model_dtype], DTYPES[fsdp.compute_dtype]
+    model_config = load_config(source, trust_remote_code=trust)
+    grown = grow_vocabulary(model_config, tokens)
     model = build_skeleton(
-        load_config(source, trust_remote_code=trust),
+        model_config,
         packed=config.use_remove_padding,
         dtype=compute_dtype if adapters else master_dtype,  # what LoRA freezes never moves: no master copy
         trust_remote_code=trust,
@@ -162,7 +181,7 @@ def build_model(config: SftConfig, source: Path, mesh: Mesh, world: World) -> Pr
     if config.model.enable_gradient_checkpointing:
         checkpoint_activations(model)
     shard(model, decoder_layers(model), mesh.fsdp, compute_dtype)
-    load_weights(model, source, world.device, trust_remote_code=trust)
+    load_weights(model, source, world.device, trust_remote_code=trust, grown_vocabulary=grown)
     if adapters:
         lora.start_adapters(model, seed=config.trainer.seed, adapter=config.model.lora_adapter_path)
     return model
@@ -222,16 +241,35 @@ def start_elsewhere(config: SftConfig, model: PreTrainedModel, world: World) -> 
     return origin.path.resolve()
 
 
-def open_tokenizer(config: SftConfig, source: Path) -> tuple[Any, str | None]:
-    """The tokenizer, with data.chat_template (text or file) in place of its own; that template, if one was given."""
+def open_tokenizer(config: SftConfig, source: Path) -> tuple[Any, str | None, dict[str, int]]:
+    """(tokenizer, the template it was given in place of its own, ids of the special tokens that this one needed).
+
+    A tokenizer without a template gets ChatML. Raises InputError for data.chat_template that is none, and where LoRA
+    would leave the embeddings of new tokens untrained.
+    """
     tokenizer = load_tokenizer(source, trust_remote_code=config.model.trust_remote_code)
     given = config.data.chat_template
+    if given is None and tokenizer.chat_template:
+        return tokenizer, None, {}
     if given is None:
-        return tokenizer, None
-    if "{" not in given and not Path(given).is_file():
-        raise InputError(f"data.chat_template={given!r} is neither a file nor a Jinja template.")
-    tokenizer.chat_template = given if "{" in given else Path(given).read_text()
-    return tokenizer, tokenizer.chat_template
+        log.info("the tokenizer has no chat template: ChatML is used (data.chat_template=chatml).")
+    tokenizer.chat_template = find_template(given or "chatml")
+    added = add_missing_tokens(tokenizer, tokenizer.chat_template)
+    if added and config.model.lora_rank:
+        raise InputError(
+            f"data.chat_template={given or 'null (ChatML)'} needs {' and '.join(added)}, which the tokenizer does not "
+            f"have, and model.lora_rank={config.model.lora_rank} would leave their embeddings untrained; set "
+            "data.chat_template=instruction_response, which needs no new token, or model.lora_rank=0."
+        )
+    if added:
+        told = ", ".join(f"{token} = {token_id}" for token, token_id in added.items())
+        log.info("special tokens added to the tokenizer, and saved with the model: %s.", told)
+    return tokenizer, tokenizer.chat_template, added
+
+
+def supervision_of(config: SftConfig) -> Supervision:
+    """What is trained, as the data rooms want to know it."""
+    return Supervision(config.data.train_on, config.data.thinking_history)
 
 
 def open_data(config: SftConfig, tokenizer: Any, world: World) -> tuple[Dataset, Dataset | None]:

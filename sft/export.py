@@ -13,14 +13,14 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from sft.distributed import World, on_main_rank
 from sft.files import link_weights
@@ -68,15 +68,19 @@ def export(
     world: World,
     stop_token_ids: Sequence[int],
     chat_template: str | None,
+    new_tokens: Mapping[str, int] | None = None,
 ) -> None:
     """Write the trained model into `target`, a new directory. Every rank calls it; rank 0 writes.
 
     source: the directory the model was loaded from. chat_template: the template trained with, where it is not
-    the tokenizer's own.
+    the tokenizer's own. new_tokens: ids of the special tokens that the tokenizer of the source lacks.
     """
 
     def write_side_files() -> None:
         _copy_side_files(source, target)
+        if new_tokens:
+            _write_new_tokens(target, new_tokens)
+            _write_vocab_size(target, model.config.get_text_config().vocab_size)
         if chat_template is not None:
             _write_chat_template(target, chat_template)
         _write_generation_config(source, target, stop_token_ids)
@@ -125,7 +129,8 @@ def _write_weights(model: PreTrainedModel, source: Path, target: Path, *, write:
         return stored.read(name) if write else None
 
     sizes = {
-        name: math.prod(stored.shape(name)) * DTYPES[stored.dtypes[name]].itemsize
+        name: math.prod(weights[name].shape if name in weights else stored.shape(name))
+        * DTYPES[stored.dtypes[name]].itemsize
         for name in (stored.parts if adapters else weights)
     }
     files = list(_pack(sizes, MAX_FILE_BYTES))
@@ -185,8 +190,36 @@ def _write_chat_template(target: Path, template: str) -> None:
     """Both places where loaders look: the file (new) and the tokenizer config (old)."""
     (target / "chat_template.jinja").write_text(template)
     config_file = target / "tokenizer_config.json"
-    config = json.loads(config_file.read_text())
+    config = json.loads(config_file.read_text()) if config_file.is_file() else {}
     config_file.write_text(json.dumps(config | {"chat_template": template}, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write_new_tokens(target: Path, new_tokens: Mapping[str, int]) -> None:
+    """Into the tokenizer's own files, so that everything else in them stays as it was."""
+    file, config_file = target / "tokenizer.json", target / "tokenizer_config.json"
+    if not file.is_file():
+        tokenizer = AutoTokenizer.from_pretrained(target)
+        tokenizer.add_tokens(list(new_tokens), special_tokens=True)
+        tokenizer.save_pretrained(target)
+        return
+    tokenizer = json.loads(file.read_text())
+    form = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    others = [token for token in tokenizer["added_tokens"] if token["content"] not in new_tokens]
+    added = [{"id": token_id, "content": token} | form for token, token_id in new_tokens.items()]
+    tokenizer["added_tokens"] = sorted(others + added, key=lambda token: token["id"])
+    file.write_text(json.dumps(tokenizer, indent=2, ensure_ascii=False) + "\n")
+    config = json.loads(config_file.read_text()) if config_file.is_file() else {}
+    if "added_tokens_decoder" in config:
+        config["added_tokens_decoder"] |= {str(n): {"content": token} | form for token, n in new_tokens.items()}
+        config_file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write_vocab_size(target: Path, rows: int) -> None:
+    file = target / "config.json"
+    config = json.loads(file.read_text())
+    holder = config if "vocab_size" in config else config.get("text_config", config)
+    holder["vocab_size"] = rows
+    file.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _write_generation_config(source: Path, target: Path, stop_token_ids: Sequence[int]) -> None:

@@ -46,6 +46,7 @@ def save(job: Job, kind: Kind, run_log: RunLog, *, wait: bool) -> None:
             world=job.world,
             stop_token_ids=job.stop_token_ids,
             chat_template=job.inputs.chat_template,
+            new_tokens=job.inputs.new_tokens,
         )
 
     before = job.saver.settle()

@@ -98,6 +98,19 @@ def tiny_model_dir(
     return path
 
 
+def base_model_dir(path: Path, **options: Any) -> Path:
+    """As `tiny_model_dir`, of a model that was never chatted with: no template, no <|im_start|>, no row to spare."""
+    tiny_model_dir(path, vocab_size=len(tiny_tokenizer()), **options)
+    (path / "chat_template.jinja").unlink(missing_ok=True)
+    config = json.loads((path / "tokenizer_config.json").read_text())
+    for key in ("chat_template", "additional_special_tokens", "extra_special_tokens"):
+        config.pop(key, None)
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    text = (path / "tokenizer.json").read_text()
+    (path / "tokenizer.json").write_text(text.replace("<|im_start|>", "<|other|>"))
+    return path
+
+
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     """Writes one JSON object per line into `path`, and returns it."""
     path.parent.mkdir(parents=True, exist_ok=True)

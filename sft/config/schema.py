@@ -103,6 +103,8 @@ class DataConfig:
     max_length: Length
     truncation: Literal["error", "left", "right", "drop"]
     balance_dp_token: Flag
+    train_on: Literal["assistant", "last_assistant", "all", "custom"]
+    thinking_history: Literal["auto", "preserved", "last"]
     chat_template: Template | None
     apply_chat_template_kwargs: Variables
     custom_cls: CustomClassConfig

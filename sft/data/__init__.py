@@ -19,19 +19,34 @@ import numpy as np
 
 from sft.config import DataConfig
 from sft.data import plan
-from sft.data.cache import CachedRows, SampleStore, cached
-from sft.data.chat import encode, stop_token_ids, template_fingerprint
+from sft.data.cache import CachedRows, cached
+from sft.data.chat import Supervision, encode, stop_token_ids, template_fingerprint
 from sft.data.collate import collate
 from sft.data.custom import rows_of_class
 from sft.data.fit import FittedSamples, fit
 from sft.data.formats import Columns
 from sft.data.prefetch import prefetch
 from sft.data.rows import RowSource, differences, rows_of_file
+from sft.data.shipped import add_missing_tokens, find_template
 from sft.data.source import expand_files
+from sft.data.store import SampleStore
+from sft.data.tokenise import Recipe
 from sft.errors import InputError
 from sft.types import Batch
 
-__all__ = ["Dataset", "collate", "encode", "open_dataset", "plan", "prefetch", "stop_token_ids", "template_fingerprint"]
+__all__ = [
+    "Dataset",
+    "Supervision",
+    "add_missing_tokens",
+    "collate",
+    "encode",
+    "find_template",
+    "open_dataset",
+    "plan",
+    "prefetch",
+    "stop_token_ids",
+    "template_fingerprint",
+]
 
 
 @dataclass(frozen=True)
@@ -88,6 +103,8 @@ def open_dataset(
     file:row for rows that cannot be used.
     """
     sources = open_sources(config, files, tokenizer, say)
+    supervision = Supervision(config.train_on, config.thinking_history)
+    recipe = Recipe(tokenizer, config.apply_chat_template_kwargs, supervision)
     cached_rows: list[CachedRows] = []
     for source in sources:
         rows_left = None if max_samples < 0 else max_samples - sum(rows.rows for rows in cached_rows)
@@ -96,8 +113,7 @@ def open_dataset(
         cached_rows.append(
             cached(
                 source,
-                tokenizer=tokenizer,
-                template_options=config.apply_chat_template_kwargs,
+                recipe,
                 max_rows=rows_left,
                 bad_rows=config.bad_rows,
                 cache_dir=Path(config.cache_dir),
@@ -110,7 +126,7 @@ def open_dataset(
     names = ", ".join(rows.name for rows in cached_rows)
     say(f"{names}: {report}")
     if not len(samples):
-        raise InputError(f"{names}: no sample is left ({report}); check the rows and data.max_length.")
+        raise InputError(f"{names}: no sample is left ({report}); check the rows, data.train_on and data.max_length.")
     identity = [*(rows.key for rows in cached_rows), config.max_length, config.truncation]
     return Dataset(
         samples=samples,

@@ -70,10 +70,10 @@ def encode_batch(
 ) -> list[list[Sample]]:
     """The samples of every conversation. As `encode`, tokenising and decoding all texts at once, in Rust threads.
 
-    counts: where what happened on the way is added, by name: "untrained rows" (nothing to train in them), "turns
-    left out" (thinking_history=last), "unrolled rows" with their "unrolled samples" and "repeated tokens".
+    counts: where what happened on the way is added, by name: "turns left out" (thinking_history=last), "unrolled rows"
+    with their "unrolled samples" and "repeated tokens".
     """
-    backend = _backend(tokenizer)
+    backend = rust_tokenizer(tokenizer)
     renderings = [render(conversation, tokenizer, supervision, counts) for conversation in conversations]
     samples = iter(_samples(list(chain.from_iterable(renderings)), backend))
     rows = [[next(samples) for _ in of_one] for of_one in renderings]
@@ -96,7 +96,7 @@ def stop_token_ids(
     tokenizer: PreTrainedTokenizerBase, supervision: Supervision | None = None, **options: Any
 ) -> list[int]:
     """The ids that end a turn in training, and so must end generation. Not always the tokenizer's eos."""
-    _backend(tokenizer)
+    rust_tokenizer(tokenizer)
     template = chat_template(tokenizer)
     options = template_options(template, options, supervision or Supervision())
     return turn_shapes(tokenizer, template, options).stop_token_ids
@@ -109,10 +109,10 @@ def template_fingerprint(tokenizer: PreTrainedTokenizerBase, options: Mapping[st
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Equal if text becomes equal ids, in any process: sha256 of the tokenizer's whole definition."""
-    return _sha256([json.loads(_backend(tokenizer).to_str()), tokenizer.special_tokens_map])
+    return _sha256([json.loads(rust_tokenizer(tokenizer).to_str()), tokenizer.special_tokens_map])
 
 
-def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+def rust_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     """The tokenizer in Rust, which knows offsets. Raises InputError if there is none."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sft.data.chat import _backend as rust_tokenizer
+from sft.data.chat import rust_tokenizer
 from sft.errors import InputError
 from sft.types import Sample
 

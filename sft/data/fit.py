@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sft.data.cache import SampleStore
+from sft.data.store import SampleStore
 from sft.errors import InputError
 from sft.types import Sample
 

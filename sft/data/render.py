@@ -94,7 +94,6 @@ def render(
 
     as_sampled = [row.turn(k, weight) for k, weight in enumerate(weights) if weight > 0]
     if not as_sampled:
-        counts["untrained rows"] += 1
         return []
     text, last = as_sampled[-1]
     check_prompt_is_whole(messages[: last.turn], text[: last.start], where)

@@ -21,6 +21,7 @@ from sft.errors import InputError
 
 FLAGS = ("train", "trainable")
 NUMBERS = ("weight", "loss_weight")
+MAX_WEIGHT = float(np.finfo(np.float32).max)  # beyond it a sample would keep inf
 WEIGHT_KEYS = (*FLAGS, *NUMBERS)
 
 
@@ -76,6 +77,5 @@ def _own_weight(message: Mapping[str, Any], where: str) -> float | None:
 def _is_weight(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    with np.errstate(over="ignore"):
-        stored = np.float32(value)  # as samples keep it: 1e39 would become inf there, and 1e-50 nothing
-    return bool(np.isfinite(stored) and stored >= 0 and (stored > 0) == (value > 0))
+    # 1e-50 would be kept as 0.
+    return 0 <= value <= MAX_WEIGHT and bool(np.float32(value) > 0) == (value > 0)

@@ -24,6 +24,7 @@ from sft.model.load import (
     read_weights,
     trained_weights,
 )
+from sft.model.vocabulary import grow_vocabulary
 
 __all__ = [
     "adapter_settings",
@@ -31,6 +32,7 @@ __all__ = [
     "decoder_layers",
     "find_model",
     "fingerprint",
+    "grow_vocabulary",
     "has_adapters",
     "load_config",
     "load_tokenizer",

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 from sft.distributed import log
 from sft.errors import InputError
 from sft.model.attention import choose_attention, register_kernels
+from sft.model.vocabulary import fill_with_mean_rows, vocabulary_weights
 from sft.shards import StoredTensors, local_box, local_part
 
 MAX_NAMES_SHOWN = 8
@@ -107,21 +108,40 @@ def weight_files(directory: Path) -> list[Path]:
     return files
 
 
-def load_weights(model: PreTrainedModel, directory: Path, device: torch.device, *, trust_remote_code: bool) -> None:
-    """Give the (sharded) skeleton memory on `device` and fill it from `directory`, each rank with its own slices."""
+def load_weights(
+    model: PreTrainedModel,
+    directory: Path,
+    device: torch.device,
+    *,
+    trust_remote_code: bool,
+    grown_vocabulary: bool = False,
+) -> None:
+    """Give the (sharded) skeleton memory on `device` and fill it from `directory`, each rank with its own slices.
+
+    grown_vocabulary: the skeleton has more rows per token than the files; new ones start as the mean of the others.
+    """
     model.to_empty(device=device)
     model.tie_weights()
     _initialise_buffers(model)
-    read_weights(model, directory, trust_remote_code=trust_remote_code)
+    read_weights(model, directory, trust_remote_code=trust_remote_code, grown_vocabulary=grown_vocabulary)
 
 
-def read_weights(model: PreTrainedModel, directory: Path, *, trust_remote_code: bool) -> None:
+def read_weights(
+    model: PreTrainedModel, directory: Path, *, trust_remote_code: bool, grown_vocabulary: bool = False
+) -> None:
     """Copy the weights of `directory` into a model that has memory. Raises InputError for those of another model."""
     stored = StoredTensors.of_whole_tensors(weight_files(directory))
     wanted = named_weights(model)
-    problems = _disagreements(model, wanted, stored)
+    grown = vocabulary_weights(model, wanted) if grown_vocabulary else {}
+    problems = _disagreements(model, wanted, stored, grown)
     if not problems:
-        stored.copy_into(wanted)
+        stored.copy_into({name: tensor for name, tensor in wanted.items() if name not in grown})
+        fill_with_mean_rows(grown, stored)
+    elif grown:
+        raise InputError(
+            f"data.chat_template needs new tokens, and {type(model).__name__} cannot be given rows for them here "
+            f"({'; '.join(problems)}); set data.chat_template=instruction_response, which needs none."
+        )
     elif _renamed_by_transformers(model):
         log.info(
             "%s: transformers renames its weights while loading; every rank loads the whole model on the CPU first.",
@@ -199,8 +219,10 @@ def _initialise_buffers(model: PreTrainedModel) -> None:
             )
 
 
-def _disagreements(model: PreTrainedModel, wanted: dict[str, torch.Tensor], stored: StoredTensors) -> list[str]:
-    """What is missing, unexpected or mis-shaped in the files, one line each; empty if they fit."""
+def _disagreements(
+    model: PreTrainedModel, wanted: dict[str, torch.Tensor], stored: StoredTensors, grown: dict[str, torch.Tensor]
+) -> list[str]:
+    """What is missing, unexpected or mis-shaped in the files, one line each; empty if they fit. Grown: in its rows."""
     # Names of tied weights; files may or may not repeat them.
     aliases = {stored_name(name) for name in model.state_dict()} - set(wanted)
     ignored = re.compile("|".join(model._keys_to_ignore_on_load_unexpected or ["(?!)"]))
@@ -209,7 +231,7 @@ def _disagreements(model: PreTrainedModel, wanted: dict[str, torch.Tensor], stor
     misshaped = [
         f"{name}: the file has {list(stored.shape(name))}, the model {list(tensor.shape)}"
         for name, tensor in wanted.items()
-        if name in stored.parts and stored.shape(name) != tuple(tensor.shape)
+        if name in stored.parts and stored.shape(name)[name in grown :] != tuple(tensor.shape)[name in grown :]
     ]
     told = []
     for kind, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", misshaped)):

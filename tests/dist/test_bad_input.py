@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.assets import tiny_model_dir, write_jsonl
+from tests.assets import base_model_dir, tiny_model_dir, write_jsonl
 from tests.dist.conftest import read_metrics
 from tests.launch import succeed, train
 
@@ -41,13 +41,24 @@ def no_assistant(home):
     return [f"data.train_files={home / 'bad.jsonl'}", "data.multiturn.enable=true", "data.val_files=null"]
 
 
-def no_chat_template(home):
-    model = tiny_model_dir(home / "model")
-    (model / "chat_template.jinja").unlink(missing_ok=True)
-    config = json.loads((model / "tokenizer_config.json").read_text())
-    config.pop("chat_template", None)
-    (model / "tokenizer_config.json").write_text(json.dumps(config))
-    return [f"model.partial_pretrain={model}"]
+def nothing_trained(home):
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "no", "train": False}]
+    write_jsonl(home / "bad.jsonl", [{"messages": messages}])
+    return [f"data.train_files={home / 'bad.jsonl'}", "data.val_files=null"]
+
+
+def bad_weight(home):
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "no", "weight": -1}]
+    write_jsonl(home / "bad.jsonl", [{"messages": messages}])
+    return [f"data.train_files={home / 'bad.jsonl'}", "data.val_files=null"]
+
+
+def unknown_chat_template(home):
+    return ["data.chat_template=chatlm"]
+
+
+def lora_with_new_tokens(home):
+    return [f"model.partial_pretrain={base_model_dir(home / 'model')}", "model.lora_rank=4"]
 
 
 def edited_weights(home, edit, **model_options):
@@ -77,7 +88,10 @@ CASES = [
     (too_long, ["data.truncation=error", "10 of 10 samples", "data.max_length=16", "train.jsonl:1", "drop"]),
     (nothing_left, ["no sample is left", "10 dropped because truncation left nothing to train"]),
     (no_assistant, ["bad.jsonl:1", "no assistant message"]),
-    (no_chat_template, ["chat template", "data.chat_template"]),
+    (nothing_trained, ["no sample is left", "data.train_on"]),
+    (bad_weight, ["bad.jsonl:1: messages[1].weight must be a finite number of at least 0, found -1"]),
+    (unknown_chat_template, ["data.chat_template='chatlm'", "did you mean chatml?", "instruction_response"]),
+    (lora_with_new_tokens, ["<|im_start|>", "model.lora_rank=4", "data.chat_template=instruction_response"]),
     (missing_weight, ["missing: model.layers.1.mlp.up_proj.weight"]),
     (unexpected_weight, ["unexpected: model.extra.weight"]),
     (misshaped_weight, ["model.norm.weight: the file has [63], the model [64]"]),

@@ -5,7 +5,9 @@ import json
 import re
 
 import pytest
+import torch
 
+from tests.assets import base_model_dir
 from tests.dist.conftest import read_metrics
 from tests.launch import succeed
 
@@ -98,7 +100,6 @@ def test_started_again_a_finished_run_changes_nothing(finished):
 
 
 def test_the_run_directory_is_a_model(finished):
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     cwd, _, _ = finished
@@ -164,6 +165,34 @@ def test_a_chat_template_of_ones_own_changes_the_tokens_and_stays_with_the_model
     own, other = run_all([one_step, [*one_step, f"data.chat_template={template}"]], 1)
     assert own[0]["train/num_input_tokens_seen"] != other[0]["train/num_input_tokens_seen"]
     assert AutoTokenizer.from_pretrained(tmp_path / "call_0" / "run_1").chat_template == template.read_text()
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_a_base_model_is_given_chatml_its_tokens_and_rows_for_them(base, tmp_path, tie):
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = base_model_dir(tmp_path / "base", tie=tie)
+    overrides = [*base, f"model.partial_pretrain={source}", "trainer.total_training_steps=1", "optim.lr=1e-6"]
+    done = succeed([*overrides, "optim.weight_decay=0", "trainer.default_local_dir=run"], ranks=2, cwd=tmp_path)
+    rows = len(AutoTokenizer.from_pretrained(source))
+    assert "ChatML is used (data.chat_template=chatml)" in done.stderr
+    assert f"added to the tokenizer, and saved with the model: <|im_start|> = {rows}." in done.stderr
+    assert f"the vocabulary grows from {rows} to 448 rows" in done.stderr
+
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
+    model, report = AutoModelForCausalLM.from_pretrained(tmp_path / "run", output_loading_info=True)
+    assert not any(report.values()), report
+    assert tokenizer.convert_tokens_to_ids("<|im_start|>") == rows and len(tokenizer) == rows + 1
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], add_generation_prompt=True)
+    assert prompt["input_ids"][0] == rows
+    assert model.config.vocab_size == model.get_input_embeddings().weight.shape[0] == 448
+    assert model.generation_config.eos_token_id == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    trained, before = load_file(tmp_path / "run" / "model.safetensors"), load_file(source / "model.safetensors")
+    assert ("lm_head.weight" in trained) is not tie
+    for name in {"model.embed_tokens.weight", "lm_head.weight"} & trained.keys():
+        expected = torch.cat([before[name], before[name].mean(0).expand(448 - rows, -1)])
+        torch.testing.assert_close(trained[name], expected, atol=3e-6, rtol=0)  # one step of lr 1e-6 away
 
 
 def test_external_lib_is_imported_before_the_model_is_looked_for(base, tmp_path):

@@ -1,5 +1,7 @@
 """The loss against the definition, written out; and gradients, parameter by parameter, across layouts."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -49,6 +51,28 @@ def test_sum_and_every_gradient_equal_the_definition(tmp_path, world_of_one, sam
     theirs = dict(reference.named_parameters())
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad.full_tensor(), theirs[name].grad, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_fractional_weights_against_numbers_by_hand():
+    """Two turns of two tokens, weights 0.25 and 2: Σ w·CE / Σ w, with the CE of every token known beforehand."""
+    likely = {5: 0.5, 6: 0.25, 7: 0.125, 8: 0.0625}  # probability that the model gives to each trained token
+
+    class Model(torch.nn.Module):
+        def forward(self, input_ids, logits_to_keep, **_):
+            targets = input_ids.roll(-1)[:, logits_to_keep]
+            logits = torch.zeros(*targets.shape, 10)
+            for column, target in enumerate(targets[0].tolist()):
+                share = likely[target]
+                logits[0, column] = torch.tensor((1 - share) / 9).log()
+                logits[0, column, target] = torch.tensor(share).log()
+            return SimpleNamespace(logits=logits)
+
+    sample = Sample(np.array([3, 3, 5, 6, 3, 7, 8, 4], np.int32), np.array([0, 0, 0.25, 0.25, 0, 2, 2, 0], np.float32))
+    batch = collate([sample], packed=True, pad_id=0)
+    loss = token_ce_sum(Model(), batch).item() / batch.weight_sum
+    assert batch.weight_sum == 4.5
+    bits = 0.25 * (1 + 2) + 2 * (3 + 4)  # -log2 of the probabilities
+    assert loss == pytest.approx(bits * np.log(2) / 4.5, rel=1e-6)
 
 
 def test_more_rows_than_a_chunk(tmp_path, world_of_one, monkeypatch):

@@ -3,7 +3,9 @@
 import pytest
 
 from sft.data.cache import cached
+from sft.data.chat import Supervision
 from sft.data.rows import rows_of_file
+from sft.data.tokenise import Recipe
 from tests.assets import tiny_tokenizer
 from tests.unit.data.test_source import COLUMNS
 
@@ -14,13 +16,12 @@ def open_file(tmp_path):
 
     def open_file(
         path, *, tokenizer=None, columns=COLUMNS, options=None, max_rows=None, bad_rows="error", max_length=1000,
-        build_here=True,
+        build_here=True, supervision=Supervision(),
     ):  # fmt: skip
         options = options or {}
         return cached(
             rows_of_file(path, columns, options, max_length=max_length, say=lambda verdict: None),
-            tokenizer=tokenizer or tiny_tokenizer(),
-            template_options=options,
+            Recipe(tokenizer or tiny_tokenizer(), options, supervision),
             max_rows=max_rows,
             bad_rows=bad_rows,
             cache_dir=tmp_path / "cache",

@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,9 +23,10 @@ import pytest
 
 from sft.config import load_config
 from sft.data import open_dataset
-from sft.data.cache import encode_items
+from sft.data.chat import Supervision
 from sft.data.formats import to_conversation, to_document
 from sft.data.recognise import recognise
+from sft.data.tokenise import Recipe, encode_items
 from sft.errors import InputError
 from tests.assets import CHATML, tiny_model_dir, tiny_tokenizer
 from tests.unit.data.test_source import COLUMNS
@@ -460,7 +462,7 @@ def test_no_value_anywhere_in_a_row_gives_a_traceback(whole):
             continue
         try:
             item = convert(("bad.jsonl:1", changed), columns=settled)
-            usable += bool(encode_items([item], tokenizer, 100)[0])
+            usable += bool(encode_items([item], Recipe(tokenizer, {}, Supervision()), 100, Counter())[0])
         except InputError as error:
             assert "bad.jsonl:1" in str(error), changed
     assert usable > 0

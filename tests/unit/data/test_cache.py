@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from sft.data import cache
-from sft.data.cache import SampleStore
+from sft.data.chat import Supervision
 from sft.data.fit import fit
+from sft.data.store import SampleStore
 from sft.errors import InputError
 from tests.assets import CHATML, tiny_tokenizer, write_jsonl
+from tests.unit.data.test_chat import THINKING
 from tests.unit.data.test_source import columns
 
 ROWS = [{"question": f"What is {k}?", "answer": "one " * (k % 5 + 1)} for k in range(2500)]
@@ -30,11 +32,36 @@ def test_a_second_run_does_not_tokenise(tmp_path, open_file):
         lambda: {"columns": columns(prompt_key="answer")},
         lambda: {"bad_rows": "drop"},
         lambda: {"max_rows": 3},
+        lambda: {"supervision": Supervision(train_on="all")},
+        lambda: {"supervision": Supervision(thinking_history="last")},
     ],
 )
 def test_anything_that_changes_the_samples_makes_a_new_cache(tmp_path, open_file, change):
     path = write_jsonl(tmp_path / "rows.jsonl", ROWS[:5])
     assert open_file(path).directory != open_file(path, **change()).directory
+
+
+def test_what_became_of_rows_is_said_at_every_start(tmp_path, open_file):
+    question, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    thought = answer | {"reasoning_content": "because"}
+    rows = [
+        {"messages": [question, thought, question, answer]},
+        {"messages": [question, answer | {"train": False}]},
+        {"messages": [question, answer]},
+    ]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    store = SampleStore([open_file(path, tokenizer=tiny_tokenizer(THINKING))])
+    shared = len(tiny_tokenizer().encode("<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"))
+    share = f"{100 * shared / store.lengths.sum():.0f} % of the tokens are repeated prefixes"
+    expected = ["1 of 3 rows left out: nothing in them is trained", "unrolled 1 rows into 2 samples", share]
+    for start in (1, 2):
+        said = "\n".join(open_file.said)
+        assert [said.count(words) for words in expected] == [start] * 3
+        assert [store.where(n) for n in range(len(store))] == ["rows.jsonl:1", "rows.jsonl:1", "rows.jsonl:3"]
+        store = SampleStore([open_file(path, tokenizer=tiny_tokenizer(THINKING))])
+    last = Supervision(thinking_history="last")
+    open_file(path, tokenizer=tiny_tokenizer(THINKING), supervision=last)
+    assert "1 turns are not trained: data.thinking_history=last" in open_file.said[-1]
 
 
 def test_one_edited_row_is_seen(tmp_path, open_file):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from sft.data.cache import SampleStore
 from sft.data.documents import Document, encode_documents
+from sft.data.store import SampleStore
 from sft.errors import InputError
 from tests.assets import tiny_tokenizer, write_jsonl
 

@@ -194,7 +194,7 @@ def test_a_prompt_that_opens_a_thought_which_the_reply_does_not_close_is_an_erro
         family_named("deepseek_style").tokenizer(),
         text + "{% if add_generation_prompt %}{{- '<think>\\n' }}{% endif %}",
     )
-    with pytest.raises(InputError, match="generation prompt '<think>.n' is not what stands before a reply"):
+    with pytest.raises(InputError, match=r"generation prompt '<think>.n' is not what stands before a reply"):
         encode([user("a"), assistant("b")], tokenizer)
 
 

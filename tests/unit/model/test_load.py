@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, MistralConfig, Qwen3MoeConfig
 
 from sft.errors import InputError
-from sft.model import build_skeleton, decoder_layers, load_config, load_weights
+from sft.model import build_skeleton, decoder_layers, grow_vocabulary, load_config, load_weights
 from sft.parallel import build_mesh, shard
 from tests.assets import tiny_model_dir
 
@@ -170,3 +170,21 @@ def test_a_hub_id_is_found_in_the_hub_cache_offline(tmp_path, monkeypatch):
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0" * 40)
     assert find_model("somebody/something") == snapshot
+
+
+def test_a_vocabulary_that_holds_all_tokens_does_not_grow():
+    config = Gemma3TextConfig(**SIZES)
+    assert not grow_vocabulary(config, 128) and config.vocab_size == 128
+    assert grow_vocabulary(config, 129) and config.vocab_size == 192
+
+
+def test_another_shape_is_an_error_for_a_grown_vocabulary_too(tmp_path, world_of_one):
+    directory = tiny_model_dir(tmp_path)
+    config = load_config(directory, trust_remote_code=False)
+    grow_vocabulary(config, config.vocab_size + 1)
+    config.intermediate_size *= 2
+    model = build_skeleton(config, packed=True, dtype=torch.float32, trust_remote_code=False)
+    with pytest.raises(
+        InputError, match=r"cannot be given rows.*wrong shape: model.layers.0.mlp.*instruction_response"
+    ):
+        load_weights(model, directory, torch.device("cpu"), trust_remote_code=False, grown_vocabulary=True)

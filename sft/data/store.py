@@ -1,0 +1,71 @@
+"""Samples of several caches behind one index, read from the page cache without a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from sft.data.cache import SAMPLES_FILE, CachedRows
+from sft.errors import InputError
+from sft.types import Sample
+
+
+class SampleStore:
+    """Samples of several cached files behind one index, read from the page cache without a copy.
+
+    lengths, first_supervised, last_supervised: int32 [number of samples]
+    """
+
+    def __init__(self, files: Sequence[CachedRows]):
+        self._batches: list[pa.RecordBatch] = []
+        self._file_of_batch: list[CachedRows] = []
+        for file in files:
+            for batch in _open(file):
+                if len(batch):
+                    self._batches.append(batch)
+                    self._file_of_batch.append(file)
+        self._starts = np.cumsum([0, *map(len, self._batches)])
+        self._ids = [_ragged(batch["input_ids"]) for batch in self._batches]
+        self._weights = [_ragged(batch["loss_weights"])[1] for batch in self._batches]
+        self.lengths = _joined([np.diff(offsets) for offsets, _ in self._ids])
+        self.first_supervised = _joined([batch["first_supervised"].to_numpy() for batch in self._batches])
+        self.last_supervised = _joined([batch["last_supervised"].to_numpy() for batch in self._batches])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> Sample:
+        batch, offset = self._find(index)
+        offsets, ids = self._ids[batch]
+        span = slice(offsets[offset], offsets[offset + 1])
+        return Sample(ids[span], self._weights[batch][span])
+
+    def where(self, index: int) -> str:
+        """ "file:row" of the sample, counted as in every other message about its row."""
+        batch, offset = self._find(index)
+        return self._file_of_batch[batch].where(self._batches[batch]["row"][offset].as_py())
+
+    def _find(self, index: int) -> tuple[int, int]:
+        batch = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return batch, int(index - self._starts[batch])
+
+
+def _open(file: CachedRows) -> list[pa.RecordBatch]:
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(file.directory / SAMPLES_FILE)))
+        return [reader.get_batch(index) for index in range(reader.num_record_batches)]
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(
+            f"the token cache {file.directory} is damaged ({error}); delete it and start again."
+        ) from error
+
+
+def _ragged(column: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
+    """(offsets [n + 1], values) of a list column, both zero-copy."""
+    return column.offsets.to_numpy(), column.values.to_numpy()
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.empty(0, np.int32)

@@ -1,0 +1,117 @@
+"""Rows -> samples -> one Arrow batch of the token cache; what cannot be used is said row by row."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sft.data.chat import Conversation, Supervision, encode_batch, template_fingerprint, tokenizer_fingerprint
+from sft.data.documents import Document, encode_documents
+from sft.data.rows import Item, RowSource
+from sft.data.source import Row
+from sft.errors import InputError
+from sft.types import Sample
+
+MAX_MESSAGE = 1000  # characters
+
+SCHEMA = pa.schema(
+    [
+        ("input_ids", pa.list_(pa.int32())),
+        ("loss_weights", pa.list_(pa.float32())),
+        ("first_supervised", pa.int32()),  # position of the first trained token
+        ("last_supervised", pa.int32()),
+        ("row", pa.int64()),  # the number that messages about its row give it: `file:row`
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides, beside the rows, which tokens a sample has and which of them train."""
+
+    tokenizer: Any
+    template_options: Mapping[str, Any]
+    supervision: Supervision
+
+    def fingerprint(self) -> list[Any]:
+        """JSON values, equal only if equal rows become equal samples."""
+        return [
+            tokenizer_fingerprint(self.tokenizer),
+            template_fingerprint(self.tokenizer, self.template_options),
+            asdict(self.supervision),
+        ]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A part of the rows, encoded."""
+
+    batch: pa.RecordBatch  # of SCHEMA, a sample each
+    bad: list[str]  # what is wrong with each row that cannot be used
+    untrained: int  # rows without samples: nothing in them is trained
+    counts: Counter[str]  # see encode_batch
+
+
+def tokenise(rows: Sequence[Row], source: RowSource, recipe: Recipe) -> Encoded:
+    """The samples of some rows of `source`; rows that cannot be used are left out and named."""
+    usable, encoded, bad, counts = rows, [], [], Counter[str]()
+    try:
+        encoded = encode_items([source.convert(row) for row in rows], recipe, source.max_length, counts)
+    except InputError:
+        usable, counts = [], Counter[str]()
+        for row in rows:  # each by itself: fixing a file one message at a time is no fun
+            try:
+                encoded += encode_items([source.convert(row)], recipe, source.max_length, counts)
+                usable.append(row)
+            except InputError as error:
+                bad.append(_bounded(str(error)))
+    return Encoded(_to_arrow(usable, encoded, source), bad, encoded.count([]), counts)
+
+
+def encode_items(items: Sequence[Item], recipe: Recipe, max_length: int, counts: Counter[str]) -> list[list[Sample]]:
+    """The samples of every item; counts: as encode_batch."""
+    conversations = [item for item in items if isinstance(item, Conversation)]
+    documents = [item for item in items if isinstance(item, Document)]
+    of_conversations = iter(encode_batch(conversations, recipe.tokenizer, recipe.supervision, counts))
+    of_documents = iter(encode_documents(documents, recipe.tokenizer, max_length) if documents else [])
+
+    def samples_of(item: Item) -> list[Sample]:
+        if isinstance(item, Sample):
+            return [item]
+        return next(of_conversations if isinstance(item, Conversation) else of_documents)
+
+    return [samples_of(item) for item in items]
+
+
+def _to_arrow(rows: Sequence[Row], encoded: Sequence[list[Sample]], source: RowSource) -> pa.RecordBatch:
+    samples = [sample for of_one_row in encoded for sample in of_one_row]
+    before, after = map(len, source.around_number)
+    numbers = [int(where[before : len(where) - after]) for where, _ in rows]
+    row_of_sample = [number for number, of_one_row in zip(numbers, encoded, strict=True) for _ in of_one_row]
+    supervised = [np.flatnonzero(sample.loss_weights) for sample in samples]
+    columns_of_batch = [
+        _list_array([sample.input_ids for sample in samples], np.int32),
+        _list_array([sample.loss_weights for sample in samples], np.float32),
+        pa.array([positions[0] for positions in supervised], pa.int32()),
+        pa.array([positions[-1] for positions in supervised], pa.int32()),
+        pa.array(row_of_sample, pa.int64()),
+    ]
+    return pa.record_batch(columns_of_batch, schema=SCHEMA)
+
+
+def _bounded(problem: str) -> str:
+    """A message that quotes a row of megabytes keeps its beginning, which names the row, and its end, the way out."""
+    if len(problem) <= MAX_MESSAGE:
+        return problem
+    return f"{problem[: MAX_MESSAGE - 300]} … {problem[-280:]}"
+
+
+def _list_array(arrays: Sequence[np.ndarray], dtype: type) -> pa.ListArray:
+    offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int32)
+    values = np.concatenate(arrays) if arrays else np.empty(0, dtype)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.astype(dtype, copy=False)))
