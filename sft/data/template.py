@@ -134,7 +134,9 @@ def _learn(tokenizer: PreTrainedTokenizerBase, template: str, options_json: str,
         )
     markup_start = shared(history, prompt)
     kept = _kept(prompt, thinking_text)
-    if not text.startswith(prompt) or (kept < len(prompt) and kept <= markup_start):
+    # A reply that thinks may take back all of a prompt that says "think not", but no header and no history.
+    taken_back = prompt[kept:]
+    if not text.startswith(prompt) or (taken_back and kept <= markup_start - ("think>" in taken_back)):
         raise InputError(
             f"the chat template's generation prompt {short(prompt[markup_start:])} is not what stands before a reply, "
             f"{short(text[markup_start:])}; set data.chat_template."

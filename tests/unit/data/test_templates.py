@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -93,6 +94,14 @@ def test_reasoning_is_trained_where_it_was_thought(family):
     assert turns(family, messages) == [family.thought("first", "b"), family.thought("second", "d")]
 
 
+def test_reasoning_reaches_a_template_that_knows_it_by_another_name():
+    family = family_named("minimind_style")
+    text = (TEMPLATES / family.file).read_text().replace("reasoning_content", "reasoning")
+    tokenizer = with_text(family.tokenizer(), text)
+    samples = encode([user("a"), assistant("b", reasoning_content="t")], tokenizer)
+    assert spoken(samples, tokenizer) == [[family.thought("t", "b")]]
+
+
 @every_family
 def test_reasoning_inside_the_content_is_trained_or_is_an_error(family):
     messages = [user("Why?"), assistant("<think>because</think>b")]
@@ -172,9 +181,7 @@ def test_a_tag_that_also_opens_the_assistants_turn_stops_nothing():
 
 
 def with_text(tokenizer: Any, template: str) -> Any:
-    from copy import copy
-
-    other = copy(tokenizer)
+    other = deepcopy(tokenizer)
     other.chat_template = template
     return other
 
@@ -290,3 +297,31 @@ def test_any_conversation_gives_exact_spans_or_a_clean_error(family, system, exc
         for turn, (_, said) in zip(found, exchanges, strict=True):
             assert turn.endswith(family.stops[0])
             assert all(piece.strip() in turn for piece in said.replace("<think>", "</think>").split("</think>"))
+
+
+@pytest.mark.parametrize(
+    ("eos", "said"),
+    [
+        ("<|endoftext|>", "<|START_RESPONSE|>b<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"),
+        ("<|END_RESPONSE|>", "<|START_RESPONSE|>b<|END_RESPONSE|>"),
+    ],
+)
+def test_of_two_tokens_that_end_a_turn_the_eos_stops_or_else_the_last(eos, said):
+    tokenizer = with_text(family_named("cohere_style").tokenizer(), (TEMPLATES / "cohere_style.jinja").read_text())
+    tokenizer.add_tokens(["<|END_OF_TURN_TOKEN|>"], special_tokens=True)
+    tokenizer.eos_token = eos
+    assert spoken(encode([user("a"), assistant("b")], tokenizer), tokenizer) == [[said]]
+
+
+def test_a_prompt_is_never_taken_back_to_the_middle_of_a_tag():
+    # DeepSeek-V3.1's prompt for plain replies ends with </think>; one that thinks begins with <think> instead.
+    text = (TEMPLATES / "deepseek_style.jinja").read_text()
+    no_thought = "{%- if not message.reasoning_content %}{{- '</think>' }}{% elif"
+    text = text.replace("{%- if message.reasoning_content and", no_thought).replace("'<think>\\n'", "'<think>'")
+    tokenizer = with_text(
+        family_named("deepseek_style").tokenizer(), text + "{% if add_generation_prompt %}{{- '</think>' }}{% endif %}"
+    )
+    stop = "<｜end▁of▁sentence｜>"
+    assert spoken(encode([user("a"), assistant("b")], tokenizer), tokenizer) == [["b" + stop]]
+    thinking = encode([user("a"), assistant("b", reasoning_content="t")], tokenizer)
+    assert spoken(thinking, tokenizer) == [["<think>t\n</think>\n\nb" + stop]]
