@@ -71,9 +71,9 @@ def _clean_tool_call(call: Any, where: str) -> dict[str, Any]:
     if isinstance(arguments, str):
         # As text, some templates print them as they are and others encode them once more, as a JSON string.
         arguments = _from_json(arguments, f"{where}: arguments") if arguments.strip() else {}
-        if not isinstance(arguments, dict):
-            raise InputError(f"{where}: arguments must be an object, found {arguments!r}.")
         function = {**function, "arguments": arguments}
+    if not isinstance(arguments, dict | None):
+        raise InputError(f"{where}: arguments must be an object, found {arguments!r}.")
     return {**call, "function": function} if "function" in call else function
 
 

@@ -9,6 +9,8 @@ from sft.data.tokenise import Recipe
 from tests.assets import tiny_tokenizer
 from tests.unit.data.test_source import COLUMNS
 
+ASSISTANT = Supervision()
+
 
 @pytest.fixture
 def open_file(tmp_path):
@@ -16,7 +18,7 @@ def open_file(tmp_path):
 
     def open_file(
         path, *, tokenizer=None, columns=COLUMNS, options=None, max_rows=None, bad_rows="error", max_length=1000,
-        build_here=True, supervision=Supervision(),
+        build_here=True, supervision=ASSISTANT,
     ):  # fmt: skip
         options = options or {}
         return cached(
