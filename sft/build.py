@@ -34,11 +34,11 @@ from sft.model import (
     load_config,
     load_tokenizer,
     load_weights,
-    read_weights,
 )
 from sft.model import fingerprint as model_fingerprint
 from sft.optim import adamw
 from sft.parallel import Mesh, build_mesh, checkpoint_activations, exchange_heads, shard
+from sft.resume import resume
 from sft.types import TrainState
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -185,60 +185,6 @@ def build_model(config: SftConfig, source: Path, mesh: Mesh, world: World, *, to
     if adapters:
         lora.start_adapters(model, seed=config.trainer.seed, adapter=config.model.lora_adapter_path)
     return model
-
-
-def resume(
-    config: SftConfig,
-    model: PreTrainedModel,
-    optimizer: torch.optim.Optimizer,
-    source: Path,
-    world: World,
-    fingerprint: dict[str, Any],
-) -> tuple[TrainState, str]:
-    """(state, the directory whose weights the run began with) of the newest good checkpoint or of the one asked for.
-
-    Its weights and moments are loaded. If there is none, the state is fresh, with the weights of
-    trainer.init_from_checkpoint where that is set.
-    """
-    trainer = config.trainer
-    run_dir = Path(trainer.default_local_dir)
-    checkpoint.prepare(run_dir)
-    if trainer.resume_mode == "disable":
-        checkpoint.start_over(run_dir)
-        found = None
-    elif trainer.resume_mode == "resume_path":
-        assert trainer.resume_from_path is not None, "the config door let resume_path pass without a path"
-        found = Path(trainer.resume_from_path)
-        if problems := checkpoint.verify(found, world=world):
-            raise InputError(f"trainer.resume_from_path={found} is not usable: {'; '.join(problems)}.")
-    else:
-        found = checkpoint.newest(run_dir, world=world)
-    state, began_with = TrainState(), str(source)
-    if found is not None:
-        state = checkpoint.load(
-            found, model, optimizer, world=world, fingerprint=fingerprint, force=trainer.resume_force
-        )
-        began_with = checkpoint.read_manifest(found)["began_with"]
-        log.info("continuing from %s", found)
-    elif trainer.init_from_checkpoint is not None:
-        began_with = str(start_elsewhere(config, model, world))
-    checkpoint.forget_after(run_dir, state.step)
-    return state, began_with
-
-
-def start_elsewhere(config: SftConfig, model: PreTrainedModel, world: World) -> Path:
-    """Bring the weights of trainer.init_from_checkpoint into the model; returns where they were found."""
-    name = config.trainer.init_from_checkpoint
-    assert name is not None
-    origin = checkpoint.find_origin(
-        name, Path(config.trainer.default_local_dir), with_adapters=config.model.lora_rank > 0, world=world
-    )
-    if origin.is_state:
-        checkpoint.start_from(origin, model)
-    else:
-        read_weights(model, origin.path, trust_remote_code=config.model.trust_remote_code)
-    log.info("starting with the weights of %s", origin.path)
-    return origin.path.resolve()
 
 
 def open_tokenizer(config: SftConfig, source: Path) -> tuple[Any, str | None, dict[str, int]]:

@@ -46,11 +46,12 @@ class World:
     rank: int
     size: int
     local_rank: int
+    restarts: int = 0  # how often torchrun has started the ranks again after a failure
 
     @classmethod
     def from_environment(cls) -> World:
-        read = os.environ.get
-        return cls(int(read("RANK", "0")), int(read("WORLD_SIZE", "1")), int(read("LOCAL_RANK", "0")))
+        names = ("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("TORCHELASTIC_RESTART_COUNT", "0")
+        return cls(*(int(os.environ.get(name, default)) for name, default in names))
 
     @property
     def is_main(self) -> bool:

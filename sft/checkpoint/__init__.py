@@ -25,7 +25,7 @@ from sft.checkpoint.commit import Saver
 from sft.checkpoint.find import newest, verify
 from sft.checkpoint.init import Origin, find_origin, start_from
 from sft.checkpoint.ledger import KINDS, Kind
-from sft.checkpoint.manifest import MODEL_DIR, CheckpointError, read_manifest
+from sft.checkpoint.manifest import MODEL_DIR, CheckpointError, has_state, read_manifest
 from sft.checkpoint.state import load
 from sft.checkpoint.tidy import forget_after, prepare, start_over
 
@@ -38,6 +38,7 @@ __all__ = [
     "Saver",
     "find_origin",
     "forget_after",
+    "has_state",
     "load",
     "newest",
     "prepare",

@@ -41,6 +41,23 @@ def test_resumed_runs_repeat_the_uninterrupted_one_bit_for_bit(base, tmp_path):
         ).read_bytes()
 
 
+def test_what_torchrun_restarts_goes_on_although_it_was_told_to_start_over(base, tmp_path):
+    """Started over, every failure would cost the whole run."""
+    command = [*base, "trainer.resume_mode=disable", f"trainer.default_local_dir={tmp_path / 'run'}"]
+    succeed([*command, *steps(2)], cwd=tmp_path, ranks=0)
+    again = succeed([*command, *steps(3)], cwd=tmp_path, ranks=0, env={"TORCHELASTIC_RESTART_COUNT": "1"})
+    assert f"continuing from {tmp_path / 'run' / 'global_step_2'}" in again.stderr
+    assert len(read_metrics(tmp_path / "run")) == 3
+
+
+def test_a_model_without_state_is_no_place_to_resume_from(base, tmp_path):
+    command = [*base, "trainer.save_hf_freq=1", f"trainer.default_local_dir={tmp_path / 'run'}", *steps(2)]
+    succeed(command, cwd=tmp_path, ranks=0)
+    named = ["trainer.resume_mode=resume_path", f"trainer.resume_from_path={tmp_path / 'run' / 'global_step_1'}"]
+    refused = train([*command, *named], cwd=tmp_path, ranks=0)
+    assert refused.returncode == 2 and "global_step_1 is SAMPLER, a model without optimizer" in refused.stderr
+
+
 def test_a_named_checkpoint_can_be_taken_instead_of_the_newest(base, tmp_path):
     command = [*base, "trainer.save_freq=1", f"trainer.default_local_dir={tmp_path / 'run'}"]
     succeed([*command, *steps(3)], cwd=tmp_path, ranks=0)
