@@ -19,7 +19,7 @@ from sft.config.compose import compose, key_of
 from sft.config.names import ACCUMULATION, ALIASES, drop_retired, refuse_not_yet, settle_aliases
 from sft.config.report import ConfigError, Report, shown
 from sft.config.schema import SftConfig, expectations
-from sft.config.secrets import without_secrets
+from sft.config.secrets import is_secret, without_secrets
 
 log = logging.getLogger("sft")
 
@@ -128,6 +128,11 @@ def _unknown(key: str, value: Any) -> str:
     if sections:
         inside = ", ".join(name.removeprefix(f"{key}.") for name in known if name.startswith(f"{key}."))
         return f"{key}={shown(value)} is a section, not a value; set a key of it: {inside}."
+    if is_secret(key):
+        return (
+            f"{key} looks like a secret, and others can read a command line: leave it out and set what the library "
+            "reads from the environment (WANDB_API_KEY, HF_TOKEN, MLFLOW_TRACKING_TOKEN, ...)."
+        )
     leaf = key.rpartition(".")[2]
     by_leaf = {name.rpartition(".")[2]: name for name in known}
     namesakes = [name for name in known if name.rpartition(".")[2] == leaf]

@@ -21,9 +21,14 @@ def without_secrets(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def is_secret(name: str) -> bool:
+    """Whether a name says that its value is for few eyes."""
+    return SECRET_NAME.search(name) is not None
+
+
 def masked(name: str, value: Any) -> Any:
     """The value, or *** if its name says that it is a secret; without the password, if it is a URL."""
-    if SECRET_NAME.search(name) and str(value).lower() not in NO_SECRETS:
+    if is_secret(name) and str(value).lower() not in NO_SECRETS:
         return MASK
     if isinstance(value, list | tuple):
         return [masked(name, item) for item in value]

@@ -19,6 +19,8 @@ BAD = [
     ("learnin_rate=1", ["did you mean learning_rate?"]),
     ("+typo=1", ["typo is not a key", "--help"]),
     ("a.b.c=1", ["a.b.c is not a key"]),
+    ("+trainer.wandb_api_key=abc", ["trainer.wandb_api_key looks like a secret", "WANDB_API_KEY"]),
+    ("+hf_token=abc", ["hf_token looks like a secret", "HF_TOKEN"]),
     ("+nothing={}", ["nothing is not a key"]),
     ("model.fsdp_config.compute_dtyp=fp32", ["did you mean model.fsdp_config.compute_dtype"]),
     ("trainer.total_epoch=1", ["did you mean trainer.total_epochs"]),
@@ -146,6 +148,11 @@ def test_one_mistake_is_one_problem_that_says_so(override: str, fragments: list[
 
 def test_the_table_is_long_enough() -> None:
     assert len(BAD) >= 45
+
+
+def test_a_secret_is_not_repeated_in_the_message(runnable: list[str]) -> None:
+    (problem,) = problems_of([*runnable, "+trainer.wandb_api_key=abc123"])
+    assert "abc123" not in problem
 
 
 def test_all_problems_at_once(runnable: list[str]) -> None:
