@@ -268,6 +268,7 @@ def note_skipped(job: Job, stats: StepStats, run_log: RunLog) -> None:
     rows = [job.train.samples.where(i) for i in job.samples_of(step)]
     run_log.skipped_step(step, loss=stats.loss, grad_norm=stats.grad_norm, rows=rows)
     if job.state.skipped_in_a_row >= MAX_SKIPS_IN_A_ROW:
+        job.saver.settle()
         raise InputError(
             f"{MAX_SKIPS_IN_A_ROW} steps in a row had a loss or gradient that is not finite, the last at step {step}. "
             "Nothing was updated by them; their rows are in skipped_steps.jsonl. "
