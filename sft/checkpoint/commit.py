@@ -161,4 +161,5 @@ def _kind_there(checkpoint: Path) -> Kind | None:
 
 def _make_fresh(aside: Path, subdirectory: str) -> None:
     shutil.rmtree(aside, ignore_errors=True)
-    (aside / subdirectory).mkdir(parents=True)
+    aside.mkdir()  # not its parents: a run directory that is gone, unmounted say, is not begun again elsewhere
+    (aside / subdirectory).mkdir(exist_ok=True)

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from sft.checkpoint.manifest import MANIFEST, CheckpointError, checkpoints_of, has_state, problem_of_file, read_manifest
+from sft.checkpoint.manifest import (
+    MANIFEST,
+    MANIFEST_SHA256,
+    CheckpointError,
+    checkpoints_of,
+    has_state,
+    problem_of_file,
+    read_manifest,
+)
 from sft.distributed import World, log, on_every_rank, on_main_rank
 
 
@@ -38,7 +47,14 @@ def problems_of(checkpoint: Path, part: int = 0, parts: int = 1) -> list[str]:
     if checkpoint.resolve().parent != checkpoint.parent.resolve():
         return [f"it is a symbolic link to {checkpoint.resolve()}"] if part == 0 else []
     problems = [problem_of_file(checkpoint, name, expected) for name, expected in files[part::parts]]
-    return [problem for problem in problems if problem]
+    return [problem for problem in problems if problem] + (_added(checkpoint, dict(files)) if part == 0 else [])
+
+
+def _added(checkpoint: Path, files: Mapping[str, object]) -> list[str]:
+    """What lies there without having been written: nothing of ours would read it, but other programs may."""
+    there = {str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_symlink() or path.is_file()}
+    written = files.keys() | {MANIFEST, MANIFEST_SHA256}
+    return [f"{name} was added after it was written; remove it" for name in sorted(there - written)]
 
 
 def _resumable(run_dir: Path) -> list[Path]:

@@ -43,7 +43,12 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
         raise CheckpointError(f"{error.filename} cannot be read ({error.strerror}).") from error
     if digest != digest_line(content):
         raise CheckpointError(f"{checkpoint / MANIFEST} is not what was written (sha256 differs).")
-    return json.loads(content)
+    try:
+        manifest = json.loads(content)
+        _ = manifest["step"], manifest["files"].items()
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # whole, and yet none of ours
+        raise CheckpointError(f"{checkpoint / MANIFEST} is no manifest ({type(error).__name__}: {error}).") from error
+    return manifest
 
 
 def digest_line(content: bytes) -> bytes:
