@@ -114,7 +114,7 @@ def fit(job: Job) -> RunResult:
 
     metrics: dict[str, float] = {}
     requests = Requests()
-    with open_log(job) as run_log, listening(job.run_dir, job.world) as listener:
+    with listening(job.run_dir, job.world) as listener, open_log(job) as run_log:
         run_log.say(describe_step(job))
         meter = start_meter(job, run_log)
         batches = prefetch(batches_from(job, state.step + 1))

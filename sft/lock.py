@@ -7,7 +7,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sft.distributed import World, on_main_rank
@@ -28,7 +28,8 @@ def sole_use_of(run_dir: Path, world: World) -> Iterator[None]:
         yield
     finally:
         for descriptor in held:
-            (run_dir / LOCK).unlink(missing_ok=True)  # while it is held: whoever comes next makes a new one
+            with suppress(OSError):  # a directory that is read-only or gone has ended the run with its own message
+                (run_dir / LOCK).unlink()  # while it is held: whoever comes next makes a new one
             os.close(descriptor)
 
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from sft.checkpoint import KINDS, Kind
 from sft.distributed import World, log, max_over_all_ranks
+from sft.errors import InputError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 SAME_WISH_S = 2.0
@@ -43,19 +44,29 @@ class Listener:
     def __init__(self, run_dir: Path, world: World):
         self._run_dir, self._world = run_dir, world
         self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
-        self._signal, self._heard_at = 0, 0.0
+        self._signal, self._heard_at, self._said = 0, 0.0, False
         self._stop_file = False
 
     def agree(self, *, is_writing: bool = False) -> Requests:
-        """Every rank calls it, in every step and in every forward of a validation; all get the same answer."""
-        if self._launcher is not None and os.getppid() != self._launcher and not self._signal:
-            log.warning("torchrun is gone: saving, and stopping")
+        """Every rank calls it after every step; all get the same answer.
+
+        Raises InputError on all ranks if the run directory is gone.
+        """
+        orphaned = self._launcher is not None and os.getppid() != self._launcher
+        if orphaned and not self._signal:
             self._signal = signal.SIGTERM
-        save = 0
+        save, gone = 0, False
         if self._world.is_main:
             self._stop_file |= _take(self._run_dir / STOP_NOW) is not None
             save = self._kind_asked_for()
-        number, stop_file, save, writing = max_over_all_ranks(self._signal, self._stop_file, save, is_writing)
+            gone = not self._run_dir.exists()
+        number, stop_file, save, writing, orphaned, gone = max_over_all_ranks(
+            self._signal, self._stop_file, save, is_writing, orphaned, gone
+        )
+        if gone:  # now, not when the next checkpoint is due: what is trained until then would be lost
+            raise InputError(f"trainer.default_local_dir={self._run_dir} is gone: was it moved, deleted, unmounted?")
+        if number and not self._said:
+            self._say("torchrun is gone" if orphaned else signal.Signals(int(number)).name)
         return Requests(
             stop=bool(number or stop_file),
             signal=int(number),
@@ -68,16 +79,18 @@ class Listener:
         (stop,) = max_over_all_ranks(bool(self._signal))
         return stop > 0
 
-    def hear(self, number: int, _frame: FrameType | None = None) -> None:
-        """Signal handler: the first is a wish, the second an order."""
+    def hear(self, number: int) -> None:
+        """The first signal is a wish, the second an order."""
         now = time.monotonic()
         if not self._signal:
             self._signal, self._heard_at = number, now
-            name = signal.Signals(number).name
-            log.warning("%s: finishing the step, then saving; a second one ends the run at once", name)
+            self._say(signal.Signals(number).name)
         elif now - self._heard_at > SAME_WISH_S:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+            os._exit(128 + number)
+
+    def _say(self, why: str) -> None:
+        self._said = True
+        log.warning("%s: finishing the step, then saving and stopping; another signal ends the run at once", why)
 
     def _kind_asked_for(self) -> int:
         """1 + the place in KINDS of what save_now asks for; 0 if it is not there."""
@@ -93,17 +106,35 @@ class Listener:
 
 @contextmanager
 def listening(run_dir: Path, world: World) -> Iterator[Listener]:
-    """Hear signals from here on instead of dying of them; before and after, they end the process as usual."""
+    """Hear signals from here on instead of dying of them; before and after, they end the process as usual.
+
+    A thread hears them: the main one may wait in a collective for a rank that hangs, and python would call a handler
+    only after that.
+    """
     listener = Listener(run_dir, world)
     if threading.current_thread() is not threading.main_thread():  # python hears signals in the main thread only
         yield listener
         return
-    before = {number: signal.signal(number, listener.hear) for number in SIGNALS}
+    ear, mouth = socket.socketpair()
+    mouth.setblocking(False)
+    threading.Thread(target=_listen, args=(ear, listener), name="signals", daemon=True).start()
+    # A handler of python's makes the interpreter's own write each signal's number into `mouth`, at once.
+    before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+    mouth_before = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
     try:
         yield listener
     finally:
+        signal.set_wakeup_fd(mouth_before)
         for number, handler in before.items():
             signal.signal(number, handler)
+        mouth.close()
+
+
+def _listen(ear: socket.socket, listener: Listener) -> None:
+    with ear:
+        while heard := ear.recv(1):  # nothing: `mouth` is closed
+            if heard[0] in SIGNALS:
+                listener.hear(heard[0])
 
 
 def request_save(run_dir: str | Path, kind: Kind = "BOTH") -> None:
