@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,12 @@ def read_inputs(config: SftConfig, world: World) -> Inputs:
 
 def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
     """Mesh, sharded model, optimizer, and the state to continue from."""
-    mesh = build_mesh(world.size, world.device.type, sp_size=config.ulysses_sequence_parallel_size)
+    mesh = build_mesh(
+        world.size,
+        world.device.type,
+        sp_size=config.ulysses_sequence_parallel_size,
+        timeout=timedelta(seconds=config.trainer.timeout_s),
+    )
     tokens = max(inputs.new_tokens.values(), default=-1) + 1
     model = build_model(config, inputs.source, mesh, world, tokens=tokens)
     optim = config.optim

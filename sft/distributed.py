@@ -10,7 +10,9 @@ import itertools
 import logging
 import os
 import random
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +36,9 @@ Result = TypeVar("Result")
 
 ROLL_CALL_S = 3.0
 """Seconds in which ranks that lost another one report to each other; they notice it at about the same time."""
+
+OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+"""Set to 1, torchrun makes a new store for every start of the ranks."""
 
 ALL_RANKS = None
 """The group of every rank of the run, as torch.distributed names it."""
@@ -84,8 +89,7 @@ def process_group(world: World, timeout: timedelta = timedelta(minutes=30)) -> I
         dist.destroy_process_group()
     backend = "cuda:nccl,cpu:gloo" if world.device.type == "cuda" else "gloo"
     store = next(rendezvous("env://"))[0] if "MASTER_ADDR" in os.environ else HashStore()
-    # A prefix of its own for every run of this process: torchrun's store still holds the keys of the last one.
-    store = PrefixStore(f"sft_run_{next(_RUNS)}", store)
+    store = PrefixStore(_keys_of_this_run(world), store)
     dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
     # After an error nobody destroys the group: the others may be inside a collective, where NCCL would wait for them
     # and hide the error. The process ends instead, and torchrun ends the rest.
@@ -94,11 +98,30 @@ def process_group(world: World, timeout: timedelta = timedelta(minutes=30)) -> I
     except RuntimeError as error:
         if not _is_about_other_ranks(error):
             raise
+        _outlive_torchrun()
         raise LostRanksError(_who_is_lost(store, world, timeout)) from error
     # Model and optimizer hold references into the group. Destroying it before they are collected crashed
     # 12 of 57 gloo runs after their work was done; collecting first, none of 37.
     gc.collect()
     dist.destroy_process_group()
+
+
+def _keys_of_this_run(world: World) -> str:
+    """A prefix of its own for every run: torchrun's store still holds the keys of earlier ones.
+
+    Of earlier runs in this process, and of the ranks that `torchrun --max-restarts` has replaced. Restarts are counted
+    per node: on several, the counts may differ, and each restart needs a store of its own instead.
+    """
+    read = os.environ.get
+    one_node = read("GROUP_WORLD_SIZE", "1") == "1"
+    restarts = read("TORCHELASTIC_RESTART_COUNT", "0") if one_node else "n"
+    if not one_node and read("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and read(OWN_STORE, "0") != "1" and world.is_main:
+        log.warning(
+            "torchrun --max-restarts on several nodes: a restart will hang, for its ranks meet at the store of those "
+            "that died. Set %s=1 on every node, as scripts/train.sh does.",
+            OWN_STORE,
+        )
+    return f"sft_run_{next(_RUNS)}_{restarts}"
 
 
 _phase = "start-up"
@@ -114,6 +137,12 @@ def _is_about_other_ranks(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
 
 
+def _outlive_torchrun() -> None:
+    """Let its SIGTERM pass, which follows the death of any rank at once: first it is to be said what happened."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def _who_is_lost(store: Store, world: World, timeout: timedelta) -> str:
     """Every rank that is left signs up; the first of them names those that do not, the others have nothing to add."""
     waiting = f"rank {world.rank} was waiting in {_phase}"
@@ -121,10 +150,12 @@ def _who_is_lost(store: Store, world: World, timeout: timedelta) -> str:
         store.set(f"left/{world.rank}", "")
         time.sleep(ROLL_CALL_S)
         left = [rank for rank in range(world.size) if store.check([f"left/{rank}"])]
-    except RuntimeError:
-        return f"{waiting}; torchrun's store is gone as well"
+    except RuntimeError:  # it was kept by rank 0, or by a torchrun that is gone: one rank of each node says so
+        alone = world.rank == 1 or world.local_rank == 0
+        return f"{waiting}; rank 0 is gone, and with it the store where ranks leave word" if alone else ""
     if left[0] != world.rank:
         return ""
+    time.sleep(1)  # rank 0 may keep the store itself: let the others read it
     lost = ", ".join(str(rank) for rank in range(world.size) if rank not in left) or "unknown"
     return (
         f"{waiting} for rank {lost}, which died or gave no answer for {timeout.total_seconds():.0f} s "

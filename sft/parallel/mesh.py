@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 
 @dataclass(frozen=True)
@@ -25,14 +27,22 @@ class Mesh:
     sp_group: dist.ProcessGroup
 
 
-def build_mesh(world_size: int, device_type: str, *, sp_size: int = 1) -> Mesh:
-    """Lay the ranks out as dp_replicate x dp_shard x sp, neighbours in the same sequence-parallel group."""
+def build_mesh(
+    world_size: int, device_type: str, *, sp_size: int = 1, timeout: timedelta = timedelta(minutes=30)
+) -> Mesh:
+    """Lay the ranks out as dp_replicate x dp_shard x sp, neighbours in the same sequence-parallel group.
+
+    A rank waits for others of a group for `timeout` at most.
+    """
     axes = init_device_mesh(
         device_type, (1, world_size // sp_size, sp_size), mesh_dim_names=("dp_replicate", "dp_shard", "sp")
     )
     dp, sp = axes["dp_replicate", "dp_shard"]._flatten("dp"), axes["sp"]
+    fsdp = axes["dp_shard", "sp"]._flatten("fsdp")
+    for group in (*axes.get_all_groups(), dp.get_group(), fsdp.get_group()):
+        _set_pg_timeout(timeout, group)  # groups that torch makes for a mesh have its default, not the world's timeout
     return Mesh(
-        fsdp=axes["dp_shard", "sp"]._flatten("fsdp"),
+        fsdp=fsdp,
         dp_size=dp.size(),
         dp_rank=dp.get_local_rank(),
         sp_size=sp.size(),
