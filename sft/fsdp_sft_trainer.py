@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -77,17 +78,23 @@ def main(config: SftConfig) -> None:
     try:
         result = run(config)
     except KeyboardInterrupt:  # before the first step; from then on it is a request like others
-        sys.exit(130)
+        end_at_once(130)
     except LostRanksError as error:
-        if str(error):
-            print(f"error: {error}", file=sys.stderr)
-        os._exit(1)  # threads that wait for the lost rank would hold this one back
+        end_at_once(1, f"error: {error}" if str(error) else "")
     except InputError as error:
-        if world.local_rank == 0:  # what is wrong with a file may be wrong on one node only
-            print(f"error: {error}" if world.is_main else f"error on rank {world.rank}: {error}", file=sys.stderr)
-        sys.exit(2)
+        here = world.local_rank == 0  # what is wrong with a file may be wrong on one node only
+        end_at_once(2, (f"error: {error}" if world.is_main else f"error on rank {world.rank}: {error}") if here else "")
     if result.stopped_by_signal:
         sys.exit(128 + result.stopped_by_signal)
+
+
+def end_at_once(code: int, message: str = "") -> NoReturn:
+    """Exit without tearing down: threads of a process group that was left would hold this process back, or abort it."""
+    if message:
+        print(message, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def run(config: SftConfig) -> RunResult:
