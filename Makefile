@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # One rank per GPU, two at most; two on the CPU.
 RANKS = $(shell $(BIN)/python -c "import torch; print(min(2, torch.cuda.device_count()) or 2)")
 
-.PHONY: quickstart test lint format
+.PHONY: quickstart test faults lint format
 
 quickstart: $(VENV)/installed
 	$(BIN)/python scripts/quickstart.py prepare
@@ -15,6 +15,10 @@ quickstart: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
+
+# Thirty faults of every class, where `make test` injects three, and a table of them: docs/resume.md. Half an hour.
+faults: $(VENV)/installed
+	FAULTS=30 $(BIN)/python -m pytest tests/fault
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

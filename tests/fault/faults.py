@@ -1,0 +1,149 @@
+"""A training run seen from outside: started by torchrun, watched through its files, hurt by signals.
+
+A *life* is one start of the command. Several lives in one run directory, each ended by a fault, are to give the curve
+of one uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from sft.track.files import read_metrics
+from tests.launch import MARK, REPOSITORY, clean_environment, kill_marked
+
+FAULTS = int(os.environ.get("FAULTS", "3"))
+"""How many faults of every class; `make faults` sets 30."""
+
+SAVE_FREQ = 10
+STEPS = 400
+PATIENCE_S = 120.0
+"""For whatever a healthy run does next, on a machine that does much else besides."""
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+TRAIN_SH = ("bash", str(REPOSITORY / "scripts" / "train.sh"))
+HANDLED = "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+
+
+class Life:
+    """One start of the command in `run_dir`."""
+
+    def __init__(
+        self,
+        overrides: Sequence[str],
+        run_dir: Path,
+        *,
+        launcher: Sequence[str] = (*TORCHRUN, HANDLED),
+        env: Mapping[str, str] | None = None,
+    ):
+        self.run_dir = run_dir
+        self._mark = uuid.uuid4().hex
+        self._log = run_dir.parent / f"{run_dir.name}.{self._mark[:8]}.log"
+        module = () if launcher == TRAIN_SH else ("-m", "sft.fsdp_sft_trainer")
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*launcher, *module, *overrides, f"trainer.default_local_dir={run_dir}"],
+                cwd=run_dir.parent,
+                env=clean_environment() | {MARK: self._mark} | dict(env or {}),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # a signal to pytest is none to the run
+            )
+
+    @property
+    def text(self) -> str:
+        """What it has printed so far."""
+        return self._log.read_text(errors="replace")
+
+    @property
+    def starts(self) -> list[int]:
+        """The steps it began after, one for every time that training began; under --max-restarts there are several."""
+        begun = re.findall(r"^(?:continuing from \S*global_step_(\d+)|(step = .* dp ).*)$", self.text, re.MULTILINE)
+        steps, resumed = [], 0
+        for step, training in begun:
+            if training:
+                steps.append(resumed)
+                resumed = 0
+            else:
+                resumed = int(step)
+        return steps
+
+    @property
+    def step(self) -> int:
+        return last_step(self.run_dir)
+
+    def ranks(self) -> dict[int, int]:
+        """Process ids of the ranks."""
+        found = {}
+        for directory in Path("/proc").glob("[0-9]*"):
+            try:
+                environment = (directory / "environ").read_bytes().split(b"\0")
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue
+            if f"{MARK}={self._mark}".encode() in environment:
+                ranks = [int(entry.removeprefix(b"RANK=")) for entry in environment if entry.startswith(b"RANK=")]
+                found.update(dict.fromkeys(ranks, int(directory.name)))
+        return found
+
+    def until(self, happens: Callable[[], object], what: str, within_s: float = PATIENCE_S) -> None:
+        """Wait for it; fails if the run ends first, or time."""
+        deadline = time.monotonic() + within_s
+        while not happens():
+            assert self.process.poll() is None, f"the run ended before {what}:\n{self.text}"
+            assert time.monotonic() < deadline, f"no {what} within {within_s:.0f} s:\n{self.text}"
+            time.sleep(0.001)
+
+    def trains(self, steps: int = 1, *, start: int = 1) -> None:
+        """Wait until it has trained `steps` steps since training began for the `start`-th time."""
+        self.until(lambda: len(self.starts) >= start, "the first step")
+        self.until(lambda: self.step >= self.starts[start - 1] + steps, f"step {steps} of this life")
+
+    def hurt(self, number: signal.Signals, ranks: Sequence[int] = (0, 1)) -> None:
+        """Send a signal to ranks; SIGKILL to all of them takes torchrun along, as when a machine goes."""
+        pids = self.ranks()
+        for rank in ranks:
+            os.kill(pids[rank], number)
+        if number == signal.SIGKILL and len(ranks) == 2:
+            self.process.kill()
+
+    def ends(self, within_s: float = PATIENCE_S) -> int:
+        """The exit code of the launcher. Fails if it takes longer, or leaves processes behind."""
+        try:
+            code = self.process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            kill_marked(self._mark)
+            raise AssertionError(f"still running after {within_s:.0f} s:\n{self.text}") from None
+        deadline = time.monotonic() + 10
+        while self.ranks() and time.monotonic() < deadline:  # torchrun was killed; they are to follow by themselves
+            time.sleep(0.05)
+        left = kill_marked(self._mark)
+        assert not left, f"processes left behind: {left}\n{self.text}"
+        return code
+
+    def clear(self) -> None:
+        """Leave nothing of a test that failed."""
+        kill_marked(self._mark)
+        self.process.wait()
+
+
+def last_step(run_dir: Path) -> int:
+    records, _ = read_metrics(run_dir / "metrics.jsonl")
+    return records[-1]["step"] if records else 0
+
+
+def curve(run_dir: Path) -> dict[int, tuple[float, ...]]:
+    """What training gave at each step, to the last bit."""
+    records, _ = read_metrics(run_dir / "metrics.jsonl")
+    keys = ("train/loss", "train/grad_norm", "train/lr", "train/num_input_tokens_seen")
+    return {record["step"]: tuple(record[key] for key in keys) for record in records}
+
+
+def saved_steps(run_dir: Path) -> list[int]:
+    return sorted(int(path.name.rpartition("_")[2]) for path in run_dir.glob("global_step_*"))

@@ -1,0 +1,63 @@
+"""A rank that raises, is killed or hangs, and torchrun itself killed: one message, everyone ends, nothing is lost."""
+
+import re
+import signal
+import time
+
+from tests.fault.faults import FAULTS, saved_steps
+
+TIMEOUT_S = 8
+RAISE_WHEN_ASKED = """
+import os
+from pathlib import Path
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+def look(*_):
+    if os.environ.get("RANK") == "1" and Path("raise_now").exists():
+        raise RuntimeError("boom")
+
+register_module_forward_pre_hook(look)
+"""
+
+
+def names_rank_1(life):
+    """How often rank 0 has said that rank 1 is lost, and in which phase it was itself."""
+    return re.findall(r"^error: rank 0 was waiting in (.+) for rank 1, which died or gave no answer", life.text, re.M)
+
+
+def test_a_rank_that_raises_ends_the_others_with_one_message(run):
+    (run.run_dir.parent / "raises_when_asked.py").write_text(RAISE_WHEN_ASKED)
+    life = run.start("model.external_lib=raises_when_asked")
+    life.trains(15)
+    (run.run_dir.parent / "raise_now").touch()
+    assert life.ends(20) != 0
+    assert names_rank_1(life) == [f"step {life.step + 1}"]
+    assert life.text.count("RuntimeError: boom") == 1
+    (run.run_dir.parent / "raise_now").unlink()
+    run.goes_on()
+
+
+def test_a_rank_that_hangs_ends_the_others_within_the_timeout(run):
+    life = run.start(f"trainer.timeout_s={TIMEOUT_S}")
+    life.trains(15)
+    life.hurt(signal.SIGSTOP, [1])
+    stopped_at = time.monotonic()
+    life.until(lambda: names_rank_1(life), "a message", within_s=TIMEOUT_S + 10)
+    assert time.monotonic() - stopped_at >= TIMEOUT_S - 1
+    assert len(names_rank_1(life)) == 1 and re.fullmatch(r"step \d+", names_rank_1(life)[0])
+    assert "process 0" not in life.text
+    if FAULTS <= 3:  # saves 30 s: as long torchrun waits for rank 1 to hear its SIGTERM before it kills it
+        life.until(lambda: 0 not in life.ranks(), "the end of rank 0", within_s=10)
+        life.hurt(signal.SIGCONT, [1])
+    assert life.ends(60) != 0
+    run.goes_on()
+
+
+def test_ranks_whose_torchrun_is_killed_save_and_end(run):
+    life = run.start()
+    life.trains(15)
+    life.process.kill()
+    life.ends()
+    assert saved_steps(run.run_dir)[-1] == life.step
+    assert life.text.count("torchrun is gone: finishing the step") == 1
+    run.is_sound()
