@@ -1,0 +1,35 @@
+"""Under which keys the ranks meet: a restart must not find those of the ranks that died."""
+
+import logging
+
+import pytest
+
+from sft.distributed import World, _keys_of_this_run
+
+RANK_0 = World(0, 2, 0)
+
+
+def keys(monkeypatch, **torchrun_sets):
+    """The prefix without the number of the run in this process."""
+    for name in ("GROUP_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in torchrun_sets.items():
+        monkeypatch.setenv(name, value)
+    return _keys_of_this_run(RANK_0).rpartition("_")[2]
+
+
+def test_every_run_and_every_restart_has_keys_of_its_own(monkeypatch):
+    assert _keys_of_this_run(RANK_0) != _keys_of_this_run(RANK_0)
+    first, second = (keys(monkeypatch, TORCHELASTIC_RESTART_COUNT=count) for count in ("0", "1"))
+    assert first != second
+
+
+@pytest.mark.parametrize(("own_store", "warned"), [("0", True), ("1", False)])
+def test_nodes_that_count_restarts_differently_meet_and_need_a_new_store(monkeypatch, caplog, own_store, warned):
+    monkeypatch.setattr(logging.getLogger("sft"), "propagate", True)
+    nodes = {"GROUP_WORLD_SIZE": "2", "TORCHELASTIC_MAX_RESTARTS": "3"}
+    nodes["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = own_store
+    assert keys(monkeypatch, **nodes, TORCHELASTIC_RESTART_COUNT="1") == keys(
+        monkeypatch, **nodes, TORCHELASTIC_RESTART_COUNT="0"
+    )
+    assert ("Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in caplog.text) == warned
