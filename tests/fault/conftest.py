@@ -11,11 +11,11 @@ import pytest
 
 from sft.checkpoint.find import problems_of
 from tests.assets import tiny_model_dir, write_jsonl
-from tests.fault.faults import SAVE_FREQ, STEPS, Life, curve, last_step, saved_steps
+from tests.fault.faults import SAVE_FREQ, STEPS, Life, curve, saved_steps
 from tests.launch import succeed
 
-ROOM = 60
-"""Steps a life may take; where fewer are left, it begins in another directory."""
+ROOM = 150
+"""Steps a life may take before its fault ends it."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -106,10 +106,18 @@ class Run:
 
     def start(self, *overrides: str, **options) -> Life:
         """The same command again."""
-        if last_step(self.run_dir) > STEPS - ROOM:
-            self.run_dir = self._home / f"run_{len(self.lives)}"
         life = Life([*self._command, *overrides], self.run_dir, **options)
         self.lives.append(life)
+        return life
+
+    def with_room(self, life: Life, *overrides: str) -> Life:
+        """This life, or where its run is nearly over, the first one of a run in another directory."""
+        if life.step <= STEPS - ROOM:
+            return life
+        life.clear()
+        self.run_dir = self._home / f"run_{len(self.lives)}"
+        life = self.start(*overrides)
+        life.trains(1)
         return life
 
     def is_sound(self) -> None:

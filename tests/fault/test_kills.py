@@ -21,9 +21,11 @@ def test_killed_during_saves_and_at_random_moments_the_run_goes_on_bit_for_bit(r
     killed = None
     for number in range(2 * FAULTS + 1):
         in_background = number % 4 < 2
-        life = run.start(f"trainer.async_save={str(in_background).lower()}")
+        save = f"trainer.async_save={str(in_background).lower()}"
+        life = run.start(save)
         if killed:
             survived(run, life, rows[killed[0]], *killed[1:])
+            life = run.with_room(life, save)
         if number == 2 * FAULTS:
             break
         kind = (DURING_SAVE, ANY_MOMENT)[number % 2]
@@ -60,7 +62,7 @@ def kill_at_random(life, dice):
     """SIGKILL to all ranks or to one of them; one time in five before the first step."""
     if dice.random() < 0.2:
         life.until(lambda: len(life.ranks()) == 2, "two ranks")
-        time.sleep(dice.uniform(0, 5))
+        time.sleep(dice.uniform(0, 3))
     else:
         life.trains(1)
         time.sleep(dice.uniform(0, 1))

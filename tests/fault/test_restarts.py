@@ -18,6 +18,7 @@ def test_a_killed_rank_is_restarted_and_the_run_goes_on_bit_for_bit(run, rows):
     dice, done = random.Random(7), 0
     while done < FAULTS:
         faults = min(10, FAULTS - done)
+        run.run_dir = run.run_dir.with_name(f"after_{done}")
         life = run.start(launcher=TRAIN_SH, env={"NPROC_PER_NODE": "2", "MAX_RESTARTS": str(faults)})
         for number in range(1, faults + 1):
             life.trains(1, start=number)

@@ -18,23 +18,25 @@ EXIT_S = 30.0  # far more than a step and a save take here, far less than traine
 @pytest.mark.timeout(0 if FAULTS > 3 else 300)
 def test_a_signal_finishes_the_step_saves_and_stops(run, rows):
     """To torchrun, to one rank, and in the middle of a validation; the next life goes on at the step it stopped at."""
-    dice, stopped = random.Random(7), None
+    dice, stopped, validating = random.Random(7), None, f"trainer.test_freq={TEST_FREQ}"
     for number in range(FAULTS + 1):
-        life = run.start(f"trainer.test_freq={TEST_FREQ}")
+        life = run.start(validating)
         life.trains(1)
         if stopped is not None:
             assert life.starts == [stopped], "it goes on at the step it stopped at"
             run.is_sound()
             rows[KIND].survived += 1
+            life = run.with_room(life, validating)
         if number == FAULTS:
             break
         name = SIGNALS[number % 3]
         rows[KIND].injected += 1
-        if number % 3 == 2:
+        way = (number + number // 3) % 3  # over nine faults, every signal in every way
+        if way == 2:
             stop_during_validation(life, name)
         else:
             time.sleep(dice.uniform(0, 0.5))
-            stop(life, name, to_one_rank=number % 2 == 1)
+            stop(life, name, to_one_rank=way == 1)
         stopped = life.step
         assert saved_steps(run.run_dir)[-1] == stopped
         rows[KIND].lost.append(0)
