@@ -167,6 +167,23 @@ def build_model(config: SftConfig, source: Path, mesh: Mesh, world: World, *, to
 
     tokens: how many the vocabulary must hold; one that is too small grows.
     """
+    trust = config.model.trust_remote_code
+    model, grown = build_bare_model(config, source, tokens=tokens)
+    if mesh.sp_size > 1:
+        exchange_heads(model, mesh.sp_group)
+    if config.model.enable_gradient_checkpointing:
+        checkpoint_activations(model)
+    shard(model, decoder_layers(model), mesh.fsdp, DTYPES[config.model.fsdp_config.compute_dtype])
+    load_weights(model, source, world.device, trust_remote_code=trust, grown_vocabulary=grown)
+    if config.model.lora_rank:
+        from sft.model import lora
+
+        lora.start_adapters(model, seed=config.trainer.seed, adapter=config.model.lora_adapter_path)
+    return model
+
+
+def build_bare_model(config: SftConfig, source: Path, *, tokens: int = 0) -> tuple[PreTrainedModel, bool]:
+    """(the model on the meta device, with LoRA's adapters inside; whether its vocabulary had to grow)."""
     trust, fsdp, adapters = config.model.trust_remote_code, config.model.fsdp_config, adapter_settings(config.model)
     master_dtype, compute_dtype = DTYPES[fsdp.model_dtype], DTYPES[fsdp.compute_dtype]
     model_config = load_config(source, trust_remote_code=trust)
@@ -182,15 +199,7 @@ def build_model(config: SftConfig, source: Path, mesh: Mesh, world: World, *, to
 
         name = str(source.resolve()) if Path(config.model.partial_pretrain).is_dir() else config.model.partial_pretrain
         lora.add_adapters(model, base=name, dtype=master_dtype, **adapters)
-    if mesh.sp_size > 1:
-        exchange_heads(model, mesh.sp_group)
-    if config.model.enable_gradient_checkpointing:
-        checkpoint_activations(model)
-    shard(model, decoder_layers(model), mesh.fsdp, compute_dtype)
-    load_weights(model, source, world.device, trust_remote_code=trust, grown_vocabulary=grown)
-    if adapters:
-        lora.start_adapters(model, seed=config.trainer.seed, adapter=config.model.lora_adapter_path)
-    return model
+    return model, grown
 
 
 def open_tokenizer(config: SftConfig, source: Path) -> tuple[Any, str | None, dict[str, int]]:

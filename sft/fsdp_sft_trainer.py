@@ -52,7 +52,7 @@ from sft.lock import sole_use_of
 from sft.loss import token_ce_sum, token_ce_sum_and_hits
 from sft.optim import lr_at
 from sft.parallel import split_tokens
-from sft.report import describe_step, is_complete, open_log, start_meter
+from sft.report import describe_data, describe_step, is_complete, open_log, start_meter
 from sft.requests import Listener, Requests, listening
 from sft.save import finish, save_if_due
 from sft.track import RunLog, check_loggers
@@ -122,7 +122,8 @@ def fit(job: Job) -> RunResult:
     metrics: dict[str, float] = {}
     requests = Requests()
     with listening(job.run_dir, job.world) as listener, open_log(job) as run_log:
-        run_log.say(describe_step(job))
+        for line in [*describe_data(job), describe_step(job)] if job.world.is_main else []:
+            run_log.say(line)
         meter = start_meter(job, run_log)
         batches = prefetch(batches_from(job, state.step + 1))
         if missed := validate_if_due(job, run_log, listener):  # the run was stopped in the middle of it

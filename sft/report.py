@@ -11,9 +11,14 @@ import torch
 
 from sft.build import DTYPES, Job
 from sft.config import config_to_yaml
+from sft.data.audit import audit, kept, overlap, summary
+from sft.data.forecast import forecast, sentence
 from sft.distributed import ALL_RANKS, sum_over
 from sft.metrics import Meter, device_peak, training_flops_per_token
 from sft.track import RunLog, open_run, write_run_json
+
+MOST_TOKENS_READ = 20_000_000
+"""By the audit at the start of a run: a tenth of a second; `python -m sft.inspect` reads them all."""
 
 
 def open_log(job: Job) -> RunLog:
@@ -99,15 +104,26 @@ def is_complete(job: Job) -> bool:
 
 
 def describe_step(job: Job) -> str:
-    """The arithmetic of a step as one sentence; the number of micro-batches is that of the next step."""
-    mesh, train, batch_size = job.mesh, job.train, job.config.data.train_batch_size
-    ids = job.samples_of(job.state.step + 1)
-    micro_batches = len(train.micro_batches(ids, dp_size=mesh.dp_size, dp_rank=mesh.dp_rank))
-    ranks = f"{mesh.dp_size} dp" + (f" (of {mesh.sp_size} sp ranks each)" if mesh.sp_size > 1 else "")
-    size = f"up to {train.max_tokens:,} tokens" if train.max_tokens else f"{train.micro_batch_size} samples"
-    small = f"; warning: that is all, fewer than data.train_batch_size={batch_size}" if len(train) < batch_size else ""
-    return (
-        f"step = {ranks} x {micro_batches} micro-batches of {size} = {len(ids)} samples, about "
-        f"{train.samples.lengths.mean() * len(ids):,.0f} tokens; {job.total_steps:,} steps = "
-        f"{job.total_steps / job.steps_per_epoch:.2f} epochs of {job.steps_per_epoch:,}{small}"
+    """The arithmetic of a step as one sentence; what varies between steps is of the next one."""
+    next_step = job.state.step + 1
+    batch_size = job.config.data.train_batch_size
+    view = forecast(
+        job.train,
+        steps=range(next_step, next_step + 1),
+        batch_size=batch_size,
+        seed=job.config.trainer.seed,
+        total_steps=job.total_steps,
+        dp_size=job.mesh.dp_size,
+        sp_size=job.mesh.sp_size,
     )
+    return sentence(view, job.train, batch_size)
+
+
+def describe_data(job: Job) -> list[str]:
+    """The short version of `python -m sft.inspect`: what was kept, what trains, what looks like a mistake."""
+    told = summary(audit(job.train, job.stop_token_ids, most_tokens=MOST_TOKENS_READ), "train")
+    if job.val is not None:
+        both = overlap(job.val, job.train)
+        shared = f"; in the training data too: {both}" if both.count else ""
+        told.append(f"val: {kept(audit(job.val, job.stop_token_ids, most_tokens=MOST_TOKENS_READ))}{shared}")
+    return told

@@ -21,10 +21,15 @@ from sft.config.report import ConfigError
 from sft.config.schema import SftConfig, expectations
 
 
-def cli(run: Callable[[SftConfig], object]) -> None:
-    """Call `run` with the configuration that argv composes; with --multirun once per job; with --help not at all."""
+def cli(
+    run: Callable[[SftConfig], object], arguments: Sequence[str] | None = None, *, world_size: int | None = None
+) -> None:
+    """Call `run` with the configuration that argv composes; with --multirun once per job; with --help not at all.
+
+    arguments: in place of argv's. world_size: as `checked`.
+    """
     try:
-        configs = _configs(sys.argv[1:])
+        configs = _configs(sys.argv[1:] if arguments is None else arguments, world_size)
     except ConfigError as error:
         if os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0":  # a file may be missing on one node only
             print(error, file=sys.stderr)
@@ -33,7 +38,7 @@ def cli(run: Callable[[SftConfig], object]) -> None:
         run(config)
 
 
-def _configs(arguments: Sequence[str]) -> list[SftConfig]:
+def _configs(arguments: Sequence[str], world_size: int | None) -> list[SftConfig]:
     _refuse_dashes(arguments)
     parsed = get_args_parser().parse_intermixed_args(arguments)
     sweep = parsed.multirun or "hydra.mode=MULTIRUN" in parsed.overrides
@@ -47,7 +52,7 @@ def _configs(arguments: Sequence[str]) -> list[SftConfig]:
     flags = [text for text in arguments if text not in parsed.overrides]
     overrides = force(parsed.overrides, [path for path in (parsed.config_dir, parsed.config_path) if path])
     composed = _through_hydra(flags, overrides)
-    configs = [checked(values, overrides, _say) for values, overrides in composed]
+    configs = [checked(values, overrides, _say, world_size) for values, overrides in composed]
     _refuse_shared_directory(configs)
     return configs
 

@@ -32,12 +32,23 @@ def load_config(overrides: Sequence[str] = (), *, warn: Callable[[str], None] = 
     return checked(compose(overrides), overrides, warn)
 
 
-def checked(values: Mapping[str, Any], overrides: Iterable[str], warn: Callable[[str], None]) -> SftConfig:
-    """Composed values as an SftConfig; `overrides` tells what came from the command line. Raises ConfigError."""
+def checked(
+    values: Mapping[str, Any],
+    overrides: Iterable[str],
+    warn: Callable[[str], None],
+    world_size: int | None = None,
+) -> SftConfig:
+    """Composed values as an SftConfig; `overrides` tells what came from the command line. Raises ConfigError.
+
+    world_size: ranks that it must be able to run on; None: what torchrun says, 0: the fewest that it can run on
+    """
     report = Report(warn)
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
     flat = flatten(values)
     sp = flat.get("ulysses_sequence_parallel_size")
+    if world_size is None:
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    elif world_size == 0:
+        world_size = sp if type(sp) is int and sp >= 1 else 1
     dp = world_size // sp if type(sp) is int and 1 <= sp <= world_size else world_size
 
     settle_aliases(flat, {key_of(override) for override in overrides}, _defaults, dp, report)

@@ -23,7 +23,7 @@ from sft.data.cache import CachedRows, cached
 from sft.data.chat import Supervision, encode, stop_token_ids, template_fingerprint
 from sft.data.collate import collate
 from sft.data.custom import rows_of_class
-from sft.data.fit import FittedSamples, fit
+from sft.data.fit import FitReport, FittedSamples, fit
 from sft.data.formats import Columns
 from sft.data.prefetch import prefetch
 from sft.data.rows import RowSource, differences, rows_of_file
@@ -54,6 +54,8 @@ class Dataset:
     """Tokenised samples that fit max_length, and the recipe that turns them into batches."""
 
     samples: FittedSamples
+    sources: tuple[CachedRows, ...]  # where the samples come from
+    fitting: FitReport
     fingerprint: str  # of the rows, tokenizer, template, columns and truncation: equal means equal samples
     micro_batch_size: int
     max_tokens: int | None  # of a micro-batch; replaces micro_batch_size
@@ -124,12 +126,13 @@ def open_dataset(
     store = SampleStore(cached_rows)
     samples, report = fit(store, max_length=config.max_length, truncation=config.truncation)
     names = ", ".join(rows.name for rows in cached_rows)
-    say(f"{names}: {report}")
     if not len(samples):
         raise InputError(f"{names}: no sample is left ({report}); check the rows, data.train_on and data.max_length.")
     identity = [*(rows.key for rows in cached_rows), config.max_length, config.truncation]
     return Dataset(
         samples=samples,
+        sources=tuple(cached_rows),
+        fitting=report,
         fingerprint=hashlib.sha256(repr(identity).encode()).hexdigest()[:32],
         micro_batch_size=config.micro_batch_size_per_gpu,
         max_tokens=max_tokens,

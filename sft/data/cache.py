@@ -27,12 +27,13 @@ from sft.data.source import Row
 from sft.data.tokenise import SCHEMA, Recipe, tokenise
 from sft.errors import InputError
 
-FORMAT = 4
+FORMAT = 5
 """Raise when the meaning of the cached bytes changes."""
 
 SAMPLES_FILE = "samples.arrow"
 ROWS_AT_ONCE = 1024
 MAX_BAD_ROWS_SHOWN = 10
+MAX_PLACES = 5  # rows that are named as examples of something
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class CachedRows:
     directory: Path
     key: str
     rows: int
+    facts: Mapping[str, Any]  # what tokenising counted, and the first rows of each kind
 
     def where(self, number: int) -> str:
         """The row of that number, named as in every other message about it: "train.jsonl:12"."""
@@ -81,7 +83,7 @@ def cached(
     facts = json.loads((directory / "facts.json").read_text())
     for remark in _remarks(facts):
         say(f"{source.name}: {remark}")
-    return CachedRows(source.name, source.around_number, directory, key, facts["rows"])
+    return CachedRows(source.name, source.around_number, directory, key, facts["rows"], facts)
 
 
 def _build(
@@ -98,6 +100,8 @@ def _build(
     started = time.monotonic()
     total: Counter[str] = Counter(rows=0, samples=0, tokens=0)
     bad: list[str] = []
+    untrained: list[str] = []
+    typed: list[str] = []
     try:
         with pa.OSFile(str(aside / SAMPLES_FILE), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
             for rows in _with_progress(source, max_rows):
@@ -106,16 +110,26 @@ def _build(
                     raise InputError(_listed(encoded.bad, len(rows)))
                 writer.write_batch(encoded.batch)
                 bad += encoded.bad
+                untrained = (untrained + encoded.untrained)[:MAX_PLACES]
+                typed = (typed + encoded.typed)[:MAX_PLACES]
                 total.update(encoded.counts)
                 total.update(
                     {
                         "rows": len(rows),
                         "samples": len(encoded.batch),
                         "tokens": len(encoded.batch["input_ids"].flatten()),
-                        "untrained rows": encoded.untrained,
+                        "untrained rows": len(encoded.untrained),
+                        "rows with typed tokens": len(encoded.typed),
                     }
                 )
-        facts = {"source": source.name, **total, "bad rows": len(bad), "first bad": bad[:MAX_BAD_ROWS_SHOWN]}
+        facts = {
+            "source": source.name,
+            **total,
+            "bad rows": len(bad),
+            "first bad": bad[:MAX_BAD_ROWS_SHOWN],
+            "first untrained": untrained,
+            "first with typed tokens": typed,
+        }
         (aside / "facts.json").write_text(json.dumps(facts, indent=2) + "\n")
         aside.rename(directory)
     except BaseException:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from sft.data.store import SampleStore
+from sft.data.store import Block, SampleStore
 from sft.errors import InputError
 from sft.types import Sample
 
@@ -21,6 +22,8 @@ class FittedSamples:
 
     def __init__(self, store: SampleStore, ids: np.ndarray, starts: np.ndarray, lengths: np.ndarray):
         self._store, self._ids, self._starts, self.lengths = store, ids, starts, lengths
+        self.is_cut = lengths < store.lengths[ids]  # bool [number of samples]
+        self.digests = store.digests[ids]  # uint64 [number of samples], of the samples before cutting
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -29,6 +32,19 @@ class FittedSamples:
         whole = self._store[self._ids[index]]
         window = slice(self._starts[index], self._starts[index] + self.lengths[index])
         return Sample(whole.input_ids[window], whole.loss_weights[window])
+
+    def blocks(self) -> Iterator[Block]:
+        """All samples in order, many at a time; what is not cut is not copied."""
+        for first, block in self._store.blocks():
+            here = slice(*np.searchsorted(self._ids, [first, first + len(block.lengths)]))
+            ids, starts, lengths = self._ids[here] - first, self._starts[here], self.lengths[here]
+            if len(ids) == len(block.lengths) and (lengths == block.lengths).all():
+                yield block
+                continue
+            begins = np.concatenate([[0], np.cumsum(block.lengths)])[ids] + starts
+            # Position t of the result is the (t - where its sample begins there)-th of its window here.
+            taken = np.arange(lengths.sum()) + np.repeat(begins - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths)
+            yield Block(lengths, block.input_ids[taken], block.loss_weights[taken])
 
     def where(self, index: int) -> str:
         """ "file:row" of the sample, for messages."""
@@ -43,6 +59,9 @@ class FitReport:
     truncated: int
     dropped_too_long: int
     dropped_nothing_supervised: int  # truncation cut away everything that would be trained
+    first_truncated: tuple[str, ...]  # file:row of the first of each kind
+    first_too_long: tuple[str, ...]
+    first_nothing_supervised: tuple[str, ...]
 
     def __str__(self) -> str:
         told = [f"{self.samples:,} samples"]
@@ -76,10 +95,18 @@ def fit(store: SampleStore, *, max_length: int, truncation: str) -> tuple[Fitted
     # The window's first token has nothing before it to be predicted from.
     learns = (store.last_supervised > starts) & (store.first_supervised < starts + fitted_lengths)
     kept = learns & ~(too_long & (truncation == "drop"))
+
+    def first(which: np.ndarray) -> tuple[str, ...]:
+        return tuple(store.where(i) for i in ids[which][:MAX_SHOWN])
+
+    truncated, dropped, emptied = kept & cut, too_long & (truncation == "drop"), ~learns & cut
     report = FitReport(
         samples=int(kept.sum()),
-        truncated=int((kept & cut).sum()),
-        dropped_too_long=int((too_long & (truncation == "drop")).sum()),
-        dropped_nothing_supervised=int((~learns & cut).sum()),
+        truncated=int(truncated.sum()),
+        dropped_too_long=int(dropped.sum()),
+        dropped_nothing_supervised=int(emptied.sum()),
+        first_truncated=first(truncated),
+        first_too_long=first(dropped),
+        first_nothing_supervised=first(emptied),
     )
     return FittedSamples(store, ids[kept], starts[kept], fitted_lengths[kept]), report

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -12,10 +13,23 @@ from sft.errors import InputError
 from sft.types import Sample
 
 
+@dataclass(frozen=True)
+class Block:
+    """Some samples one after the other, for code that looks at many at once.
+
+    lengths: int32 [S], input_ids: int32 [T], loss_weights: float32 [T], T = Σ lengths
+    """
+
+    lengths: np.ndarray
+    input_ids: np.ndarray
+    loss_weights: np.ndarray
+
+
 class SampleStore:
     """Samples of several cached files behind one index, read from the page cache without a copy.
 
     lengths, first_supervised, last_supervised: int32 [number of samples]
+    digests: uint64 [number of samples], equal for equal samples
     """
 
     def __init__(self, files: Sequence[CachedRows]):
@@ -33,6 +47,8 @@ class SampleStore:
         self.first_supervised = _joined([batch["first_supervised"].to_numpy() for batch in self._batches])
         self.last_supervised = _joined([batch["last_supervised"].to_numpy() for batch in self._batches])
 
+        self.digests = _joined([batch["digest"].to_numpy() for batch in self._batches])
+
     def __len__(self) -> int:
         return int(self._starts[-1])
 
@@ -41,6 +57,12 @@ class SampleStore:
         offsets, ids = self._ids[batch]
         span = slice(offsets[offset], offsets[offset + 1])
         return Sample(ids[span], self._weights[batch][span])
+
+    def blocks(self) -> Iterator[tuple[int, Block]]:
+        """All samples in order, each block with the index of its first one; nothing is copied."""
+        for start, (offsets, ids), weights in zip(self._starts, self._ids, self._weights, strict=False):
+            span = slice(offsets[0], offsets[-1])
+            yield int(start), Block(np.diff(offsets), ids[span], weights[span])
 
     def where(self, index: int) -> str:
         """ "file:row" of the sample, counted as in every other message about its row."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,6 +29,7 @@ SCHEMA = pa.schema(
         ("first_supervised", pa.int32()),  # position of the first trained token
         ("last_supervised", pa.int32()),
         ("row", pa.int64()),  # the number that messages about its row give it: `file:row`
+        ("digest", pa.uint64()),  # of ids and weights: equal samples have equal digests
     ]
 )
 
@@ -46,6 +50,12 @@ class Recipe:
             asdict(self.supervision),
         ]
 
+    @cached_property
+    def special_tokens(self) -> re.Pattern[str]:
+        """Finds the text of any special token of the tokenizer."""
+        special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        return re.compile("|".join(map(re.escape, special)) or "(?!)")
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -53,24 +63,31 @@ class Encoded:
 
     batch: pa.RecordBatch  # of SCHEMA, a sample each
     bad: list[str]  # what is wrong with each row that cannot be used
-    untrained: int  # rows without samples: nothing in them is trained
+    untrained: list[str]  # rows without samples: nothing in them is trained
+    typed: list[str]  # rows whose text, other than the assistant's, spells a special token
     counts: Counter[str]  # see encode_batch
 
 
 def tokenise(rows: Sequence[Row], source: RowSource, recipe: Recipe) -> Encoded:
     """The samples of some rows of `source`; rows that cannot be used are left out and named."""
-    usable, encoded, bad, counts = rows, [], [], Counter[str]()
+    usable, items, encoded, bad, counts = rows, [], [], [], Counter[str]()
     try:
-        encoded = encode_items([source.convert(row) for row in rows], recipe, source.max_length, counts)
+        items = [source.convert(row) for row in rows]
+        encoded = encode_items(items, recipe, source.max_length, counts)
     except InputError:
-        usable, counts = [], Counter[str]()
+        usable, items, counts = [], [], Counter[str]()
         for row in rows:  # each by itself: fixing a file one message at a time is no fun
             try:
-                encoded += encode_items([source.convert(row)], recipe, source.max_length, counts)
+                item = source.convert(row)
+                encoded += encode_items([item], recipe, source.max_length, counts)
+                items.append(item)
                 usable.append(row)
             except InputError as error:
                 bad.append(_bounded(str(error)))
-    return Encoded(_to_arrow(usable, encoded, source), bad, encoded.count([]), counts)
+    places = [where for where, _ in usable]
+    untrained = [where for where, samples in zip(places, encoded, strict=True) if not samples]
+    typed = [where for where, item in zip(places, items, strict=True) if _spells(recipe.special_tokens, item)]
+    return Encoded(_to_arrow(usable, encoded, source), bad, untrained, typed, counts)
 
 
 def encode_items(items: Sequence[Item], recipe: Recipe, max_length: int, counts: Counter[str]) -> list[list[Sample]]:
@@ -88,6 +105,16 @@ def encode_items(items: Sequence[Item], recipe: Recipe, max_length: int, counts:
     return [samples_of(item) for item in items]
 
 
+def _spells(special_tokens: re.Pattern[str], item: Item) -> bool:
+    """Whether a special token stands in what somebody else than the assistant wrote, where it becomes one."""
+    if isinstance(item, Sample):
+        return False
+    if isinstance(item, Document):
+        return special_tokens.search(item.text) is not None
+    given = (message.get("content") for message in item.messages if message.get("role") != "assistant")
+    return any(special_tokens.search(content if isinstance(content, str) else str(content)) for content in given)
+
+
 def _to_arrow(rows: Sequence[Row], encoded: Sequence[list[Sample]], source: RowSource) -> pa.RecordBatch:
     samples = [sample for of_one_row in encoded for sample in of_one_row]
     before, after = map(len, source.around_number)
@@ -100,8 +127,15 @@ def _to_arrow(rows: Sequence[Row], encoded: Sequence[list[Sample]], source: RowS
         pa.array([positions[0] for positions in supervised], pa.int32()),
         pa.array([positions[-1] for positions in supervised], pa.int32()),
         pa.array(row_of_sample, pa.int64()),
+        pa.array([_digest(sample) for sample in samples], pa.uint64()),
     ]
     return pa.record_batch(columns_of_batch, schema=SCHEMA)
+
+
+def _digest(sample: Sample) -> int:
+    digest = hashlib.blake2b(sample.input_ids.tobytes(), digest_size=8)
+    digest.update(sample.loss_weights.tobytes())
+    return int.from_bytes(digest.digest(), "little")
 
 
 def _bounded(problem: str) -> str:

@@ -29,15 +29,19 @@ HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 NOT_FROM_HUB = ["consolidated*"]  # the same weights again, in their maker's own format
 
 
-def find_model(name_or_path: str) -> Path:
-    """The local directory of a model: the path itself, or the hub snapshot, downloaded if it is not here yet."""
+def find_model(name_or_path: str, *, weights: bool = True) -> Path:
+    """The local directory of a model: the path itself, or the hub snapshot, downloaded if it is not here yet.
+
+    weights: whether a snapshot must have them; without, only configuration and tokenizer are downloaded
+    """
     if Path(name_or_path).is_dir():
         return Path(name_or_path)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name_or_path, allow_patterns=HUB_FILES, ignore_patterns=NOT_FROM_HUB))
+        ignored = NOT_FROM_HUB if weights else [*NOT_FROM_HUB, "*.safetensors"]
+        return Path(snapshot_download(name_or_path, allow_patterns=HUB_FILES, ignore_patterns=ignored))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
             f"model.partial_pretrain={name_or_path} is no local directory, and the hub did not give it "

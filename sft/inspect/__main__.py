@@ -1,0 +1,55 @@
+"""What a run would train, on the CPU, without its weights: samples, numbers, the plan of its steps, its memory.
+
+    python -m sft.inspect data.train_files=... model.partial_pretrain=... +inspect.samples=5 +inspect.html=page.html
+
+Exit codes: 0, or 2 where the configuration cannot run, or 3 where this data cannot train.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from sft.config import ConfigError, SftConfig, cli
+from sft.errors import InputError
+from sft.inspect.options import Options, help_text, take_options
+
+CANNOT_RUN, CANNOT_TRAIN = 2, 3
+
+
+def main() -> None:
+    """Read argv, look, and exit."""
+    if os.environ.get("RANK", "0") != "0":  # torchrun is not needed; with it, one looks
+        return
+    try:
+        options, overrides = take_options(sys.argv[1:])
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        sys.exit(CANNOT_RUN)
+    if {"--help", "-h"} & set(overrides):
+        print(f"{__doc__}\nKeys of this command:\n\n{help_text()}\n\nAll others are the trainer's:\n")
+
+    def run(config: SftConfig) -> None:
+        if code := look(config, options):
+            sys.exit(code)
+
+    cli(run, overrides, world_size=options.ranks or 0)
+
+
+def look(config: SftConfig, options: Options) -> int:
+    """Show everything; the exit code. What cannot be used is printed, as the trainer would."""
+    from sft.inspect.story import DataError, tell
+
+    try:
+        tell(config, options)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return CANNOT_TRAIN
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return CANNOT_RUN
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""One HTML page of samples and numbers, which needs nothing beside itself: no network, no framework."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+
+import numpy as np
+
+from sft.inspect.bars import histogram
+from sft.inspect.tokens import SeenSample, Token
+
+TEMPLATE = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
+ROW, BAR = 18, 300  # pixels: height of a bar with its gap, length of the longest
+
+
+def write_page(
+    path: Path,
+    samples: Iterable[SeenSample],
+    *,
+    title: str,
+    numbers: Sequence[str],
+    histograms: dict[str, np.ndarray],
+) -> None:
+    """The page. numbers: lines of text; histograms: values by the heading of their drawing."""
+    rows = [_row(sample) for sample in samples]
+    page = TEMPLATE.substitute(
+        title=escape(title),
+        numbers=escape("\n".join(numbers)),
+        histograms="\n".join(f"<h2>{escape(name)}</h2>\n{drawing(values)}" for name, values in histograms.items()),
+        count=f"{len(rows):,}",
+        rows="\n".join(rows),
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def drawing(values: np.ndarray) -> str:
+    """The histogram as SVG."""
+    bars = histogram(values)
+    most = max(bar.count for bar in bars)
+    parts = []
+    for n, bar in enumerate(bars):
+        length = BAR * bar.count / most
+        parts.append(
+            f'<text x="95" y="{n * ROW + 13}" text-anchor="end">{bar.low:,}-{bar.high:,}</text>'
+            f'<rect x="102" y="{n * ROW + 2}" width="{length:.1f}" height="{ROW - 4}"></rect>'
+            f'<text x="{108 + length:.1f}" y="{n * ROW + 13}">{bar.count:,}</text>'
+        )
+    return f'<svg viewBox="0 0 {BAR + 170} {ROW * len(bars)}" role="img">{"".join(parts)}</svg>'
+
+
+def _row(sample: SeenSample) -> str:
+    text = "".join(map(_token, sample.tokens))
+    counts = f"{len(sample.tokens):,} tokens<br>{sample.supervised_tokens:,} trained"
+    return f"<tr><td>{escape(sample.where)}<br>{counts}</td><td><pre>{text}</pre></td></tr>"
+
+
+def _token(token: Token) -> str:
+    kinds = " ".join(["t"] * (token.weight > 0) + ["s"] * token.is_special)
+    attribute = f' class="{kinds}"' if kinds else ""
+    text = escape(token.text).replace("\n", "↵\n")
+    return f'<i{attribute} title="{token.id} · weight {token.weight:g}">{text}</i>'

@@ -1,0 +1,170 @@
+"""From a configuration to everything that is shown of it, in order: samples, numbers, tokenizer, plan, memory."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from sft.build import DTYPES, build_bare_model, open_data, open_tokenizer, supervision_of
+from sft.config import SftConfig
+from sft.data import Dataset, stop_token_ids, template_fingerprint
+from sft.data.audit import Audit, audit, overlap, summary
+from sft.data.forecast import Forecast, forecast, sentence
+from sft.distributed import World, log_on_main_rank_only
+from sft.errors import InputError
+from sft.inspect.lines import write_lines
+from sft.inspect.options import Options
+from sft.inspect.page import write_page
+from sft.inspect.show import audit_lines, show_sample
+from sft.inspect.tokens import SeenSample, see
+from sft.memory import Load, estimate, gigabytes, model_size, savings
+from sft.model import decoder_layers, find_model
+
+STEPS = 8  # of the first epoch: enough to say how much is padding
+
+
+class DataError(InputError):
+    """The rows are to blame: this data cannot train."""
+
+
+def tell(config: SftConfig, options: Options) -> None:
+    """Show samples and numbers on stdout, and write the files that were asked for.
+
+    Raises DataError for rows that cannot train, InputError for anything else that the trainer would refuse.
+    """
+    ranks = options.ranks or config.ulysses_sequence_parallel_size
+    log_on_main_rank_only(World(rank=0, size=ranks, local_rank=0))
+    if config.model.external_lib:
+        importlib.import_module(config.model.external_lib)
+    source = find_model(config.model.partial_pretrain, weights=False)
+    tokenizer, own_template, new_tokens = open_tokenizer(config, source)
+    try:
+        train, val = open_data(config, tokenizer, World(rank=0, size=ranks, local_rank=0))
+    except InputError as error:
+        raise DataError(str(error)) from error
+    stops = stop_token_ids(tokenizer, supervision_of(config), **config.data.apply_chat_template_kwargs)
+
+    console = Console(highlight=False, markup=False, emoji=False, file=sys.stdout)
+    chosen = choose(train, options)
+    for number in chosen[: options.samples if options.row is None else None]:
+        show_sample(console, see(train.samples, number, tokenizer), of=len(train), ids=options.ids)
+
+    numbers = audit(train, stops)
+    lines = []
+
+    def say(told: Iterator[str]) -> None:
+        for line in told:
+            lines.append(line)
+            console.print(line, soft_wrap=True)
+
+    say(audit_lines(numbers, "train", config.data.max_length))
+    if val is not None:
+        say(val_lines(train, val, stops))
+    say(tokenizer_lines(config, tokenizer, stops, is_own=own_template is None))
+    view = look_ahead(config, train, numbers, ranks)
+    say(iter([f"plan: {sentence(view, train, config.data.train_batch_size)}"]))
+    say(memory_lines(config, source, view, ranks, tokens=max(new_tokens.values(), default=-1) + 1))
+    write_files(options, train, chosen, tokenizer, lines, numbers)
+
+
+def choose(train: Dataset, options: Options) -> list[int]:
+    """The numbers of the samples to look at, in order. Raises InputError for a row that has none."""
+    if options.row is not None:
+        found = [number for number in range(len(train)) if train.samples.where(number) == options.row]
+        if not found:
+            raise InputError(
+                f"inspect.row={options.row}: no sample of the training data comes from that row; rows are named like "
+                f"{train.samples.where(0)}, and one that was dropped has no sample."
+            )
+        return found
+    if options.seed is None:
+        return list(range(len(train)))
+    return np.random.default_rng(options.seed).permutation(len(train)).tolist()
+
+
+def val_lines(train: Dataset, val: Dataset, stops: list[int]) -> Iterator[str]:
+    """The short version for the validation data, and how much of it is trained on."""
+    yield from summary(audit(val, stops), "val")
+    yield f"val: {overlap(val, train)} of {len(val):,} samples are in the training data too"
+
+
+def tokenizer_lines(config: SftConfig, tokenizer: Any, stops: list[int], *, is_own: bool) -> Iterator[str]:
+    """Which template and tokenizer made the tokens."""
+    given = config.data.chat_template
+    origin = "the tokenizer's own" if is_own else "chatml (the tokenizer has none)" if given is None else "given"
+    if given is not None and "{" not in given:
+        origin = f"data.chat_template={given}"
+    fingerprint = template_fingerprint(tokenizer, config.data.apply_chat_template_kwargs)
+    names = ", ".join(f"{tokenizer.convert_ids_to_tokens(stop)} = {stop}" for stop in stops)
+    yield f"template: {origin}, {fingerprint[:12]}; a turn ends with {names}"
+    special = sum(token.special for token in tokenizer.added_tokens_decoder.values())
+    ends = ", ".join(f"{name} {getattr(tokenizer, f'{name}_token') or 'none'}" for name in ("bos", "eos", "pad"))
+    yield f"tokenizer: {type(tokenizer).__name__}, {len(tokenizer):,} tokens, {special} special; {ends}"
+
+
+def look_ahead(config: SftConfig, train: Dataset, numbers: Audit, ranks: int) -> Forecast:
+    """The run as these ranks would do it, from its first steps."""
+    steps_per_epoch = -(-len(train) // config.data.train_batch_size)
+    sp_size = config.ulysses_sequence_parallel_size
+    return forecast(
+        train,
+        steps=range(1, min(STEPS, steps_per_epoch) + 1),
+        batch_size=config.data.train_batch_size,
+        seed=config.trainer.seed,
+        total_steps=config.trainer.total_training_steps or config.trainer.total_epochs * steps_per_epoch,
+        dp_size=ranks // sp_size,
+        sp_size=sp_size,
+        supervised_tokens=numbers.supervised_tokens,
+    )
+
+
+def memory_lines(config: SftConfig, source: Path, view: Forecast, ranks: int, *, tokens: int) -> Iterator[str]:
+    """About how much memory a rank needs, and what would save some."""
+    fsdp = config.model.fsdp_config
+    model, _ = build_bare_model(config, source, tokens=tokens)
+    size = model_size(model, decoder_layers(model))
+    load = Load(
+        ranks=ranks,
+        tokens=view.most_positions // view.sp_size,
+        logits=view.most_logits // view.sp_size,
+        master_bytes=DTYPES[fsdp.model_dtype].itemsize,
+        compute_bytes=DTYPES[fsdp.compute_dtype].itemsize,
+        checkpointing=config.model.enable_gradient_checkpointing,
+    )
+    trains = f", {size.trainable / 1e6:,.1f} M of them train" if size.frozen else ""
+    yield (
+        f"memory: an estimate for {ranks} ranks, a model of {(size.trainable + size.frozen) / 1e6:,.1f} M parameters"
+        f"{trains}, and micro-batches of up to {load.tokens:,} tokens per rank"
+    )
+    yield f"  {estimate(size, load)}"
+    if saved := savings(size, load):
+        yield "  would save: " + "; ".join(f"{knob} {gigabytes(number)}" for knob, number in saved.items())
+
+
+def write_files(
+    options: Options, train: Dataset, chosen: list[int], tokenizer: Any, lines: list[str], numbers: Audit
+) -> None:
+    """inspect.out and inspect.html."""
+    written = chosen[: None if options.written < 0 else options.written]
+
+    def seen() -> Iterator[SeenSample]:
+        return (see(train.samples, number, tokenizer) for number in written)
+
+    try:
+        if options.out:
+            count = write_lines(Path(options.out), seen())
+            print(f"{options.out}: {count:,} of {len(train):,} samples as JSONL")
+        if options.html:
+            drawn = {"samples by length in tokens": numbers.lengths, "samples by trained tokens": numbers.supervised_tokens}
+            names = ", ".join(source.name for source in itertools.islice(train.sources, 5))
+            write_page(Path(options.html), seen(), title=f"What trains in {names}", numbers=lines, histograms=drawn)
+            print(f"{options.html}: {len(written):,} of {len(train):,} samples as a page")
+    except OSError as error:
+        raise InputError(f"inspect.out and inspect.html: {error.filename} cannot be written ({error.strerror}).") from error

@@ -1,0 +1,139 @@
+"""What a run needs of a GPU's memory, from sizes alone: an estimate, in bytes per rank.
+
+States (weights, gradients, AdamW's two moments) are split over all ranks: ZeRO stage 3, Rajbhandari et al. 2019.
+Activations are counted as the tensors that one decoder layer keeps for its backward pass, in the manner of Korthikanti
+et al. 2022, for the layers of today (RMS norms in fp32, rotary positions, grouped heads, gated MLP, attention that
+keeps no [T, T] matrix):
+
+    16·D + c·(4·D + 3·Q + 2·KV + 4·I)     bytes per token and layer
+    c·D                                   with gradient checkpointing, and all of the above for one layer
+
+c bytes of compute dtype, D width, Q and KV widths of all query and of all key heads, I width of the MLP (of the
+experts that a token meets). What it leaves out: fragments of the allocator, buffers of NCCL, CUDA itself (some GB).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from transformers import PreTrainedModel
+
+LOGITS_AT_ONCE = 1024  # rows of logits whose fp32 copy is alive at one time, see loss.py
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What memory depends on. Parameters are counted once, tied or not."""
+
+    trainable: int
+    frozen: int
+    layer: int  # parameters of the largest decoder layer
+    outside: int  # parameters outside of the layers: embeddings, LM head, last norm
+    layers: int
+    width: int
+    query_width: int
+    key_width: int
+    mlp_width: int
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class Load:
+    """How a run uses the model. tokens and logits: of the largest micro-batch of one rank, padding included."""
+
+    ranks: int
+    tokens: int
+    logits: int  # rows: the positions that the LM head meets
+    master_bytes: int  # of a weight that trains, its gradient and each of its moments
+    compute_bytes: int
+    checkpointing: bool
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes per rank, at the end of the forward pass of the largest micro-batch."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    gathered: int  # whole layers while they compute, their gradients until they are shared out
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{field.name} {gigabytes(getattr(self, field.name))}" for field in fields(self))
+        return f"{gigabytes(self.total)} per rank: {parts}"
+
+
+def estimate(model: ModelSize, load: Load) -> Memory:
+    """The memory of one rank."""
+    n, m, c = load.ranks, load.master_bytes, load.compute_bytes
+    in_layer = 16 * model.width + c * (
+        4 * model.width + 3 * model.query_width + 2 * model.key_width + 4 * model.mlp_width
+    )
+    kept_layers = 1 if load.checkpointing else model.layers
+    checkpoints = c * model.width * model.layers if load.checkpointing else 0
+    trained_share = model.trainable / (model.trainable + model.frozen)
+    alive = model.outside + 2 * model.layer  # the next layer is gathered while this one computes
+    largest = max(model.outside, model.layer)
+    return Memory(
+        weights=(model.trainable * m + model.frozen * c) // n,
+        gradients=model.trainable * m // n,
+        optimizer=2 * model.trainable * m // n,
+        gathered=alive * c + int(trained_share * (c * (model.outside + model.layer) + 4 * largest)),
+        activations=load.tokens * (kept_layers * in_layer + checkpoints),
+        logits=model.vocabulary * (2 * c * load.logits + 3 * 4 * min(load.logits, LOGITS_AT_ONCE)),
+    )
+
+
+def savings(model: ModelSize, load: Load) -> dict[str, int]:
+    """Bytes per rank that each knob would save, the most first; a knob already turned is not there."""
+    now = estimate(model, load).total
+    turned = {
+        "model.enable_gradient_checkpointing=true": replace(load, checkpointing=True),
+        "half of data.max_tokens_per_gpu or data.micro_batch_size_per_gpu": replace(
+            load, tokens=load.tokens // 2, logits=load.logits // 2
+        ),
+        "twice as many ranks": replace(load, ranks=2 * load.ranks),
+        "model.fsdp_config.model_dtype=bf16": replace(load, master_bytes=2),
+    }
+    saved = {knob: now - estimate(model, other).total for knob, other in turned.items()}
+    return {knob: saved[knob] for knob in sorted(saved, key=lambda knob: -saved[knob]) if saved[knob] > 0}
+
+
+def gigabytes(number: int) -> str:
+    """ "1.3 GB" or "12 MB"; GB = 1e9 bytes, as perf/max_memory_allocated_gb."""
+    return f"{number / 1e9:,.1f} GB" if number >= 1e8 else f"{number / 1e6:,.1f} MB"
+
+
+def model_size(model: PreTrainedModel, layers: list[torch.nn.Module]) -> ModelSize:
+    """The sizes of a model, which may lie on the meta device."""
+    config = model.config.get_text_config()
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    parameters = list(model.parameters())
+    in_layers = [sum(weight.numel() for weight in layer.parameters()) for layer in layers]
+    everything = sum(weight.numel() for weight in parameters)
+    return ModelSize(
+        trainable=sum(weight.numel() for weight in parameters if weight.requires_grad),
+        frozen=sum(weight.numel() for weight in parameters if not weight.requires_grad),
+        layer=max(in_layers),
+        outside=everything - sum(in_layers),
+        layers=len(layers),
+        width=config.hidden_size,
+        query_width=config.num_attention_heads * head_width,
+        key_width=(getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head_width,
+        mlp_width=_mlp_width(config),
+        vocabulary=config.vocab_size,
+    )
+
+
+def _mlp_width(config) -> int:
+    experts = getattr(config, "num_experts_per_tok", None)
+    if experts:
+        return experts * (getattr(config, "moe_intermediate_size", None) or config.intermediate_size)
+    return getattr(config, "intermediate_size", None) or 4 * config.hidden_size
