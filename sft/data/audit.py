@@ -97,10 +97,10 @@ def audit(dataset: Dataset, stop_token_ids: Sequence[int], *, most_tokens: int |
 def overlap(val: Dataset, train: Dataset) -> Found:
     """Samples of `val` that are in `train` too: "val.jsonl:3 = train.jsonl:17"."""
     digests, first_index = np.unique(train.samples.digests, return_index=True)
-    place = np.minimum(np.searchsorted(digests, val.samples.digests), len(digests) - 1)
-    in_both = np.flatnonzero(digests[place] == val.samples.digests)
-    pairs = (f"{val.samples.where(i)} = {train.samples.where(first_index[place[i]])}" for i in in_both[:MAX_SHOWN])
-    return Found(len(in_both), tuple(pairs))
+    nearest = np.minimum(np.searchsorted(digests, val.samples.digests), len(digests) - 1)
+    in_both = np.flatnonzero(digests[nearest] == val.samples.digests)
+    twins = first_index[nearest[in_both[:MAX_SHOWN]]].tolist()
+    return Found(len(in_both), _pairs(val.samples, in_both, train.samples, twins))
 
 
 def summary(numbers: Audit, name: str) -> list[str]:
@@ -159,15 +159,22 @@ def _count_block(block: Block, stop_token_ids: Sequence[int]) -> tuple[np.ndarra
     supervised[starts] = False  # nothing stands before it to be predicted from; so no turn crosses into a sample
     ends = supervised & ~np.append(supervised[1:], False)
     stopped = ends & np.isin(block.input_ids, stop_token_ids)
-    supervised, turns, stopped = (np.add.reduceat(marks, starts, dtype=np.int32) for marks in (supervised, ends, stopped))
-    return supervised, turns, stopped
+
+    def per_sample(marks: np.ndarray) -> np.ndarray:
+        return np.add.reduceat(marks, starts, dtype=np.int32)
+
+    return per_sample(supervised), per_sample(ends), per_sample(stopped)
 
 
 def _duplicates(samples: FittedSamples) -> Found:
     _, first_index, group = np.unique(samples.digests, return_index=True, return_inverse=True)
     repeats = np.flatnonzero(first_index[group] != np.arange(len(samples)))
-    pairs = (f"{samples.where(i)} = {samples.where(first_index[group[i]])}" for i in repeats[:MAX_SHOWN])
-    return Found(len(repeats), tuple(pairs))
+    return Found(len(repeats), _pairs(samples, repeats, samples, first_index[group[repeats[:MAX_SHOWN]]].tolist()))
+
+
+def _pairs(samples: FittedSamples, which: np.ndarray, others: FittedSamples, twins: list[int]) -> tuple[str, ...]:
+    """ "b.jsonl:7 = a.jsonl:3" for each of the twins."""
+    return tuple(f"{samples.where(i)} = {others.where(twin)}" for i, twin in zip(which, twins, strict=False))
 
 
 def _places(samples: FittedSamples, which: np.ndarray, count: int | None = None) -> Found:

@@ -22,7 +22,6 @@ class FittedSamples:
 
     def __init__(self, store: SampleStore, ids: np.ndarray, starts: np.ndarray, lengths: np.ndarray):
         self._store, self._ids, self._starts, self.lengths = store, ids, starts, lengths
-        self.is_cut = lengths < store.lengths[ids]  # bool [number of samples]
         self.digests = store.digests[ids]  # uint64 [number of samples], of the samples before cutting
 
     def __len__(self) -> int:
@@ -41,9 +40,9 @@ class FittedSamples:
             if len(ids) == len(block.lengths) and (lengths == block.lengths).all():
                 yield block
                 continue
-            begins = np.concatenate([[0], np.cumsum(block.lengths)])[ids] + starts
-            # Position t of the result is the (t - where its sample begins there)-th of its window here.
-            taken = np.arange(lengths.sum()) + np.repeat(begins - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths)
+            begin_here = (np.cumsum(block.lengths) - block.lengths)[ids] + starts
+            begin_there = np.cumsum(lengths) - lengths
+            taken = np.arange(lengths.sum()) + np.repeat(begin_here - begin_there, lengths)
             yield Block(lengths, block.input_ids[taken], block.loss_weights[taken])
 
     def where(self, index: int) -> str:
@@ -96,7 +95,7 @@ def fit(store: SampleStore, *, max_length: int, truncation: str) -> tuple[Fitted
     learns = (store.last_supervised > starts) & (store.first_supervised < starts + fitted_lengths)
     kept = learns & ~(too_long & (truncation == "drop"))
 
-    def first(which: np.ndarray) -> tuple[str, ...]:
+    def first_of(which: np.ndarray) -> tuple[str, ...]:
         return tuple(store.where(i) for i in ids[which][:MAX_SHOWN])
 
     truncated, dropped, emptied = kept & cut, too_long & (truncation == "drop"), ~learns & cut
@@ -105,8 +104,8 @@ def fit(store: SampleStore, *, max_length: int, truncation: str) -> tuple[Fitted
         truncated=int(truncated.sum()),
         dropped_too_long=int(dropped.sum()),
         dropped_nothing_supervised=int(emptied.sum()),
-        first_truncated=first(truncated),
-        first_too_long=first(dropped),
-        first_nothing_supervised=first(emptied),
+        first_truncated=first_of(truncated),
+        first_too_long=first_of(dropped),
+        first_nothing_supervised=first_of(emptied),
     )
     return FittedSamples(store, ids[kept], starts[kept], fitted_lengths[kept]), report

@@ -17,7 +17,9 @@ from sft.config.report import ConfigError
 class Options:
     samples: Annotated[int, Field(ge=0, description="how many samples are shown")] = 3
     seed: Annotated[int | None, Field(ge=0, description="a number: samples drawn at random; null: the first")] = None
-    row: Annotated[str | None, Field(description="show the samples of this row alone, for example train.jsonl:12")] = None
+    row: Annotated[str | None, Field(description="show the samples of this row alone, for example train.jsonl:12")] = (
+        None
+    )
     ids: Annotated[bool, Field(description="true: the id behind every token")] = False
     ranks: Annotated[int | None, Field(ge=1, description="ranks that will train; null: the fewest possible")] = None
     out: Annotated[str | None, Field(description="file for the samples as JSONL: ids, tokens, weights")] = None

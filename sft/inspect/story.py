@@ -162,9 +162,12 @@ def write_files(
             count = write_lines(Path(options.out), seen())
             print(f"{options.out}: {count:,} of {len(train):,} samples as JSONL")
         if options.html:
-            drawn = {"samples by length in tokens": numbers.lengths, "samples by trained tokens": numbers.supervised_tokens}
+            drawn = {
+                "samples by length in tokens": numbers.lengths,
+                "samples by trained tokens": numbers.supervised_tokens,
+            }
             names = ", ".join(source.name for source in itertools.islice(train.sources, 5))
             write_page(Path(options.html), seen(), title=f"What trains in {names}", numbers=lines, histograms=drawn)
             print(f"{options.html}: {len(written):,} of {len(train):,} samples as a page")
     except OSError as error:
-        raise InputError(f"inspect.out and inspect.html: {error.filename} cannot be written ({error.strerror}).") from error
+        raise InputError(f"{error.filename} cannot be written ({error.strerror}); give another path.") from error
