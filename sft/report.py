@@ -124,6 +124,6 @@ def describe_data(job: Job) -> list[str]:
     told = summary(audit(job.train, job.stop_token_ids, most_tokens=MOST_TOKENS_READ), "train")
     if job.val is not None:
         both = overlap(job.val, job.train)
-        shared = f"; in the training data too: {both}" if both.count else ""
+        shared = f"; samples that are in the training data too: {both}" if both.count else ""
         told.append(f"val: {kept(audit(job.val, job.stop_token_ids, most_tokens=MOST_TOKENS_READ))}{shared}")
     return told

@@ -109,9 +109,9 @@ def summary(numbers: Audit, name: str) -> list[str]:
 
 
 def kept(numbers: Audit) -> str:
-    """ "10 rows -> 7 samples; dropped: 3 too long; 1 truncated"."""
+    """ "10 rows -> 7 samples; dropped: 3 samples (too long); 1 truncated"."""
     dropped = [
-        f"{found.count:,} {kind} {cause}"
+        f"{found.count:,} {kind} ({cause})"
         for kind, causes in (("rows", numbers.dropped_rows), ("samples", numbers.dropped_samples))
         for cause, found in causes.items()
     ]
@@ -137,7 +137,7 @@ def oddities(numbers: Audit) -> Iterator[str]:
     if numbers.duplicates.count:
         yield f"samples equal to an earlier one: {numbers.duplicates}"
     if numbers.typed_special_tokens.count:
-        yield f"rows that spell a special token in text that is not the assistant's: {numbers.typed_special_tokens}"
+        yield f"rows that spell a special token outside the assistant's words: {numbers.typed_special_tokens}"
     if numbers.little_supervised.count:
         yield f"samples with an unusually small trained share: {numbers.little_supervised}"
 

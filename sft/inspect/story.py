@@ -92,7 +92,7 @@ def choose(train: Dataset, options: Options) -> list[int]:
 def val_lines(train: Dataset, val: Dataset, stops: list[int]) -> Iterator[str]:
     """The short version for the validation data, and how much of it is trained on."""
     yield from summary(audit(val, stops), "val")
-    yield f"val: {overlap(val, train)} of {len(val):,} samples are in the training data too"
+    yield f"val: samples that are in the training data too: {overlap(val, train)}"
 
 
 def tokenizer_lines(config: SftConfig, tokenizer: Any, stops: list[int], *, is_own: bool) -> Iterator[str]:
@@ -140,7 +140,7 @@ def memory_lines(config: SftConfig, source: Path, view: Forecast, ranks: int, *,
     )
     trains = f", {size.trainable / 1e6:,.1f} M of them train" if size.frozen else ""
     yield (
-        f"memory: an estimate for {ranks} ranks, a model of {(size.trainable + size.frozen) / 1e6:,.1f} M parameters"
+        f"memory: an estimate for {ranks} rank{'s' * (ranks > 1)}, a model of {(size.trainable + size.frozen) / 1e6:,.1f} M parameters"
         f"{trains}, and micro-batches of up to {load.tokens:,} tokens per rank"
     )
     yield f"  {estimate(size, load)}"

@@ -1,0 +1,56 @@
+"""A tiny model and rows with something to see, and the command called in this process."""
+
+from __future__ import annotations
+
+import pytest
+
+from sft.config import load_config
+from sft.inspect.__main__ import look
+from sft.inspect.options import take_options
+from tests.assets import tiny_model_dir, write_jsonl
+
+ROWS = [
+    {"question": "1 + 1?", "answer": "2"},
+    {"question": "Write <script>alert(1)</script> & say why.", "answer": "No.\n\nIt is \"code\" 😀."},
+    {"question": "What is <|im_end|>?", "answer": "The end of a turn."},
+    {"question": "1 + 1?", "answer": "2"},
+    {"question": "Add the apples.", "answer": "the apples " * 60},
+]  # fmt: skip
+VAL = [{"question": "1 + 1?", "answer": "2"}, {"question": "1 + 2?", "answer": "3"}]
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    return tiny_model_dir(tmp_path_factory.mktemp("inspect") / "model")
+
+
+@pytest.fixture
+def overrides(tmp_path, model):
+    """Of a run on ROWS and VAL, as the trainer would take them."""
+    write_jsonl(tmp_path / "train.jsonl", ROWS)
+    write_jsonl(tmp_path / "val.jsonl", VAL)
+    return [
+        f"model.partial_pretrain={model}",
+        f"data.train_files={tmp_path / 'train.jsonl'}",
+        f"data.val_files={tmp_path / 'val.jsonl'}",
+        f"data.cache_dir={tmp_path / 'cache'}",
+        "data.train_batch_size=4",
+        "data.micro_batch_size_per_gpu=2",
+        "data.max_length=64",
+        "data.truncation=right",
+    ]
+
+
+@pytest.fixture
+def inspect(overrides, capsys, monkeypatch):
+    """inspect("+inspect.samples=1"): (exit code, stdout, stderr)."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def inspect(*more):
+        options, rest = take_options([*overrides, *more])
+        code = look(load_config(rest, warn=print), options)
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return inspect

@@ -1,0 +1,91 @@
+"""The estimate of memory against what autograd really keeps, and what its knobs must do."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from sft.memory import Load, ModelSize, estimate, gigabytes, model_size, savings
+from tests.assets import tiny_model_dir
+
+LOAD = Load(ranks=1, tokens=512, logits=100, master_bytes=4, compute_bytes=2, checkpointing=False)
+BILLION = ModelSize(
+    trainable=10**9, frozen=0, layer=3 * 10**7, outside=10**8, layers=30, width=2048, query_width=2048,
+    key_width=512, mlp_width=8192, vocabulary=150_000,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama"])
+def test_activations_are_what_autograd_keeps(kind, dtype, tmp_path):
+    """Every tensor that the layers save for backward, weights excepted, counted by storage: within 5 % below, 25 % above."""
+    sizes = {"hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 8, "head_dim": 32}
+    tiny_model_dir(tmp_path, kind=kind, num_hidden_layers=4, **sizes)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype, attn_implementation="sdpa").train()
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    saved: dict[int, torch.Tensor] = {}
+
+    def note(tensor):
+        if tensor.untyped_storage().data_ptr() not in weights:
+            saved[tensor.untyped_storage().data_ptr()] = tensor  # kept alive: no address is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model.model(input_ids=torch.arange(LOAD.tokens)[None] % 400, use_cache=False)
+    measured = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+    load = replace(LOAD, compute_bytes=dtype.itemsize)
+    estimated = estimate(model_size(model, list(model.model.layers)), load).activations
+    assert 0.95 < estimated / measured < 1.25
+
+
+def test_sizes_of_a_model(tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir(tmp_path))
+    size = model_size(model, list(model.model.layers))
+    everything = sum(weight.numel() for weight in model.parameters())
+    assert size.trainable == everything and size.frozen == 0
+    assert size.layers * size.layer + size.outside == everything
+    assert (size.width, size.query_width, size.key_width, size.mlp_width) == (64, 64, 32, 128)
+    assert size.vocabulary == model.get_input_embeddings().weight.shape[0]
+
+
+def test_states_are_shared_out_and_have_their_dtype():
+    one, eight = estimate(BILLION, LOAD), estimate(BILLION, replace(LOAD, ranks=8))
+    assert (one.weights, one.gradients, one.optimizer) == (4 * 10**9, 4 * 10**9, 8 * 10**9)
+    assert (eight.weights, eight.gradients, eight.optimizer) == (5 * 10**8, 5 * 10**8, 10**9)
+    assert eight.activations == one.activations
+    assert estimate(BILLION, replace(LOAD, master_bytes=2)).optimizer == 4 * 10**9
+
+
+def test_frozen_weights_have_neither_gradients_nor_moments():
+    size = replace(BILLION, trainable=10**7, frozen=10**9)
+    memory = estimate(size, LOAD)
+    assert (memory.weights, memory.gradients, memory.optimizer) == (4 * 10**7 + 2 * 10**9, 4 * 10**7, 8 * 10**7)
+    assert memory.gathered < estimate(BILLION, LOAD).gathered
+
+
+def test_checkpointing_keeps_one_layer_and_the_input_of_each():
+    memory = estimate(BILLION, replace(LOAD, checkpointing=True))
+    in_layer = estimate(BILLION, LOAD).activations // BILLION.layers
+    assert memory.activations == in_layer + LOAD.tokens * 2 * 2048 * BILLION.layers
+
+
+def test_logits_are_those_of_trained_positions():
+    assert estimate(BILLION, LOAD).logits == 150_000 * (2 * 2 * 100 + 3 * 4 * 100)
+    assert estimate(BILLION, replace(LOAD, logits=0)).logits == 0
+    more = estimate(BILLION, replace(LOAD, logits=5000)).logits
+    assert more == 150_000 * (2 * 2 * 5000 + 3 * 4 * 1024), "fp32 exists for a chunk only"
+
+
+def test_knobs_that_save_are_named_the_most_first():
+    saved = savings(BILLION, replace(LOAD, tokens=16_384))
+    assert list(saved.values()) == sorted(saved.values(), reverse=True)
+    assert "model.enable_gradient_checkpointing=true" in saved
+    turned = savings(BILLION, replace(LOAD, checkpointing=True, master_bytes=2))
+    assert not {"model.enable_gradient_checkpointing=true", "model.fsdp_config.model_dtype=bf16"} & set(turned)
+
+
+def test_units():
+    assert gigabytes(1_250_000_000) == "1.2 GB" and gigabytes(12_300_000) == "12.3 MB"
+    memory = estimate(BILLION, LOAD)
+    assert str(memory).startswith(f"{gigabytes(memory.total)} per rank: weights 4.0 GB, gradients 4.0 GB")
