@@ -140,8 +140,9 @@ def memory_lines(config: SftConfig, source: Path, view: Forecast, ranks: int, *,
     )
     trains = f", {size.trainable / 1e6:,.1f} M of them train" if size.frozen else ""
     yield (
-        f"memory: an estimate for {ranks} rank{'s' * (ranks > 1)}, a model of {(size.trainable + size.frozen) / 1e6:,.1f} M parameters"
-        f"{trains}, and micro-batches of up to {load.tokens:,} tokens per rank"
+        f"memory: an estimate for {ranks} rank{'s' * (ranks > 1)}, a model of "
+        f"{(size.trainable + size.frozen) / 1e6:,.1f} M parameters{trains}, and micro-batches of up to {load.tokens:,} "
+        "tokens per rank"
     )
     yield f"  {estimate(size, load)}"
     if saved := savings(size, load):

@@ -68,6 +68,16 @@ def test_lines_for_people_and_lines_for_programs_say_the_same(finished):
     assert "step = 2 dp x 1 micro-batches of 2 samples = 4 samples" in done.stdout
 
 
+def test_the_data_is_told_once(finished):
+    cwd, done, _ = finished
+    lines = (cwd / "run" / "training.log").read_text().splitlines()
+    told = ["train: 10 rows -> 10 samples", "10 of 10 trained turns end with a stop token", "val: 7 rows -> 7 samples"]
+    for sentence in told:
+        assert len([line for line in lines if sentence in line]) == 1
+        assert (done.stdout + done.stderr).count(sentence) == 1
+    assert "samples that are in the training data too: 7 (val.jsonl:1 = train.jsonl:1, " in done.stdout
+
+
 def test_perf_metrics_are_there_and_plausible(finished):
     cwd, _, _ = finished
     last = read_metrics(cwd / "run")[-1]

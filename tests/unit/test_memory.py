@@ -19,7 +19,7 @@ BILLION = ModelSize(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama"])
 def test_activations_are_what_autograd_keeps(kind, dtype, tmp_path):
-    """Every tensor that the layers save for backward, weights excepted, counted by storage: within 5 % below, 25 % above."""
+    """Every tensor that the layers save for backward, weights excepted, by storage: within 5 % below, 25 % above."""
     sizes = {"hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 8, "head_dim": 32}
     tiny_model_dir(tmp_path, kind=kind, num_hidden_layers=4, **sizes)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype, attn_implementation="sdpa").train()

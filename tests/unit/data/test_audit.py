@@ -83,7 +83,9 @@ def test_what_is_dropped_as_too_long_is_named(opened):
 
 
 def test_rows_without_anything_to_train(opened):
-    numbers = audit(opened([{"text": "One."}, {"text": " "}, {"text": ""}], "data.format=text"), [TOKENIZER.eos_token_id])
+    numbers = audit(
+        opened([{"text": "One."}, {"text": " "}, {"text": ""}], "data.format=text"), [TOKENIZER.eos_token_id]
+    )
     assert numbers.dropped_rows["nothing to train"].count == 2
     assert numbers.dropped_rows["nothing to train"].first == ("rows.jsonl:2", "rows.jsonl:3")
 

@@ -11,6 +11,7 @@ from tests.assets import write_jsonl
 from tests.launch import clean_environment
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "inspect.txt"
+PAGE = Path(__file__).parents[3] / "docs" / "inspect.md"
 
 
 def start(*arguments):
@@ -25,12 +26,13 @@ def start(*arguments):
 
 
 def test_what_is_said_when_piped(inspect):
-    """To renew it: SFT_GOLDEN=write python -m pytest <this file>, and read the difference."""
-    code, out, _ = inspect("+inspect.samples=5")
+    """To renew it: SFT_GOLDEN=write python -m pytest <this file>, read the difference, copy it into the page."""
+    code, out, _ = inspect("+inspect.samples=3")
     assert code == 0
     if os.environ.get("SFT_GOLDEN") == "write":
         GOLDEN.write_text(out)
     assert out == GOLDEN.read_text()
+    assert out in PAGE.read_text(), "the example of the page is this one"
 
 
 def test_the_command_itself(overrides):

@@ -78,7 +78,9 @@ def test_what_trains_is_highlighted_and_says_its_id_and_weight(text):
     tokens = [attrs for tag, attrs in Page(text).elements if tag == "i"]
     tokenizer = tiny_tokenizer()
     samples = [
-        encode([{"role": "user", "content": r["question"]}, {"role": "assistant", "content": r["answer"]}], tokenizer)[0]
+        encode([{"role": "user", "content": r["question"]}, {"role": "assistant", "content": r["answer"]}], tokenizer)[
+            0
+        ]
         for r in ROWS
     ]
     expected = [(i, w) for s in samples for i, w in zip(s.input_ids.tolist(), s.loss_weights.tolist(), strict=True)]

@@ -12,7 +12,9 @@ from tests.assets import tiny_tokenizer
 
 
 def sample(*tokens):
-    return SeenSample("a.jsonl:1", 0, [Token(n, text, weight, text[0] == "<") for n, (text, weight) in enumerate(tokens)])
+    return SeenSample(
+        "a.jsonl:1", 0, [Token(n, text, weight, text[0] == "<") for n, (text, weight) in enumerate(tokens)]
+    )
 
 
 def test_marks_stand_where_colours_cannot():
