@@ -108,7 +108,7 @@ def savings(model: ModelSize, load: Load) -> dict[str, int]:
 
 def gigabytes(number: int) -> str:
     """ "1.3 GB" or "12 MB"; GB = 1e9 bytes, as perf/max_memory_allocated_gb."""
-    return f"{number / 1e9:,.1f} GB" if number >= 1e8 else f"{number / 1e6:,.1f} MB"
+    return f"{number / 1e9:,.1f} GB" if number >= 1e9 else f"{number / 1e6:,.1f} MB"
 
 
 def model_size(model: PreTrainedModel, layers: list[torch.nn.Module]) -> ModelSize:

@@ -97,6 +97,12 @@ def test_a_turn_that_is_cut_does_not_stop(opened):
     assert "1 of 2 trained turns end with a stop token" in summary(numbers, "train")[1]
 
 
+def test_the_first_token_of_a_window_is_not_trained(opened):
+    """Nothing stands before it: collate shifts it away."""
+    numbers = audit(opened([LONG], "data.max_length=60", "data.truncation=left"), STOPS)
+    assert numbers.supervised_tokens.tolist() == [59]
+
+
 def test_every_turn_of_a_conversation_is_looked_at(opened):
     turns = [{"role": role, "content": "Why?"} for role in ("user", "assistant", "user", "assistant")]
     numbers = audit(opened([{"messages": turns}], "data.multiturn.enable=true"), STOPS)

@@ -188,3 +188,17 @@ def test_another_shape_is_an_error_for_a_grown_vocabulary_too(tmp_path, world_of
         InputError, match=r"cannot be given rows.*wrong shape: model.layers.0.mlp.*instruction_response"
     ):
         load_weights(model, directory, torch.device("cpu"), trust_remote_code=False, grown_vocabulary=True)
+
+
+def test_a_snapshot_without_weights_can_be_asked_for(monkeypatch, tmp_path):
+    from sft.model import find_model
+
+    asked = []
+
+    def snapshot_download(name, *, allow_patterns, ignore_patterns):
+        asked.append(("*.safetensors" in ignore_patterns, "*.json" in allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert find_model("org/name") == find_model("org/name", weights=False) == tmp_path
+    assert asked == [(False, True), (True, True)]
