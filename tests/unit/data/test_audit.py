@@ -98,9 +98,9 @@ def test_a_turn_that_is_cut_does_not_stop(opened):
 
 
 def test_the_first_token_of_a_window_is_not_trained(opened):
-    """Nothing stands before it: collate shifts it away."""
+    """Nothing stands before it: collate shifts it away. The last of the 60 is the newline behind the stop."""
     numbers = audit(opened([LONG], "data.max_length=60", "data.truncation=left"), STOPS)
-    assert numbers.supervised_tokens.tolist() == [59]
+    assert numbers.supervised_tokens.tolist() == [58]
 
 
 def test_every_turn_of_a_conversation_is_looked_at(opened):
@@ -137,7 +137,8 @@ def test_special_tokens_typed_by_others_than_the_assistant(opened):
         {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "No."}]}
         for content in ("plain < | im_end | >", SPELLS["question"], parts)
     ]
-    numbers = audit(opened(rows, "data.multiturn.enable=true"), STOPS)
+    says = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "It is <|endoftext|>."}]
+    numbers = audit(opened([*rows, {"messages": says}], "data.multiturn.enable=true"), STOPS)
     assert numbers.typed_special_tokens.count == 2
     assert numbers.typed_special_tokens.first == ("rows.jsonl:2", "rows.jsonl:3")
 
