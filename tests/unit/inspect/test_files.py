@@ -4,9 +4,12 @@ import json
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from sft.data import encode
+from sft.inspect.page import write_page
+from sft.inspect.tokens import SeenSample, Token
 from tests.assets import tiny_tokenizer
 from tests.unit.inspect.conftest import ROWS
 
@@ -72,6 +75,16 @@ def test_what_stands_in_the_data_stays_text(text):
     assert [tag for tag, _ in page.elements].count("script") == 1, "our own"
     assert "Write <script>alert(1)</script> & say why." in page.text
     assert 'It is "code" 😀.' in page.text
+
+
+def test_a_token_that_is_markup_by_itself_stays_text(tmp_path):
+    """Some vocabularies hold "<script>" whole."""
+    sample = SeenSample("<b>.jsonl:1", 0, [Token(7, "<script>", 1.0, False), Token(8, '"&lt;', 0.0, True)])
+    numbers, title = ["<i>train</i>: 1 row"], "<u>rows</u>"
+    write_page(tmp_path / "page.html", [sample], title=title, numbers=numbers, histograms={"<s>": np.array([2])})
+    page = Page((tmp_path / "page.html").read_text())
+    assert [tag for tag, _ in page.elements if tag in ("script", "b", "u", "s", "i")] == ["i", "i", "script"]
+    assert '<script>"&lt;' in page.text and "<b>.jsonl:1" in page.text and "<i>train</i>: 1 row" in page.text
 
 
 def test_what_trains_is_highlighted_and_says_its_id_and_weight(text):
