@@ -53,8 +53,8 @@ def mixture_problems(data: DataConfig) -> Iterator[str]:
     for index, source in enumerate(data.mixture):
         if source.fraction is not None and source.weight != 1.0:
             yield (
-                f"data.mixture[{index}] has fraction={source.fraction:g} and weight={source.weight:g}, and both say how "
-                "often it is seen; keep one of them."
+                f"data.mixture[{index}] has fraction={source.fraction:g} and weight={source.weight:g}, and both say "
+                "how often it is seen; keep one of them."
             )
         if source.seed is not None and source.rows is None:
             yield f"data.mixture[{index}].seed={source.seed} would be ignored: without rows none are drawn; set rows."

@@ -82,9 +82,13 @@ class Mixture:
         alone = [[index] for index, source in enumerate(self.sources) if source.fraction is not None]
         return [together, *alone] if together else alone
 
-    def ids_of(self, index: int) -> np.ndarray:
-        """All sample ids of one source."""
-        return np.arange(self.starts[index], self.starts[index + 1])
+    @property
+    def ids(self) -> dict[str, np.ndarray]:
+        """All sample ids of each source."""
+        ends = self.starts[1:]
+        return {
+            source.name: np.arange(end - source.samples, end) for source, end in zip(self.sources, ends, strict=True)
+        }
 
     def count(self, sample_ids: np.ndarray) -> dict[str, int]:
         """How many of these samples come from each source."""
@@ -133,18 +137,22 @@ def spread_evenly(orders: Sequence[np.ndarray]) -> np.ndarray:
 
 def describe(mixture: Mixture, lengths: np.ndarray) -> str:
     """What an epoch holds, a line for each source. `lengths`: tokens of every sample."""
-    tokens = [
-        int(lengths[mixture.ids_of(index)].mean() * count) for index, count in enumerate(mixture.counts)
-    ]  # of an epoch
-    lines = [f"an epoch is {len(mixture):,} samples, about {sum(tokens):,} tokens:"]
-    width = max(len(source.name) for source in mixture.sources)
-    for source, count, of_source in zip(mixture.sources, mixture.counts, tokens, strict=True):
-        lines.append(
-            f"  {source.name:<{width}}  {count:>10,} samples ({count / len(mixture):6.1%})  {of_source:>13,} tokens "
-            f"({of_source / sum(tokens):6.1%})  {source.samples:>10,} in all, each seen {count / source.samples:.2f} "
-            "times per epoch"
+    # Of an epoch, each source's samples at their mean length.
+    tokens = [int(lengths[ids].mean() * count) for ids, count in zip(mixture.ids.values(), mixture.counts, strict=True)]
+    table = [
+        (
+            source.name,
+            f"{count:,} samples",
+            f"{count / len(mixture):.1%}",
+            f"{of_source:,} tokens",
+            f"{of_source / sum(tokens):.1%}",
+            f"{count / source.samples:.2f} passes over its {source.samples:,}",
         )
-    return "\n".join(lines)
+        for source, count, of_source in zip(mixture.sources, mixture.counts, tokens, strict=True)
+    ]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
+    return "\n  ".join([f"an epoch is {len(mixture):,} samples, about {sum(tokens):,} tokens:", *lines])
 
 
 def refuse_empty(sources: Sequence[Source]) -> None:

@@ -16,16 +16,21 @@ class SampleStore:
     """Samples of several cached files behind one index, read from the page cache without a copy.
 
     lengths, first_supervised, last_supervised: int32 [number of samples]
+    file_starts: the first sample of each file, and behind them the number of all samples, int64 [files + 1]
     """
 
     def __init__(self, files: Sequence[CachedRows]):
         self._batches: list[pa.RecordBatch] = []
+        samples_per_file: list[int] = []
         self._file_of_batch: list[CachedRows] = []
         for file in files:
-            for batch in _open(file):
+            batches = _open(file)
+            samples_per_file.append(sum(map(len, batches)))
+            for batch in batches:
                 if len(batch):
                     self._batches.append(batch)
                     self._file_of_batch.append(file)
+        self.file_starts = np.cumsum([0, *samples_per_file])
         self._starts = np.cumsum([0, *map(len, self._batches)])
         self._ids = [_ragged(batch["input_ids"]) for batch in self._batches]
         self._weights = [_ragged(batch["loss_weights"])[1] for batch in self._batches]
@@ -41,6 +46,10 @@ class SampleStore:
         offsets, ids = self._ids[batch]
         span = slice(offsets[offset], offsets[offset + 1])
         return Sample(ids[span], self._weights[batch][span])
+
+    def difficulty(self) -> np.ndarray:
+        """float64 [number of samples]; of rows that were read with one."""
+        return _joined([batch["difficulty"].to_numpy() for batch in self._batches])
 
     def where(self, index: int) -> str:
         """ "file:row" of the sample, counted as in every other message about its row."""

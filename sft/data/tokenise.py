@@ -28,6 +28,12 @@ SCHEMA = pa.schema(
         ("row", pa.int64()),  # the number that messages about its row give it: `file:row`
     ]
 )
+DIFFICULTY = pa.field("difficulty", pa.float64())  # where a curriculum asks for it
+
+
+def schema_of(source: RowSource) -> pa.Schema:
+    """The columns of the cache of these rows."""
+    return SCHEMA if source.difficulty is None else SCHEMA.append(DIFFICULTY)
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Recipe:
 class Encoded:
     """A part of the rows, encoded."""
 
-    batch: pa.RecordBatch  # of SCHEMA, a sample each
+    batch: pa.RecordBatch  # of schema_of(source), a sample each
     bad: list[str]  # what is wrong with each row that cannot be used
     untrained: int  # rows without samples: nothing in them is trained
     counts: Counter[str]  # see encode_batch
@@ -61,16 +67,25 @@ def tokenise(rows: Sequence[Row], source: RowSource, recipe: Recipe) -> Encoded:
     """The samples of some rows of `source`; rows that cannot be used are left out and named."""
     usable, encoded, bad, counts = rows, [], [], Counter[str]()
     try:
-        encoded = encode_items([source.convert(row) for row in rows], recipe, source.max_length, counts)
+        encoded = _encode(rows, source, recipe, counts)
     except InputError:
         usable, counts = [], Counter[str]()
         for row in rows:  # each by itself: fixing a file one message at a time is no fun
             try:
-                encoded += encode_items([source.convert(row)], recipe, source.max_length, counts)
+                encoded += _encode([row], source, recipe, counts)
                 usable.append(row)
             except InputError as error:
                 bad.append(_bounded(str(error)))
     return Encoded(_to_arrow(usable, encoded, source), bad, encoded.count([]), counts)
+
+
+def _encode(rows: Sequence[Row], source: RowSource, recipe: Recipe, counts: Counter[str]) -> list[list[Sample]]:
+    """The samples of every row. Raises InputError for a row that cannot be used, be it for its difficulty alone."""
+    items = [source.convert(row) for row in rows]
+    if source.difficulty is not None:
+        for row in rows:
+            source.difficulty(row)
+    return encode_items(items, recipe, source.max_length, counts)
 
 
 def encode_items(items: Sequence[Item], recipe: Recipe, max_length: int, counts: Counter[str]) -> list[list[Sample]]:
@@ -101,7 +116,11 @@ def _to_arrow(rows: Sequence[Row], encoded: Sequence[list[Sample]], source: RowS
         pa.array([positions[-1] for positions in supervised], pa.int32()),
         pa.array(row_of_sample, pa.int64()),
     ]
-    return pa.record_batch(columns_of_batch, schema=SCHEMA)
+    if source.difficulty is not None:
+        of_row = map(source.difficulty, rows)
+        of_sample = [value for value, samples in zip(of_row, encoded, strict=True) for _ in samples]
+        columns_of_batch.append(pa.array(of_sample, pa.float64()))
+    return pa.record_batch(columns_of_batch, schema=schema_of(source))
 
 
 def _bounded(problem: str) -> str:
