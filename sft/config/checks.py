@@ -90,7 +90,7 @@ def _data_problems(data: DataConfig) -> Iterator[str]:
     yield from mixture_problems(data)
     for key, files in (
         ("data.train_files", data.train_files or ()),
-        ("data.mixture", [source.path for source in data.mixture or ()]),
+        *((f"data.mixture[{index}].path", [source.path]) for index, source in enumerate(data.mixture or ())),
         ("data.val_files", data.val_files or ()),
     ):
         for file in files if data.custom_cls.path is None else ():  # a class may read what we cannot

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,9 @@ def parts_of_files(
     if config.custom_cls.path is not None:
         source = rows_of_class(files, columns, tokenizer, config, say)
         return [Part(source.name, [source])]
-    names = unique(map(short_name, files))
-    parts = [Part(name, _open(config, file, columns, say)) for name, file in zip(names, files, strict=True)]
+    parts = [
+        Part(name, _open(config, file, columns, say)) for name, file in zip(short_names(files), files, strict=True)
+    ]
     for line in differences([source for part in parts for source in part.sources]):
         say(line)
     return parts
@@ -47,7 +48,8 @@ def parts_of_mixture(config: DataConfig, seed: int, say: Callable[[str], None]) 
     """The rows of every source of data.mixture; `seed` draws them where the source has none of its own."""
     assert config.mixture is not None, "the config door let null pass for data.train_files"
     columns, parts = columns_of(config), []
-    names = unique(source.name or short_name(source.path) for source in config.mixture)
+    from_paths = short_names([source.path for source in config.mixture])
+    names = unique(source.name or name for source, name in zip(config.mixture, from_paths, strict=True))
     for name, source in zip(names, config.mixture, strict=True):
         form = source.format or config.format
         turns = columns.multiturn and form in ("auto", "messages", "sharegpt")  # chats beside plain text
@@ -83,13 +85,23 @@ def _open(config: DataConfig, file: str, columns: Columns, say: Callable[[str], 
     ]
 
 
-def short_name(entry: str) -> str:
-    """A path, glob, directory or hub id as metrics and tables call it: "data/val.jsonl" -> "val"."""
+def short_names(entries: Sequence[str]) -> list[str]:
+    """Paths, globs, directories and hub ids as metrics and tables call them, each unlike the others.
+
+    ["data/val.jsonl"] -> ["val"], and ["a/val.jsonl", "b/val.jsonl"] -> ["a/val", "b/val"]
+    """
+    names = [_end_of(entry, 1) for entry in entries]
+    return unique(
+        name if names.count(name) == 1 else _end_of(entry, 2) for name, entry in zip(names, entries, strict=True)
+    )
+
+
+def _end_of(entry: str, parts: int) -> str:
     said = [part for part in Path(entry).parts if not glob.has_magic(part) and part not in ("/", "..")]
     if not said:
         return entry
     last = Path(said[-1])
-    return last.stem if last.suffix in DATA_SUFFIXES else last.name
+    return "/".join([*said[-parts:-1], last.stem if last.suffix in DATA_SUFFIXES else last.name])
 
 
 def unique(names: Iterable[str]) -> list[str]:

@@ -119,7 +119,7 @@ BAD = [
     ("data.mixture=[rows.jsonl:0]", ["data.mixture[0].rows=0 must be a whole number of at least 1"]),
     ("data.mixture=[{path: rows.jsonl, seed: 1}]", ["data.mixture[0].seed=1 would be ignored", "set rows"]),
     ("data.mixture=[{path: rows.jsonl, format: txt}]", ['data.mixture[0].format="txt" must be auto, messages', "text"]),
-    ("data.mixture=[gone.jsonl:7]", ['data.mixture="gone.jsonl" does not exist (looked for /']),
+    ("data.mixture=[gone.jsonl:7]", ['data.mixture[0].path="gone.jsonl" does not exist (looked for /']),
     ("data.mixture=[{path: rows.jsonl, fraction: 1.1}]", ["data.mixture[0].fraction=1.1 must be", "up to 1"]),
     ("data.mixture=[{path: rows.jsonl, fraction: 0.6},{path: rows.jsonl, fraction: 0.6},rows.jsonl]",
      ["fractions of data.mixture add up to 1.2", "at most 1"]),

@@ -7,7 +7,7 @@ import pytest
 
 from sft.config import load_config
 from sft.data import epoch_order, open_dataset
-from sft.data.parts import short_name, unique
+from sft.data.parts import short_names, unique
 from sft.errors import InputError
 from tests.assets import tiny_model_dir, tiny_tokenizer, write_jsonl
 
@@ -179,8 +179,30 @@ def test_a_file_without_the_column_to_sort_by(open_mixture):
     ],
 )
 def test_short_names(entry, name):
-    assert short_name(entry) == name
+    assert short_names([entry]) == [name]
+
+
+def test_entries_of_the_same_name_are_told_apart_by_where_they_are():
+    assert short_names(["a/val.jsonl", "b/val.jsonl", "c.jsonl"]) == ["a/val", "b/val", "c"]
+    assert short_names(["a/val.jsonl", "a/val.jsonl"]) == ["a/val", "a/val_2"]
 
 
 def test_names_that_stand_twice_are_numbered():
     assert unique(["a", "a_2", "a", "a"]) == ["a", "a_2", "a_3", "a_4"]
+
+
+def test_files_behind_the_last_row_that_is_asked_for_are_no_sources(open_mixture, tmp_path):
+    open_mixture(CHAT)  # writes nothing; makes the model
+    config = load_config([f"model.partial_pretrain={tmp_path / 'model'}", f"data.cache_dir={tmp_path / 'cache'}",
+                          "data.val_files=null", f"data.train_files={tmp_path}/*.jsonl"]).data  # fmt: skip
+    dataset = open_dataset(
+        config,
+        (f"{tmp_path}/chat.jsonl", f"{tmp_path}/text.jsonl"),
+        max_samples=40,
+        max_tokens=None,
+        packed=True,
+        tokenizer=tiny_tokenizer(),
+        build_here=True,
+        say=lambda line: None,
+    )
+    assert list(dataset.mixture.ids) == ["chat"] and len(dataset.mixture) == 40
