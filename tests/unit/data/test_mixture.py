@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft.data import plan
@@ -68,6 +68,7 @@ def test_order_depends_on_seed_and_epoch_and_nothing_else():
     assert epoch_order(mixture, 1, 1).tolist() != first
 
 
+@settings(deadline=None)
 @given(mixture=mixtures(), seed=SEEDS)
 def test_every_epoch_holds_what_its_counts_say_and_passes_end_before_they_begin_again(mixture, seed):
     """After any number of epochs no sample of a source was seen more than once more often than another."""
@@ -109,6 +110,7 @@ def test_every_step_has_its_fraction(batch_size, fraction):
     assert of_text.sum() / sum(map(len, steps)) == pytest.approx(fraction, abs=0.005)
 
 
+@settings(deadline=None)
 @given(mixture=mixtures(), seed=SEEDS, batch_size=st.integers(1, 20))
 def test_a_source_with_a_fraction_keeps_its_pace_in_every_window(mixture, seed, batch_size):
     order, streams = epoch_order(mixture, seed, 0), len(mixture.streams)
@@ -127,6 +129,7 @@ def test_ranks_do_not_get_one_source_each():
     assert all(0 < number < 8 for number in of_first_rank)
 
 
+@settings(deadline=None)
 @given(mixture=mixtures(), seed=SEEDS, first=st.integers(1, 30))
 def test_any_step_can_be_worked_out_without_those_before_it(mixture, seed, first):
     straight = steps_of(mixture, 40, seed=seed)

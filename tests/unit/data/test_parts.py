@@ -98,6 +98,8 @@ def test_more_rows_than_there_are_is_an_error(open_mixture, tmp_path):
         open_mixture({**CHAT, "rows": 41})
     (tmp_path / "blank.jsonl").write_text('{"question": "a", "answer": "b"}\n\n \n{"question": "c", "answer": "d"}')
     assert rows_of(open_mixture({"path": "blank.jsonl", "rows": 2})) == ["blank.jsonl:1", "blank.jsonl:4"]
+    with pytest.raises(InputError, match=r"3 rows of .*blank.jsonl are asked for, and it holds 2;"):
+        open_mixture({"path": "blank.jsonl", "rows": 3})
 
 
 def test_a_source_of_which_nothing_is_left_is_an_error(open_mixture, tmp_path):
@@ -146,10 +148,10 @@ def graded(tmp_path, levels):
 
 
 def test_a_curriculum_by_a_column(open_mixture, tmp_path):
-    dataset = open_mixture(graded(tmp_path, [3, 1.5, -2, 0]), curriculum="level")
+    source = graded(tmp_path, [3, 1.5, -2, 0])
+    assert open_mixture(source).mixture.difficulty is None
+    dataset = open_mixture(source, curriculum="level")  # the same rows, but not the same cache
     assert epoch_order(dataset.mixture, 1, 0).tolist() == [2, 3, 1, 0]
-    unsorted = open_mixture(graded(tmp_path, [3, 1.5, -2, 0]))
-    assert unsorted.mixture.difficulty is None
 
 
 @pytest.mark.parametrize("level", [None, "3", True, [1]])
