@@ -91,7 +91,7 @@ class Job:
         """Sample ids of a step, the same on every rank and in every run with this data, seed and batch size."""
         return plan.step_samples(
             step,
-            num_samples=len(self.train),
+            mixture=self.train.mixture,
             batch_size=self.config.data.train_batch_size,
             seed=self.config.trainer.seed,
         )
@@ -129,7 +129,7 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
         "template": template_fingerprint(inputs.tokenizer, config.data.apply_chat_template_kwargs),
         "train_batch_size": config.data.train_batch_size,
     }
-    steps_per_epoch = plan.steps_per_epoch(len(inputs.train), config.data.train_batch_size)
+    steps_per_epoch = plan.steps_per_epoch(len(inputs.train.mixture), config.data.train_batch_size)
     state, began_with = resume(config, model, optimizer, inputs.source, world, fingerprint)
     return Job(
         config=config,
@@ -239,7 +239,7 @@ def open_data(config: SftConfig, tokenizer: Any, world: World) -> tuple[Dataset,
     if max_tokens is not None:
         max_tokens *= config.ulysses_sequence_parallel_size  # each rank of the group holds its part of the row
 
-    def open_files(files: tuple[str, ...], max_samples: int) -> Dataset:
+    def open_files(files: tuple[str, ...] | None, max_samples: int, curriculum: str | None = None) -> Dataset:
         return open_dataset(
             config.data,
             files,
@@ -249,8 +249,12 @@ def open_data(config: SftConfig, tokenizer: Any, world: World) -> tuple[Dataset,
             tokenizer=tokenizer,
             build_here=world.local_rank == 0,
             say=log.info,
+            curriculum=curriculum,
+            seed=config.trainer.seed,
         )
 
-    train = open_files(config.data.train_files, config.data.train_max_samples)
+    train = open_files(config.data.train_files, config.data.train_max_samples, config.data.curriculum)
+    if len(train.mixture.sources) > 1:
+        log.info("%s", train.describe_epoch())
     val = open_files(config.data.val_files, config.data.val_max_samples) if config.data.val_files else None
     return train, val

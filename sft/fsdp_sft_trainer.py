@@ -52,7 +52,7 @@ from sft.lock import sole_use_of
 from sft.loss import token_ce_sum, token_ce_sum_and_hits
 from sft.optim import lr_at
 from sft.parallel import split_tokens
-from sft.report import describe_data, describe_step, is_complete, open_log, start_meter
+from sft.report import describe_data, describe_step, is_complete, open_log, samples_per_source, start_meter
 from sft.requests import Listener, Requests, listening
 from sft.save import finish, save_if_due
 from sft.track import RunLog, check_loggers
@@ -136,7 +136,7 @@ def fit(job: Job) -> RunResult:
 
             stats = train_step(job, micro_batches)
             count(state, stats)
-            metrics = meter.measure(stats, data_wait_s)
+            metrics = meter.measure(stats, data_wait_s) | samples_per_source(job)
             metrics |= validate_if_due(job, run_log, listener)
             run_log.log(state.step, metrics)
             if stats.skipped:
@@ -214,31 +214,36 @@ def validate_if_due(job: Job, run_log: RunLog, listener: Listener) -> dict[str, 
 def evaluate(job: Job, run_log: RunLog, listener: Listener) -> dict[str, float]:
     """Token-weighted loss, perplexity and accuracy over every validation sample, equal on any number of ranks.
 
-    Empty if the run was asked to stop meanwhile: resuming begins with this validation.
+    Where data.val_files has several entries, the loss of each as well. Empty if the run was asked to stop meanwhile:
+    resuming begins with this validation.
     """
     assert job.val is not None
     entering(f"validation after step {job.state.step}")
     job.model.eval()
-    totals = torch.zeros(2, dtype=torch.float64)
-    weight_sum = supervised_tokens = 0.0
-    ids = np.arange(len(job.val))
-    forwards = len(job.val.micro_batches(ids, dp_size=job.mesh.dp_size, dp_rank=job.mesh.dp_rank))
-    for batch in run_log.progress(batches_of(job, job.val, ids), "validation", forwards):
-        totals += torch.stack(token_ce_sum_and_hits(job.model, batch.to(job.world.device))).cpu()
-        weight_sum += batch.weight_sum
-        supervised_tokens += batch.num_supervised_tokens
+    mesh, ids_of = job.mesh, job.val.mixture.ids
+    sums = {name: np.zeros(4) for name in ids_of}  # Σ w·CE, right predictions, Σ w, supervised tokens
+    forwards = [len(job.val.micro_batches(ids, dp_size=mesh.dp_size, dp_rank=mesh.dp_rank)) for ids in ids_of.values()]
+    batches = ((name, batch) for name, ids in ids_of.items() for batch in batches_of(job, job.val, ids))
+    for name, batch in run_log.progress(batches, "validation", sum(forwards)):
+        ce_sum, hits = torch.stack(token_ce_sum_and_hits(job.model, batch.to(job.world.device))).tolist()
+        sums[name] += (ce_sum, hits, batch.weight_sum, batch.num_supervised_tokens)
         if listener.must_stop():
             break
     job.model.train()
     if listener.must_stop():
         return {}
-    ce_sum, hits, weight_sum, supervised_tokens = sum_over(ALL_RANKS, *totals.tolist(), weight_sum, supervised_tokens)
+    totals = np.reshape(sum_over(ALL_RANKS, *np.concatenate(list(sums.values()))), (-1, 4))
+    ce_sum, hits, weight_sum, supervised_tokens = totals.sum(axis=0).tolist()
     loss = ce_sum / weight_sum
-    return {
+    metrics = {
         "val/loss": loss,
         "val/perplexity": math.exp(min(loss, 700.0)),  # e^700 is the last one a float holds
         "val/token_accuracy": hits / supervised_tokens,
     }
+    if len(sums) > 1:
+        losses = (totals[:, 0] / totals[:, 2]).tolist()
+        metrics |= {f"val/loss/{name}": loss for name, loss in zip(sums, losses, strict=True)}
+    return metrics
 
 
 def batches_from(job: Job, first: int) -> Iterator[list[Batch]]:

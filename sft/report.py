@@ -11,6 +11,7 @@ import torch
 
 from sft.build import DTYPES, Job
 from sft.config import config_to_yaml
+from sft.data import epoch_order
 from sft.data.audit import audit, kept, overlap, summary
 from sft.data.forecast import forecast, sentence
 from sft.distributed import ALL_RANKS, sum_over
@@ -58,7 +59,7 @@ def write_facts(job: Job, **more: Any) -> None:
 
 def start_meter(job: Job, run_log: RunLog) -> Meter:
     """The meter of this run, its clock ticking; continues the counts of a resumed run."""
-    config, lengths = job.model.config.get_text_config(), job.train.samples.lengths.astype(np.float64)
+    config, lengths = job.model.config.get_text_config(), lengths_in_epoch(job)
     peak = device_peak(job.world.device, DTYPES[job.config.model.fsdp_config.compute_dtype])
     run_log.say(peak.source)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -74,7 +75,7 @@ def start_meter(job: Job, run_log: RunLog) -> Meter:
 
     return Meter(
         world_size=job.world.size,
-        samples_per_epoch=len(job.train),
+        samples_per_epoch=len(job.train.mixture),
         flops_per_token=training_flops_per_token(
             met_by_a_token(body),
             config.num_hidden_layers,
@@ -88,6 +89,20 @@ def start_meter(job: Job, run_log: RunLog) -> Meter:
         samples_seen=job.state.samples_seen,
         tokens_seen=job.state.tokens_seen,
     )
+
+
+def lengths_in_epoch(job: Job) -> np.ndarray:
+    """Tokens of every sample of the first epoch, repeated ones as often as they are seen, float64."""
+    mixture = job.train.mixture
+    return job.train.samples.lengths[epoch_order(mixture, job.config.trainer.seed, 0)].astype(np.float64)
+
+
+def samples_per_source(job: Job) -> dict[str, float]:
+    """data/samples/<name>: how many samples of the step that just ended each source gave; nothing for a single one."""
+    mixture = job.train.mixture
+    if len(mixture.sources) == 1:
+        return {}
+    return {f"data/samples/{name}": count for name, count in mixture.count(job.samples_of(job.state.step)).items()}
 
 
 def is_complete(job: Job) -> bool:

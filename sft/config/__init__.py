@@ -14,6 +14,7 @@ from sft.config.schema import (
     MultiturnConfig,
     OptimConfig,
     SftConfig,
+    SourceConfig,
     TrainerConfig,
     WrapPolicyConfig,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "MultiturnConfig",
     "OptimConfig",
     "SftConfig",
+    "SourceConfig",
     "TrainerConfig",
     "WrapPolicyConfig",
     "cli",

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+from sft.config.mixture import mixture_problems
 from sft.config.report import Report, choices, divisors_around, multiples_around, shown
 from sft.config.schema import DataConfig, ModelConfig, SftConfig, TrainerConfig
 
@@ -42,6 +43,8 @@ def check(config: SftConfig, world_size: int, report: Report) -> None:
         report.warn("model.strategy=fsdp: the same as fsdp2.")
     if config.data.balance_dp_token and config.data.max_tokens_per_gpu is not None:
         report.warn("data.balance_dp_token=true has no effect: data.max_tokens_per_gpu already balances tokens.")
+    if config.data.curriculum is None and config.data.curriculum_epochs > 1:
+        report.warn(f"data.curriculum_epochs={config.data.curriculum_epochs} has no effect: data.curriculum=null.")
     if config.data.val_files is None and config.trainer.test_freq > 0:
         report.warn(f"trainer.test_freq={config.trainer.test_freq} has no effect: data.val_files=null.")
 
@@ -84,7 +87,12 @@ def _batch_problems(config: SftConfig, world_size: int) -> Iterator[str]:
 
 def _data_problems(data: DataConfig) -> Iterator[str]:
     yield from _custom_class_problems(data)
-    for key, files in (("data.train_files", data.train_files), ("data.val_files", data.val_files or ())):
+    yield from mixture_problems(data)
+    for key, files in (
+        ("data.train_files", data.train_files or ()),
+        *((f"data.mixture[{index}].path", [source.path]) for index, source in enumerate(data.mixture or ())),
+        ("data.val_files", data.val_files or ()),
+    ):
         for file in files if data.custom_cls.path is None else ():  # a class may read what we cannot
             if complaint := _complaint_about_file(file):
                 yield f"{key}={shown(file)} {complaint}"

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from sft.config.checks import check
 from sft.config.compose import compose, key_of
+from sft.config.mixture import misshaped
 from sft.config.names import ACCUMULATION, ALIASES, drop_retired, refuse_not_yet, settle_aliases
 from sft.config.report import ConfigError, Report, shown
 from sft.config.schema import SftConfig, expectations
@@ -52,6 +53,8 @@ def checked(
     dp = world_size // sp if type(sp) is int and 1 <= sp <= world_size else world_size
 
     settle_aliases(flat, {key_of(override) for override in overrides}, _defaults, dp, report)
+    if flat.get("data.mixture") is not None and flat.get("data.train_files") == _defaults()["data.train_files"]:
+        flat["data.train_files"] = None  # a default gives way
     drop_retired(flat, report)
     for key in [key for key in flat if key not in expectations()]:
         report.problem(_unknown(key, flat.pop(key)))
@@ -98,9 +101,13 @@ def _typed(flat: Mapping[str, Any], report: Report) -> tuple[SftConfig, set[str]
     try:
         return schema.validate_python(_nest(flat)), set()
     except ValidationError as error:
-        wrong = {_key_at(problem["loc"]) for problem in error.errors()}
+        found = error.errors()
+        wrong = {_key_at(problem["loc"]) for problem in found}
+    in_sources = [misshaped(problem) for problem in found if _key_at(problem["loc"]) == "data.mixture"]
     for key in (key for key in expectations() if key in wrong):
-        report.problem(_mistyped(key, flat))
+        sentences = [told for told in in_sources if told] if key == "data.mixture" else []
+        for sentence in sentences or [_mistyped(key, flat)]:
+            report.problem(sentence)
     stand_ins = _defaults() | {"model.partial_pretrain": "org/name"}  # required: its default is no model either
     return schema.validate_python(_nest({**flat, **{key: stand_ins[key] for key in wrong}})), wrong
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 
@@ -40,6 +40,7 @@ Above0 = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False, descript
 AtLeast0 = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False, description="a number of at least 0")]
 Dropout = Annotated[float, Field(strict=True, ge=0, lt=1, description="a number of at least 0 and below 1")]
 Share = Annotated[float, Field(strict=True, ge=0, le=1, description="a number from 0 to 1")]
+ShareAbove0 = Annotated[float, Field(strict=True, gt=0, le=1, description="a number above 0 and up to 1")]
 Decay = Annotated[float, Field(strict=True, ge=0, lt=1)]
 Betas = Annotated[tuple[Decay, Decay], Field(description="two numbers, each at least 0 and below 1")]
 
@@ -58,6 +59,7 @@ Names = Annotated[
 Modules = Annotated[
     Text | tuple[Text, ...], Field(min_length=1, description="all-linear, a list of names or a regular expression")
 ]
+Format = Literal["auto", "messages", "sharegpt", "prompt_response", "alpaca", "dolly", "openorca", "text"]
 Variables = Annotated[dict[str, Any], Field(description="a section of keys")]
 
 Tracker = Literal["console", "jsonl", "tensorboard", "wandb", "mlflow", "swanlab", "trackio"]
@@ -65,6 +67,35 @@ Trackers = Annotated[
     tuple[Tracker, ...],
     BeforeValidator(_several),
     Field(min_length=1, description=f"one or a list of {', '.join(get_args(Tracker))}"),
+]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class SourceConfig:
+    """An entry of data.mixture. The one class with defaults: conf/ has no place for those of a list's entries."""
+
+    path: UserPath
+    format: Format | None = None  # None: data.format
+    rows: Count | None = None  # None: all of them
+    seed: CountOrZero | None = None  # of the rows that are drawn; None: trainer.seed
+    weight: Above0 = 1.0
+    fraction: ShareAbove0 | None = None
+    name: Name | None = None  # None: from the path
+
+
+def _source(value: Any) -> Any:
+    """ "path" and "path:N" as a source; what stands behind the colon of a hub id (org/name:train) is no number."""
+    if not isinstance(value, str):
+        return value
+    path, colon, rows = value.rpartition(":")
+    counted = bool(colon) and rows.isdecimal() and not Path(_expand_home(value)).exists()
+    return {"path": path, "rows": int(rows)} if counted else {"path": value}
+
+
+Mixture = Annotated[
+    tuple[Annotated[SourceConfig, BeforeValidator(_source)], ...],
+    BeforeValidator(_several),
+    Field(min_length=1, description="a list of sources"),
 ]
 
 
@@ -87,12 +118,13 @@ class DataConfig:
     train_batch_size: Count
     micro_batch_size_per_gpu: Count
     max_tokens_per_gpu: Count | None
-    train_files: Files
+    train_files: Files | None
+    mixture: Mixture | None
     val_files: Files | None
     train_max_samples: CountOrOff
     val_max_samples: CountOrOff
     cache_dir: UserPath
-    format: Literal["auto", "messages", "sharegpt", "prompt_response", "alpaca", "dolly", "openorca", "text"]
+    format: Format
     bad_rows: Literal["error", "drop"]
     prompt_key: Text
     response_key: Text
@@ -103,6 +135,8 @@ class DataConfig:
     max_length: Length
     truncation: Literal["error", "left", "right", "drop"]
     balance_dp_token: Flag
+    curriculum: Text | None
+    curriculum_epochs: Count
     train_on: Literal["assistant", "last_assistant", "all", "custom"]
     thinking_history: Literal["auto", "preserved", "last"]
     chat_template: Template | None
@@ -189,6 +223,11 @@ class SftConfig:
 def expectations() -> dict[str, str]:
     """Every key of the schema, dotted, in order, with what it must hold: {"optim.lr": "a number above 0", ...}."""
     return dict(_expectations(SftConfig, ""))
+
+
+def source_expectations() -> dict[str, str]:
+    """The keys of an entry of data.mixture, with what each must hold."""
+    return dict(_expectations(SourceConfig, ""))
 
 
 def _expectations(section: Any, prefix: str) -> Iterator[tuple[str, str]]:

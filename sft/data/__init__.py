@@ -2,7 +2,7 @@
 
     files --source--> rows --formats--> messages --chat--> Samples with proven masks --cache--> memory-mapped
     memory-mapped --fit--> what trains
-    (seed, epoch, step) --plan--> sample ids --collate--> Batch
+    (seed, epoch, mixture) --mixture--> order --plan--> sample ids of a step --collate--> Batch
 
 `encode` is the public function that shows, for one conversation, what would be trained.
 """
@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,12 @@ from sft.data import plan
 from sft.data.cache import CachedRows, cached
 from sft.data.chat import Supervision, encode, stop_token_ids, template_fingerprint
 from sft.data.collate import collate
-from sft.data.custom import rows_of_class
 from sft.data.fit import FitReport, FittedSamples, fit
-from sft.data.formats import Columns
+from sft.data.mixture import Mixture, Source, describe, epoch_order, refuse_empty
+from sft.data.parts import Part, parts_of_files, parts_of_mixture
 from sft.data.prefetch import prefetch
-from sft.data.rows import RowSource, differences, rows_of_file
+from sft.data.rows import with_difficulty
 from sft.data.shipped import add_missing_tokens, find_template
-from sft.data.source import expand_files
 from sft.data.store import SampleStore
 from sft.data.tokenise import Recipe
 from sft.errors import InputError
@@ -40,6 +39,7 @@ __all__ = [
     "add_missing_tokens",
     "collate",
     "encode",
+    "epoch_order",
     "find_template",
     "open_dataset",
     "plan",
@@ -48,15 +48,19 @@ __all__ = [
     "template_fingerprint",
 ]
 
+BY_LENGTH = "length"
+"""The data.curriculum that goes by tokens, not by a column."""
+
 
 @dataclass(frozen=True)
 class Dataset:
     """Tokenised samples that fit max_length, and the recipe that turns them into batches."""
 
     samples: FittedSamples
-    sources: tuple[CachedRows, ...]  # where the samples come from
+    files: tuple[CachedRows, ...]  # where the samples come from
     fitting: FitReport
-    fingerprint: str  # of the rows, tokenizer, template, columns and truncation: equal means equal samples
+    mixture: Mixture  # their sources, an entry of data.train_files each, and what an epoch holds of them
+    fingerprint: str  # of the rows, tokenizer, template, columns, truncation and mixture: equal means equal epochs
     micro_batch_size: int
     max_tokens: int | None  # of a micro-batch; replaces micro_batch_size
     balanced: bool
@@ -65,6 +69,10 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def describe_epoch(self) -> str:
+        """What an epoch holds, a line for each source."""
+        return describe(self.mixture, self.samples.lengths)
 
     def batches(self, sample_ids: np.ndarray, *, dp_size: int, dp_rank: int) -> Iterator[Batch]:
         """The micro-batches in which one data-parallel rank computes its part of `sample_ids`."""
@@ -87,7 +95,7 @@ class Dataset:
 
 def open_dataset(
     config: DataConfig,
-    files: tuple[str, ...],
+    files: tuple[str, ...] | None,
     *,
     max_samples: int,
     max_tokens: int | None,
@@ -95,44 +103,44 @@ def open_dataset(
     tokenizer: Any,
     build_here: bool,
     say: Callable[[str], None],
+    curriculum: str | None = None,
+    seed: int = 0,
 ) -> Dataset:
     """Tokenise (or find tokenised) the files and fit the samples to data.max_length.
 
+    files:       None: the sources of data.mixture
     max_samples: rows to read, from the first file on; -1 reads all
     max_tokens:  tokens of a micro-batch; None: data.micro_batch_size_per_gpu samples
+    curriculum:  "length", or the column by which the first data.curriculum_epochs are sorted; None: all are shuffled
+    seed:        of the rows that a source of data.mixture draws
 
     Every rank calls it, outside of any collective; build_here on one process per node. Raises InputError naming
     file:row for rows that cannot be used.
     """
-    sources = open_sources(config, files, tokenizer, say)
-    supervision = Supervision(config.train_on, config.thinking_history)
-    recipe = Recipe(tokenizer, config.apply_chat_template_kwargs, supervision)
-    cached_rows: list[CachedRows] = []
-    for source in sources:
-        rows_left = None if max_samples < 0 else max_samples - sum(rows.rows for rows in cached_rows)
-        if rows_left == 0:
-            break
-        cached_rows.append(
-            cached(
-                source,
-                recipe,
-                max_rows=rows_left,
-                bad_rows=config.bad_rows,
-                cache_dir=Path(config.cache_dir),
-                build_here=build_here,
-                say=say,
-            )
-        )
-    store = SampleStore(cached_rows)
-    samples, report = fit(store, max_length=config.max_length, truncation=config.truncation)
-    names = ", ".join(rows.name for rows in cached_rows)
+    parts = parts_of_mixture(config, seed, say) if files is None else parts_of_files(config, files, tokenizer, say)
+    cached_rows = _cached(parts, config, curriculum, max_samples, tokenizer, build_here, say)
+    files_of_part = [len(of_part) for of_part in cached_rows]
+    flat = [rows for of_part in cached_rows for rows in of_part]
+    samples, report = fit(SampleStore(flat), max_length=config.max_length, truncation=config.truncation)
+    names = ", ".join(rows.name for rows in flat)
     if not len(samples):
         raise InputError(f"{names}: no sample is left ({report}); check the rows, data.train_on and data.max_length.")
-    identity = [*(rows.key for rows in cached_rows), config.max_length, config.truncation]
+    sources = _sources(parts, samples.file_starts[np.cumsum([0, *files_of_part])])
+    identity = [*(rows.key for rows in flat), config.max_length, config.truncation]
+    if files is None:
+        refuse_empty(sources)
+        identity.append([(source.samples, source.weight, source.fraction) for source in sources])
+    if curriculum is not None:
+        identity.append([curriculum, config.curriculum_epochs])
     return Dataset(
         samples=samples,
-        sources=tuple(cached_rows),
+        files=tuple(flat),
         fitting=report,
+        mixture=Mixture(
+            sources=tuple(source for source in sources if source.samples),  # data.train_max_samples may leave none
+            difficulty=_difficulty(samples, curriculum),
+            curriculum_epochs=config.curriculum_epochs,
+        ),
         fingerprint=hashlib.sha256(repr(identity).encode()).hexdigest()[:32],
         micro_batch_size=config.micro_batch_size_per_gpu,
         max_tokens=max_tokens,
@@ -142,28 +150,48 @@ def open_dataset(
     )
 
 
-def open_sources(
-    config: DataConfig, files: tuple[str, ...], tokenizer: Any, say: Callable[[str], None]
-) -> list[RowSource]:
-    """The rows of every file, each in its own format; or, of them all, those that data.custom_cls makes."""
-    columns = Columns(
-        format=config.format,
-        prompt_key=config.prompt_key,
-        response_key=config.response_key,
-        prompt_dict_keys=tuple(config.prompt_dict_keys or ()),
-        response_dict_keys=tuple(config.response_dict_keys or ()),
-        multiturn=config.multiturn.enable,
-        messages_key=config.multiturn.messages_key,
-        tools_key=config.multiturn.tools_key,
-        enable_thinking_key=config.multiturn.enable_thinking_key,
-        text_key=config.text_key,
-    )
-    if config.custom_cls.path is not None:
-        return [rows_of_class(files, columns, tokenizer, config, say)]
-    options, max_length = config.apply_chat_template_kwargs, config.max_length
-    sources = [
-        rows_of_file(path, columns, options, max_length=max_length, say=say) for path in expand_files(files, say)
+def _cached(
+    parts: Sequence[Part],
+    config: DataConfig,
+    curriculum: str | None,
+    max_samples: int,
+    tokenizer: Any,
+    build_here: bool,
+    say: Callable[[str], None],
+) -> list[list[CachedRows]]:
+    """The tokens of every file of every part, up to the last one that max_samples lets in."""
+    supervision = Supervision(config.train_on, config.thinking_history)
+    recipe = Recipe(tokenizer, config.apply_chat_template_kwargs, supervision)
+    by_column = curriculum if curriculum != BY_LENGTH else None
+    rows_left = None if max_samples < 0 else max_samples
+    cached_rows: list[list[CachedRows]] = [[] for _ in parts]
+    for part, of_part in zip(parts, cached_rows, strict=True):
+        for source in part.sources:
+            if rows_left == 0:
+                break
+            rows = cached(
+                source if by_column is None else with_difficulty(source, by_column),
+                recipe,
+                max_rows=rows_left,
+                bad_rows=config.bad_rows,
+                cache_dir=Path(config.cache_dir),
+                build_here=build_here,
+                say=say,
+            )
+            of_part.append(rows)
+            rows_left = None if rows_left is None else rows_left - rows.rows
+    return cached_rows
+
+
+def _sources(parts: Sequence[Part], starts: np.ndarray) -> list[Source]:
+    """The parts as sources of samples; starts: the first sample of each, int64 [parts + 1]."""
+    return [
+        Source(part.name, int(samples), part.weight, part.fraction)
+        for part, samples in zip(parts, np.diff(starts), strict=True)
     ]
-    for line in differences(sources):
-        say(line)
-    return sources
+
+
+def _difficulty(samples: FittedSamples, curriculum: str | None) -> np.ndarray | None:
+    if curriculum is None:
+        return None
+    return samples.lengths.astype(np.float64) if curriculum == BY_LENGTH else samples.difficulty()

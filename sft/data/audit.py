@@ -68,7 +68,7 @@ def audit(dataset: Dataset, stop_token_ids: Sequence[int], *, most_tokens: int |
     supervised, turns, stopped = (np.concatenate(parts) for parts in zip(*counted, strict=True))
     shares = supervised / samples.lengths[: len(supervised)]
     return Audit(
-        rows=sum(source.rows for source in dataset.sources),
+        rows=sum(source.rows for source in dataset.files),
         dropped_rows=_those_that_happened(
             {
                 "cannot be used": _from_facts(dataset, "bad rows", "first bad"),
@@ -184,7 +184,7 @@ def _places(samples: FittedSamples, which: np.ndarray, count: int | None = None)
 
 
 def _from_facts(dataset: Dataset, number: str, first: str) -> Found:
-    facts = [source.facts for source in dataset.sources]
+    facts = [source.facts for source in dataset.files]
     places = [place for one in facts for place in one[first]]
     return Found(sum(one[number] for one in facts), tuple(places[:MAX_SHOWN]))
 

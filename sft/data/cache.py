@@ -24,7 +24,7 @@ from rich.progress import track
 
 from sft.data.rows import RowSource
 from sft.data.source import Row
-from sft.data.tokenise import SCHEMA, Recipe, tokenise
+from sft.data.tokenise import Recipe, schema_of, tokenise
 from sft.errors import InputError
 
 FORMAT = 5
@@ -103,7 +103,7 @@ def _build(
     untrained: list[str] = []
     typed: list[str] = []
     try:
-        with pa.OSFile(str(aside / SAMPLES_FILE), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+        with pa.OSFile(str(aside / SAMPLES_FILE), "wb") as sink, pa.ipc.new_file(sink, schema_of(source)) as writer:
             for rows in _with_progress(source, max_rows):
                 encoded = tokenise(rows, source, recipe)
                 if encoded.bad and bad_rows == "error":

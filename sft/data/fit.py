@@ -18,11 +18,13 @@ class FittedSamples:
     """The samples of a store that train, each cut to its window; indexed 0 .. len-1.
 
     lengths: int32 [number of samples], after cutting
+    file_starts: the first sample of each file, and behind them the number of all samples, int64 [files + 1]
     """
 
     def __init__(self, store: SampleStore, ids: np.ndarray, starts: np.ndarray, lengths: np.ndarray):
         self._store, self._ids, self._starts, self.lengths = store, ids, starts, lengths
         self.digests = store.digests[ids]  # uint64 [number of samples], of the samples before cutting
+        self.file_starts = np.searchsorted(ids, store.file_starts)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -31,6 +33,10 @@ class FittedSamples:
         whole = self._store[self._ids[index]]
         window = slice(self._starts[index], self._starts[index] + self.lengths[index])
         return Sample(whole.input_ids[window], whole.loss_weights[window])
+
+    def difficulty(self) -> np.ndarray:
+        """float64 [number of samples]; of rows that were read with one."""
+        return self._store.difficulty()[self._ids]
 
     def blocks(self) -> Iterator[Block]:
         """All samples in order, many at a time; what is not cut is not copied."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sft.data import Dataset, plan
+from sft.data import Dataset, epoch_order, plan
 
 MAX_RANKS = 8  # looked at: the plan deals evenly, and filling rows by tokens takes milliseconds per rank
 
@@ -20,6 +20,7 @@ class Forecast:
     total_steps: int
     steps_per_epoch: int
     samples: int  # of the first step looked at
+    tokens_per_sample: float  # of the first epoch, on average
     micro_batches: int  # of every rank in that step
     padding_frac: float  # padding / (padding + tokens), as perf/padding_frac
     most_positions: int  # tokens and padding of the largest micro-batch
@@ -41,7 +42,7 @@ def forecast(
     lengths = dataset.samples.lengths
     micro_batches = samples = tokens = positions = most_positions = most_logits = 0
     for step in steps:
-        ids = plan.step_samples(step, num_samples=len(dataset), batch_size=batch_size, seed=seed)
+        ids = plan.step_samples(step, mixture=dataset.mixture, batch_size=batch_size, seed=seed)
         for rank in range(min(dp_size, MAX_RANKS)):
             dealt = dataset.micro_batches(ids, dp_size=dp_size, dp_rank=rank)
             if step == steps[0]:
@@ -59,8 +60,9 @@ def forecast(
         dp_size=dp_size,
         sp_size=sp_size,
         total_steps=total_steps,
-        steps_per_epoch=plan.steps_per_epoch(len(dataset), batch_size),
+        steps_per_epoch=plan.steps_per_epoch(len(dataset.mixture), batch_size),
         samples=samples,
+        tokens_per_sample=float(lengths[epoch_order(dataset.mixture, seed, 0)].mean()),
         micro_batches=micro_batches,
         padding_frac=1 - tokens / positions,
         most_positions=most_positions,
@@ -72,11 +74,11 @@ def sentence(view: Forecast, dataset: Dataset, batch_size: int) -> str:
     """The arithmetic of a step as one sentence."""
     ranks = f"{view.dp_size} dp" + (f" (of {view.sp_size} sp ranks each)" if view.sp_size > 1 else "")
     size = f"up to {dataset.max_tokens:,} tokens" if dataset.max_tokens else f"{dataset.micro_batch_size} samples"
-    few = len(dataset) < batch_size
+    few = len(dataset.mixture) < batch_size
     small = f"; warning: that is all, fewer than data.train_batch_size={batch_size}" if few else ""
     return (
         f"step = {ranks} x {view.micro_batches} micro-batches of {size} = {view.samples} samples, about "
-        f"{dataset.samples.lengths.mean() * view.samples:,.0f} tokens, {view.padding_frac:.1%} padding; "
+        f"{view.tokens_per_sample * view.samples:,.0f} tokens, {view.padding_frac:.1%} padding; "
         f"{view.total_steps:,} steps = {view.total_steps / view.steps_per_epoch:.2f} epochs of "
         f"{view.steps_per_epoch:,}{small}"
     )

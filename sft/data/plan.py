@@ -3,8 +3,8 @@
     step_samples   what a step trains
     micro_batches  who computes what: every rank the same number of forwards, for each of them waits for all ranks
 
-The order of the samples is a function of (seed, epoch, number of samples) alone. World size and micro-batch
-size only decide who computes what. So the state of the data is one integer, the step.
+The order of the samples is a function of (seed, epoch, mixture) alone. World size and micro-batch size only decide
+who computes what. So the state of the data is one integer, the step.
 """
 
 from __future__ import annotations
@@ -12,31 +12,30 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 
+from sft.data.mixture import OF_STEPS, Mixture, epoch_order, permutation
 
-def steps_per_epoch(num_samples: int, batch_size: int) -> int:
+
+def steps_per_epoch(samples_per_epoch: int, batch_size: int) -> int:
     """Optimizer steps in one pass over the data; the last one may be smaller, none is dropped."""
-    return math.ceil(num_samples / batch_size)
+    return math.ceil(samples_per_epoch / batch_size)
 
 
-def position(step: int, num_samples: int, batch_size: int) -> tuple[int, int]:
+def position(step: int, samples_per_epoch: int, batch_size: int) -> tuple[int, int]:
     """(epoch, index of the step within that epoch), both from 0, of a step counted from 1."""
-    return divmod(step - 1, steps_per_epoch(num_samples, batch_size))
+    return divmod(step - 1, steps_per_epoch(samples_per_epoch, batch_size))
 
 
-@lru_cache(maxsize=2)
-def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
-    """A permutation of all sample ids, int64 [num_samples]. Philox is keyed, so epochs need no shared stream."""
-    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_samples)
-
-
-def step_samples(step: int, *, num_samples: int, batch_size: int, seed: int) -> np.ndarray:
+def step_samples(step: int, *, mixture: Mixture, batch_size: int, seed: int) -> np.ndarray:
     """Sample ids of optimizer step `step` (1 = the first), the same on every rank, int64 [<= batch_size]."""
-    epoch, index = position(step, num_samples, batch_size)
-    return epoch_order(num_samples, seed, epoch)[index * batch_size : (index + 1) * batch_size]
+    epoch, index = position(step, len(mixture), batch_size)
+    ids = epoch_order(mixture, seed, epoch)[index * batch_size : (index + 1) * batch_size]
+    if len(mixture.streams) == 1:
+        return ids
+    # Sources at an even pace, dealt to ranks in turn, could give every other rank another source.
+    return ids[permutation(len(ids), seed, step, OF_STEPS)]
 
 
 def micro_batches(

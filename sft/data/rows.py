@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from sft.data.cells import few, short
 from sft.data.chat import Conversation
 from sft.data.documents import Document
 from sft.data.formats import Columns, to_conversation, to_document
+from sft.data.mixture import OF_ROWS, permutation
 from sft.data.recognise import ROWS_LOOKED_AT, recognise, verdict
-from sft.data.source import Row, count_rows, fingerprint_file, read_rows
+from sft.data.source import Row, RowError, count_rows, fingerprint_file, read_rows
 from sft.errors import InputError
 from sft.types import Sample
 
@@ -28,6 +35,7 @@ class RowSource:
     around_number: what stands around a row's number in its `where`: ("train.jsonl:", "")
     fingerprint:   gives JSON values, equal only if the rows, and the way they are read, are equal
     max_length:    of a sample made from plain text, which is cut into several; conversations stay whole
+    difficulty:    of a row, where a curriculum goes by a column; raises RowError for a row without such a number
     """
 
     name: str
@@ -38,6 +46,7 @@ class RowSource:
     count: Callable[[], int]
     convert: Callable[[Row], Item]
     max_length: int
+    difficulty: Callable[[Row], float] | None = None
 
 
 def rows_of_file(
@@ -87,3 +96,52 @@ def differences(sources: list[RowSource]) -> list[str]:
             if lacks := sorted(whose.columns_found - who.columns_found):
                 lines.append(f"{who.name} lacks the column{'s' * (len(lacks) > 1)} {', '.join(lacks)} of {whose.name}")
     return lines
+
+
+def draw(sources: Sequence[RowSource], number: int, *, seed: int, name: str) -> list[RowSource]:
+    """The same sources with `number` of their rows, drawn by seed without replacement; in file order.
+
+    Raises InputError if they hold fewer. Which rows are drawn depends on the seed and on how many there are.
+    """
+    counts = [source.count() for source in sources]
+    total = sum(counts)
+    if number > total:
+        raise InputError(
+            f"data.mixture: {number:,} rows of {name} are asked for, and it holds {total:,}; ask for fewer (rows are "
+            "not drawn twice), or let it be seen more often by its weight."
+        )
+    drawn = np.zeros(total, bool)
+    drawn[permutation(total, seed, 0, OF_ROWS)[:number]] = True
+    parts = np.split(drawn, np.cumsum(counts)[:-1])
+    return [_only(source, part) for source, part in zip(sources, parts, strict=True) if part.any()]
+
+
+def _only(source: RowSource, chosen: np.ndarray) -> RowSource:
+    return replace(
+        source,
+        read=lambda: itertools.compress(source.read(), chosen),
+        count=lambda: int(chosen.sum()),
+        fingerprint=lambda: [*source.fingerprint(), hashlib.sha256(np.packbits(chosen).tobytes()).hexdigest()],
+    )
+
+
+def with_difficulty(source: RowSource, column: str) -> RowSource:
+    """The same rows, each with the number in `column` as its difficulty."""
+    return replace(
+        source,
+        difficulty=partial(difficulty_of, column=column),
+        fingerprint=lambda: [*source.fingerprint(), ["difficulty", column]],
+    )
+
+
+def difficulty_of(row: Row, column: str) -> float:
+    """The number in a column of the row. Raises RowError where there is none."""
+    where, cells = row
+    if column not in cells:
+        raise RowError(f"{where}: no column {column!r}, which data.curriculum={column} sorts by; found {few(cells)}.")
+    value = cells[column]
+    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+        raise RowError(
+            f"{where}: {column} is {short(value)}, expected a number (data.curriculum={column} sorts by it)."
+        )
+    return float(value)

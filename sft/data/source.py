@@ -82,11 +82,11 @@ def fingerprint_file(path: Path) -> str:
 
 
 def count_rows(path: Path) -> int:
-    """Rows of the file, cheaply (blank lines included): the length of the progress bar."""
+    """Rows of the file, without reading what they hold."""
     if path.suffix == ".parquet":
         return _open_parquet(path).metadata.num_rows
     with path.open("rb") as file:
-        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+        return sum(not line.isspace() for line in file)
 
 
 def read_rows(path: Path) -> Iterator[Row]:

@@ -30,16 +30,21 @@ class SampleStore:
 
     lengths, first_supervised, last_supervised: int32 [number of samples]
     digests: uint64 [number of samples], equal for equal samples
+    file_starts: the first sample of each file, and behind them the number of all samples, int64 [files + 1]
     """
 
     def __init__(self, files: Sequence[CachedRows]):
         self._batches: list[pa.RecordBatch] = []
+        samples_per_file: list[int] = []
         self._file_of_batch: list[CachedRows] = []
         for file in files:
-            for batch in _open(file):
+            batches = _open(file)
+            samples_per_file.append(sum(map(len, batches)))
+            for batch in batches:
                 if len(batch):
                     self._batches.append(batch)
                     self._file_of_batch.append(file)
+        self.file_starts = np.cumsum([0, *samples_per_file])
         self._starts = np.cumsum([0, *map(len, self._batches)])
         self._ids = [_ragged(batch["input_ids"]) for batch in self._batches]
         self._weights = [_ragged(batch["loss_weights"])[1] for batch in self._batches]
@@ -57,6 +62,10 @@ class SampleStore:
         offsets, ids = self._ids[batch]
         span = slice(offsets[offset], offsets[offset + 1])
         return Sample(ids[span], self._weights[batch][span])
+
+    def difficulty(self) -> np.ndarray:
+        """float64 [number of samples]; of rows that were read with one."""
+        return _joined([batch["difficulty"].to_numpy() for batch in self._batches])
 
     def blocks(self) -> Iterator[tuple[int, Block]]:
         """All samples in order, each block with the index of its first one; nothing is copied."""

@@ -32,6 +32,12 @@ SCHEMA = pa.schema(
         ("digest", pa.uint64()),  # of ids and weights: equal samples have equal digests
     ]
 )
+DIFFICULTY = pa.field("difficulty", pa.float64())  # where a curriculum asks for it
+
+
+def schema_of(source: RowSource) -> pa.Schema:
+    """The columns of the cache of these rows."""
+    return SCHEMA if source.difficulty is None else SCHEMA.append(DIFFICULTY)
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class Recipe:
 class Encoded:
     """A part of the rows, encoded."""
 
-    batch: pa.RecordBatch  # of SCHEMA, a sample each
+    batch: pa.RecordBatch  # of schema_of(source), a sample each
     bad: list[str]  # what is wrong with each row that cannot be used
     untrained: list[str]  # rows without samples: nothing in them is trained
     typed: list[str]  # rows whose text, other than the assistant's, spells a special token
@@ -73,13 +79,13 @@ def tokenise(rows: Sequence[Row], source: RowSource, recipe: Recipe) -> Encoded:
     usable, items, encoded, bad, counts = rows, [], [], [], Counter[str]()
     try:
         items = [source.convert(row) for row in rows]
-        encoded = encode_items(items, recipe, source.max_length, counts)
+        encoded = _encode(rows, items, source, recipe, counts)
     except InputError:
         usable, items, counts = [], [], Counter[str]()
         for row in rows:  # each by itself: fixing a file one message at a time is no fun
             try:
                 item = source.convert(row)
-                encoded += encode_items([item], recipe, source.max_length, counts)
+                encoded += _encode([row], [item], source, recipe, counts)
                 items.append(item)
                 usable.append(row)
             except InputError as error:
@@ -88,6 +94,16 @@ def tokenise(rows: Sequence[Row], source: RowSource, recipe: Recipe) -> Encoded:
     untrained = [where for where, samples in zip(places, encoded, strict=True) if not samples]
     typed = [where for where, item in zip(places, items, strict=True) if _spells(recipe.special_tokens, item)]
     return Encoded(_to_arrow(usable, encoded, source), bad, untrained, typed, counts)
+
+
+def _encode(
+    rows: Sequence[Row], items: Sequence[Item], source: RowSource, recipe: Recipe, counts: Counter[str]
+) -> list[list[Sample]]:
+    """The samples of every row. Raises InputError for a row that cannot be used, be it for its difficulty alone."""
+    if source.difficulty is not None:
+        for row in rows:
+            source.difficulty(row)
+    return encode_items(items, recipe, source.max_length, counts)
 
 
 def encode_items(items: Sequence[Item], recipe: Recipe, max_length: int, counts: Counter[str]) -> list[list[Sample]]:
@@ -129,7 +145,11 @@ def _to_arrow(rows: Sequence[Row], encoded: Sequence[list[Sample]], source: RowS
         pa.array(row_of_sample, pa.int64()),
         pa.array([_digest(sample) for sample in samples], pa.uint64()),
     ]
-    return pa.record_batch(columns_of_batch, schema=SCHEMA)
+    if source.difficulty is not None:
+        of_row = map(source.difficulty, rows)
+        of_sample = [value for value, samples in zip(of_row, encoded, strict=True) for _ in samples]
+        columns_of_batch.append(pa.array(of_sample, pa.float64()))
+    return pa.record_batch(columns_of_batch, schema=schema_of(source))
 
 
 def _digest(sample: Sample) -> int:

@@ -111,7 +111,7 @@ def tokenizer_lines(config: SftConfig, tokenizer: Any, stops: list[int], *, is_o
 
 def look_ahead(config: SftConfig, train: Dataset, numbers: Audit, ranks: int) -> Forecast:
     """The run as these ranks would do it, from its first steps."""
-    steps_per_epoch = -(-len(train) // config.data.train_batch_size)
+    steps_per_epoch = -(-len(train.mixture) // config.data.train_batch_size)
     sp_size = config.ulysses_sequence_parallel_size
     return forecast(
         train,
@@ -167,7 +167,7 @@ def write_files(
                 "samples by length in tokens": numbers.lengths,
                 "samples by trained tokens": numbers.supervised_tokens,
             }
-            names = ", ".join(source.name for source in itertools.islice(train.sources, 5))
+            names = ", ".join(source.name for source in itertools.islice(train.files, 5))
             write_page(Path(options.html), seen(), title=f"What trains in {names}", numbers=lines, histograms=drawn)
             print(f"{options.html}: {len(written):,} of {len(train):,} samples as a page")
     except OSError as error:

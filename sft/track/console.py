@@ -32,8 +32,8 @@ FORMATS = {"loss": ".4f", "lr": ".3e", "tokens_per_sec_per_gpu": ".0f"}
 
 
 def step_line(step: int, metrics: Mapping[str, float]) -> str:
-    """`step=1000 loss=1.2345 lr=9.511e-06 ...`; names outside train/ and perf/ keep their set: `val_loss=...`."""
-    others = [name for name in metrics if not name.startswith(("train/", "perf/"))]
+    """`step=1000 loss=1.2345 lr=9.511e-06 ...`; of data/ nothing; others keep their set: `val_loss=...`."""
+    others = [name for name in metrics if not name.startswith(("train/", "perf/", "data/"))]
     shown = [name for name in TRAIN_LINE if name in metrics] + others
     return " ".join([f"step={step}", *(_written(name, metrics[name]) for name in shown)])
 

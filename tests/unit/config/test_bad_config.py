@@ -108,6 +108,28 @@ BAD = [
     ("data.format=alpacca", ["data.format", "alpacca", "alpaca"]),
     ("data.bad_rows=skip", ["data.bad_rows", "skip", "error", "drop"]),
     ("data.train_files=[org/name.jsonl]", ["data.train_files", "does not exist"]),
+    # mixtures
+    ("data.mixture=[]", ["data.mixture=[] must be a list of sources or null"]),
+    ("data.mixture=[5]", ["data.mixture[0]=5 must be path, path:N or a section with path, format, rows"]),
+    ("data.mixture=[rows.jsonl,{rows: 5}]", ["data.mixture[1].path is missing; set it to a path"]),
+    ("data.mixture=[{path: rows.jsonl, weigth: 2}]", ["data.mixture[0].weigth is not a key", "did you mean weight?"]),
+    ("data.mixture=[{path: rows.jsonl, xyz: 2}]", ["data.mixture[0].xyz is not a key", "has path, format, rows"]),
+    ("data.mixture=[{path: rows.jsonl, weight: -1}]", ["data.mixture[0].weight=-1 must be a number above 0"]),
+    ("data.mixture=[{path: rows.jsonl, rows: 0}]", ["data.mixture[0].rows=0 must be a whole number of at least 1"]),
+    ("data.mixture=[rows.jsonl:0]", ["data.mixture[0].rows=0 must be a whole number of at least 1"]),
+    ("data.mixture=[{path: rows.jsonl, seed: 1}]", ["data.mixture[0].seed=1 would be ignored", "set rows"]),
+    ("data.mixture=[{path: rows.jsonl, format: txt}]", ['data.mixture[0].format="txt" must be auto, messages', "text"]),
+    ("data.mixture=[gone.jsonl:7]", ['data.mixture[0].path="gone.jsonl" does not exist (looked for /']),
+    ("data.mixture=[{path: rows.jsonl, fraction: 1.1}]", ["data.mixture[0].fraction=1.1 must be", "up to 1"]),
+    ("data.mixture=[{path: rows.jsonl, fraction: 0.6},{path: rows.jsonl, fraction: 0.6},rows.jsonl]",
+     ["fractions of data.mixture add up to 1.2", "at most 1"]),
+    ("data.mixture=[{path: rows.jsonl, fraction: 0.6},{path: rows.jsonl, fraction: 0.3}]",
+     ["add up to 0.9, and every source has one", "make it 1"]),
+    ("data.mixture=[{path: rows.jsonl, fraction: 1.0},rows.jsonl]", ["add up to 1", 'nothing for "rows.jsonl"']),
+    ("data.mixture=[{path: rows.jsonl, fraction: 0.1, weight: 2},rows.jsonl]",
+     ["data.mixture[0] has fraction=0.1 and weight=2", "keep one"]),
+    ("data.curriculum=5", ["data.curriculum=5 must be text or null"]),
+    ("data.curriculum_epochs=0", ["data.curriculum_epochs=0 must be a whole number of at least 1"]),
     # verl's keys without a meaning
     ("trainer.default_hdfs_dir=hdfs://x/y", ["trainer.default_hdfs_dir", "default_local_dir"]),
     ("trainer.device=cpu", ["trainer.device", "CUDA_VISIBLE_DEVICES"]),
@@ -138,12 +160,37 @@ def test_a_format_without_messages_and_multiturn_contradict_each_other(runnable:
 
 @pytest.mark.parametrize(("override", "fragments"), BAD, ids=[override for override, _ in BAD])
 def test_one_mistake_is_one_problem_that_says_so(override: str, fragments: list[str], runnable: list[str]) -> None:
+    if override.startswith("data.mixture="):  # it takes the place of data.train_files
+        runnable = [text for text in runnable if not text.startswith("data.train_files=")]
     problems = problems_of([*runnable, override])
     if "not built yet" not in fragments:  # a feature to come may be refused on top, until it is built
         problems = [problem for problem in problems if "not built yet" not in problem]
     assert len(problems) == 1, problems
     for fragment in fragments:
         assert fragment in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("data.max_length=512", 'data.train_files=["rows.jsonl"] would be ignored: the sources of data.mixture'),
+        ("data.train_files=null", None),
+        ("data.train_max_samples=4", "data.train_max_samples=4 does not say which source of data.mixture it cuts"),
+    ],
+)
+def test_what_a_mixture_takes_the_place_of(override: str, problem: str | None, runnable: list[str]) -> None:
+    overrides = [*runnable, "data.mixture=[rows.jsonl]", override]
+    if problem is None:
+        assert load_config(overrides).data.mixture
+    else:
+        assert [text for text in problems_of(overrides) if problem in text]
+
+
+def test_a_mixture_and_a_class_are_one_too_many(here: Path, runnable: list[str]) -> None:
+    (here / "mine.py").write_text("")
+    mine = ["data.custom_cls={path: mine.py, name: Rows}", "data.train_files=null", "data.mixture=[rows.jsonl]"]
+    (problem,) = problems_of([*runnable, *mine])
+    assert "data.mixture names files, and data.custom_cls.path a class" in problem
 
 
 def test_the_table_is_long_enough() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sft.config import SftConfig, config_to_yaml, load_config
+from sft.config import SftConfig, SourceConfig, config_to_yaml, load_config
 from sft.config.compose import CONFIG_DIR, compose
 from sft.config.door import flatten
 from sft.config.reference import reference
@@ -141,6 +141,24 @@ def test_a_key_that_exists_may_be_added(runnable: list[str]) -> None:
 )  # fmt: skip
 def test_good_values_arrive(override: str, key: str, value: object, runnable: list[str]) -> None:
     assert value_at(load_config([*runnable, override]), key) == value
+
+
+def test_sources_of_a_mixture(here: Path, runnable: list[str]) -> None:
+    (here / "odd:5").touch()
+    runnable = [text for text in runnable if not text.startswith("data.train_files=")]
+    sources = "[rows.jsonl,rows.jsonl:500,'odd:5',org/name:train:7,{path: rows.jsonl, format: text, fraction: 0.15}]"
+    config = load_config([*runnable, f"data.mixture={sources}"])
+    assert config.data.mixture == (
+        SourceConfig(path="rows.jsonl"),
+        SourceConfig(path="rows.jsonl", rows=500),
+        SourceConfig(path="odd:5"),
+        SourceConfig(path="org/name:train", rows=7),
+        SourceConfig(path="rows.jsonl", format="text", fraction=0.15),
+    )
+    assert config.data.train_files is None  # its default gives way
+    saved = yaml.safe_load(config_to_yaml(config))["data"]["mixture"]
+    assert tuple(SourceConfig(**source) for source in saved) == config.data.mixture
+    assert load_config([*runnable, "data.mixture=rows.jsonl:3"]).data.mixture == (SourceConfig("rows.jsonl", rows=3),)
 
 
 def test_home_is_expanded_everywhere_a_path_may_stand(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

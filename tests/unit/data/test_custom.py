@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sft.config import load_config
-from sft.data import encode, open_dataset, open_sources
+from sft.data import encode, open_dataset
+from sft.data.parts import parts_of_files
 from sft.errors import InputError
 from tests.assets import tiny_model_dir, tiny_tokenizer, write_jsonl
 
@@ -201,7 +202,9 @@ def test_only_who_tokenises_asks_the_class(rows_of, tmp_path):
         ]
     ).data
     (tmp_path / "mine.py").write_text("class Mine:\n    def __init__(self, **all):\n        raise AssertionError\n")
-    (source,) = open_sources(config, config.train_files, tiny_tokenizer(), lambda line: None)
+    assert config.train_files
+    (part,) = parts_of_files(config, config.train_files, tiny_tokenizer(), lambda line: None)
+    (source,) = part.sources
     assert source.fingerprint()
     with pytest.raises(InputError, match="AssertionError"):
         list(source.read())

@@ -5,6 +5,7 @@ import pytest
 
 from sft.data import Dataset
 from sft.data.forecast import forecast, sentence
+from sft.data.mixture import Mixture, Source
 
 
 class Lengths:
@@ -20,8 +21,9 @@ class Lengths:
 def dataset(lengths, *, packed, max_tokens=None, micro_batch_size=2):
     return Dataset(
         samples=Lengths(lengths),  # pyright: ignore
-        sources=(),
+        files=(),
         fitting=None,  # pyright: ignore
+        mixture=Mixture((Source("rows", len(lengths)),)),
         fingerprint="",
         micro_batch_size=micro_batch_size,
         max_tokens=max_tokens,

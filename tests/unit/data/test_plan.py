@@ -1,4 +1,4 @@
-"""The order is a function of (seed, epoch, size); ranks and micro-batches only decide who computes what."""
+"""A step is a cut of the epoch's order (test_mixture.py); ranks and micro-batches only decide who computes what."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sft.data import plan
+from sft.data.mixture import Mixture, Source
 
 LENGTHS = st.lists(st.integers(1, 64), min_size=1, max_size=40).map(lambda lengths: np.array(lengths, np.int32))
 RANKS = st.integers(1, 5)
@@ -14,27 +15,13 @@ SIZES = [(1, 8), (3, 8), (8, 8), (10, 4), (40, 16)]
 
 @pytest.mark.parametrize(("num_samples", "batch_size"), SIZES)
 def test_an_epoch_trains_every_sample_once_and_keeps_the_last_partial_batch(num_samples, batch_size):
-    steps = plan.steps_per_epoch(num_samples, batch_size)
+    steps, plain = plan.steps_per_epoch(num_samples, batch_size), Mixture((Source("rows", num_samples),))
     for epoch in range(3):
         trained = [
-            plan.step_samples(epoch * steps + k, num_samples=num_samples, batch_size=batch_size, seed=7)
+            plan.step_samples(epoch * steps + k, mixture=plain, batch_size=batch_size, seed=7)
             for k in range(1, steps + 1)
         ]
         assert sorted(np.concatenate(trained)) == list(range(num_samples))
-
-
-def test_order_depends_on_seed_and_epoch_and_nothing_else():
-    first = plan.epoch_order(100, 1, 0).tolist()
-    plan.epoch_order.cache_clear()
-    np.random.seed(123)  # the global generator must not matter
-    assert plan.epoch_order(100, 1, 0).tolist() == first
-    assert plan.epoch_order(100, 2, 0).tolist() != first
-    assert plan.epoch_order(100, 1, 1).tolist() != first
-
-
-def test_order_never_changes_between_versions():
-    """A resumed run must see the order it started with, also after an update of ours."""
-    assert plan.epoch_order(10, 1, 0).tolist() == GOLDEN_ORDER
 
 
 @pytest.mark.parametrize("dp_size", [1, 2, 3, 4])
@@ -121,6 +108,3 @@ def test_ranks_wait_less_for_each_other_than_when_samples_are_dealt_in_order(see
 def shared(ids, lengths, dp_size, **options):
     """The micro-batches of every rank."""
     return [plan.micro_batches(ids, lengths, dp_size=dp_size, dp_rank=rank, **options) for rank in range(dp_size)]
-
-
-GOLDEN_ORDER = [6, 0, 7, 9, 4, 1, 8, 5, 2, 3]

@@ -1,0 +1,113 @@
+"""The parts of a data set: what each entry of data.train_files, data.val_files or data.mixture brings in."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sft.config import DataConfig
+from sft.data.custom import rows_of_class
+from sft.data.formats import Columns
+from sft.data.rows import RowSource, differences, draw, rows_of_file
+from sft.data.source import expand_files
+
+DATA_SUFFIXES = (".parquet", ".jsonl", ".json")
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of one entry, and how often they are seen (mixture.Source)."""
+
+    name: str
+    sources: list[RowSource]
+    weight: float = 1.0
+    fraction: float | None = None
+
+
+def parts_of_files(
+    config: DataConfig, files: tuple[str, ...], tokenizer: Any, say: Callable[[str], None]
+) -> list[Part]:
+    """The rows of every file, each in its own format; or, of them all, those that data.custom_cls makes."""
+    columns = columns_of(config)
+    if config.custom_cls.path is not None:
+        source = rows_of_class(files, columns, tokenizer, config, say)
+        return [Part(source.name, [source])]
+    parts = [
+        Part(name, _open(config, file, columns, say)) for name, file in zip(short_names(files), files, strict=True)
+    ]
+    for line in differences([source for part in parts for source in part.sources]):
+        say(line)
+    return parts
+
+
+def parts_of_mixture(config: DataConfig, seed: int, say: Callable[[str], None]) -> list[Part]:
+    """The rows of every source of data.mixture; `seed` draws them where the source has none of its own."""
+    assert config.mixture is not None, "the config door let null pass for data.train_files"
+    columns, parts = columns_of(config), []
+    from_paths = short_names([source.path for source in config.mixture])
+    names = unique(source.name or name for source, name in zip(config.mixture, from_paths, strict=True))
+    for name, source in zip(names, config.mixture, strict=True):
+        form = source.format or config.format
+        turns = columns.multiturn and form in ("auto", "messages", "sharegpt")  # chats beside plain text
+        rows = _open(config, source.path, replace(columns, format=form, multiturn=turns), say)
+        for line in differences(rows):
+            say(line)
+        if source.rows is not None:
+            own_seed = seed if source.seed is None else source.seed
+            rows = draw(rows, source.rows, seed=own_seed, name=source.path)
+        parts.append(Part(name, rows, source.weight, source.fraction))
+    return parts
+
+
+def columns_of(config: DataConfig) -> Columns:
+    return Columns(
+        format=config.format,
+        prompt_key=config.prompt_key,
+        response_key=config.response_key,
+        prompt_dict_keys=tuple(config.prompt_dict_keys or ()),
+        response_dict_keys=tuple(config.response_dict_keys or ()),
+        multiturn=config.multiturn.enable,
+        messages_key=config.multiturn.messages_key,
+        tools_key=config.multiturn.tools_key,
+        enable_thinking_key=config.multiturn.enable_thinking_key,
+        text_key=config.text_key,
+    )
+
+
+def _open(config: DataConfig, file: str, columns: Columns, say: Callable[[str], None]) -> list[RowSource]:
+    return [
+        rows_of_file(path, columns, config.apply_chat_template_kwargs, max_length=config.max_length, say=say)
+        for path in expand_files([file], say)
+    ]
+
+
+def short_names(entries: Sequence[str]) -> list[str]:
+    """Paths, globs, directories and hub ids as metrics and tables call them, each unlike the others.
+
+    ["data/val.jsonl"] -> ["val"], and ["a/val.jsonl", "b/val.jsonl"] -> ["a/val", "b/val"]
+    """
+    names = [_end_of(entry, 1) for entry in entries]
+    return unique(
+        name if names.count(name) == 1 else _end_of(entry, 2) for name, entry in zip(names, entries, strict=True)
+    )
+
+
+def _end_of(entry: str, parts: int) -> str:
+    said = [part for part in Path(entry).parts if not glob.has_magic(part) and part not in ("/", "..")]
+    if not said:
+        return entry
+    last = Path(said[-1])
+    return "/".join([*said[-parts:-1], last.stem if last.suffix in DATA_SUFFIXES else last.name])
+
+
+def unique(names: Iterable[str]) -> list[str]:
+    """The same names, those that stand there again numbered: ["val", "val"] -> ["val", "val_2"]."""
+    given: list[str] = []
+    for name in names:
+        numbered = (name if number == 1 else f"{name}_{number}" for number in itertools.count(1))
+        given.append(next(candidate for candidate in numbered if candidate not in given))
+    return given
