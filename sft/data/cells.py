@@ -11,11 +11,11 @@ from sft.data.source import RowError
 Cells = dict[str, Any]
 
 
-def nested(cells: Cells, where: str, knob: str, key: str, dict_keys: tuple[str, ...]) -> Any:
-    """The value of a column; where it is a struct (or a JSON object as text), the value the dict keys lead to."""
+def nested(cells: Cells, where: str, knob: str, key: str, dict_keys: tuple[str, ...], *, in_text: bool) -> Any:
+    """The value of a column; where it is a struct (in_text: or a JSON object as text), what the dict keys lead to."""
     value = present(cells, key, where, knob)
     for dict_key in dict_keys:
-        struct = parsed(value)
+        struct = parsed(value) if in_text else value
         if not isinstance(struct, dict):
             break
         if dict_key not in struct:

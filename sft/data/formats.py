@@ -40,7 +40,8 @@ SHAREGPT_ROLES = {
 class Columns:
     """Where a row keeps what: its format, and the columns of the formats whose columns can be named.
 
-    format: a key of FORMATS, or "text"; "auto" until `recognise` has seen the file
+    format:   a key of FORMATS, or "text"; "auto" until `recognise` has seen the file
+    by_names: prompt_key and response_key are not the user's, but well-known names that the file has
     """
 
     format: str
@@ -53,6 +54,7 @@ class Columns:
     tools_key: str
     enable_thinking_key: str
     text_key: str
+    by_names: bool = False
 
     def fingerprint(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
@@ -106,8 +108,8 @@ def of_sharegpt(cells: Cells, where: str, columns: Columns) -> Messages:
 
 def of_prompt_response(cells: Cells, where: str, columns: Columns) -> Messages:
     """One column asks, one answers: text or lists of messages, at the end of data.*_dict_keys where they are nested."""
-    prompt = nested(cells, where, "data.prompt_key", columns.prompt_key, columns.prompt_dict_keys)
-    response = nested(cells, where, "data.response_key", columns.response_key, columns.response_dict_keys)
+    prompt = _led_to(cells, where, "data.prompt_key", columns.prompt_key, columns.prompt_dict_keys, columns)
+    response = _led_to(cells, where, "data.response_key", columns.response_key, columns.response_dict_keys, columns)
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
     if not isinstance(prompt, list):
@@ -178,6 +180,19 @@ def _options(cells: Cells, where: str, columns: Columns, template_options: Mappi
     except (TypeError, ValueError) as error:
         raise RowError(f"{where}: column {TEMPLATE_KWARGS_KEY!r} is not plain JSON: {error}.") from error
     return options
+
+
+def _led_to(cells: Cells, where: str, knob: str, key: str, dict_keys: tuple[str, ...], columns: Columns) -> Any:
+    """What a column of `prompt_response` holds."""
+    return nested(cells, where, knob, key, dict_keys, in_text=opens_text(columns, key, dict_keys))
+
+
+def opens_text(columns: Columns, key: str, dict_keys: tuple[str, ...]) -> bool:
+    """Whether dict keys lead into a column that holds JSON as text, too.
+
+    Only where the user named it, and not after what it would hold: an answer, in `answer`, may be a JSON object.
+    """
+    return not columns.by_names and key not in dict_keys and bool(dict_keys)
 
 
 def _turns(cells: Cells, key: str, where: str) -> list[Any]:

@@ -13,11 +13,11 @@ Where two formats of the same line fit, the file is ambiguous, and data.format d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from sft.data.cells import few, parsed
-from sft.data.formats import TEMPLATE_KWARGS_KEY, Columns
+from sft.data.formats import TEMPLATE_KWARGS_KEY, Columns, opens_text
 from sft.data.source import Row
 from sft.errors import InputError
 
@@ -77,7 +77,22 @@ def verdict(rows: Sequence[Row], columns: Columns, name: str) -> str:
         read = {columns.text_key}
     unread = [column for column in found if column not in read]
     told = f"{name}: {columns.format} (columns {', '.join(column for column in found if column in read)}"
+    told += "".join(_out_of_text(rows, columns))
     return told + (f"; not read: {', '.join(unread[:8])}{', …' if len(unread) > 8 else ''})" if unread else ")")
+
+
+def _out_of_text(rows: Sequence[Row], columns: Columns) -> Iterator[str]:
+    """Where JSON text is opened by data.*_dict_keys: "; answer out of the JSON text of extra_info"."""
+    if columns.format != "prompt_response":
+        return
+    for key, dict_keys in (
+        (columns.prompt_key, columns.prompt_dict_keys),
+        (columns.response_key, columns.response_dict_keys),
+    ):
+        texts = [cells[key] for _, cells in rows if isinstance(cells.get(key), str)]
+        structs = [parsed(text) for text in texts] if opens_text(columns, key, dict_keys) else []
+        if any(isinstance(struct, dict) and dict_keys[0] in struct for struct in structs):
+            yield f"; {'.'.join(dict_keys)} out of the JSON text of {key}"
 
 
 def _named_by_user(found: set[str], rows: Sequence[Row], columns: Columns) -> list[Columns]:
@@ -106,7 +121,7 @@ def _known_pair(found: set[str], rows: Sequence[Row], columns: Columns) -> list[
     if columns.multiturn:
         return []
     return [
-        replace(columns, format="prompt_response", prompt_key=prompt, response_key=response)
+        replace(columns, format="prompt_response", prompt_key=prompt, response_key=response, by_names=True)
         for prompt in [name for name in PROMPTS if name in found]
         for response in [name for name in RESPONSES if name in found]
     ]

@@ -20,6 +20,7 @@ MESSAGES = [QUESTION, ANSWER]
 SYSTEM = {"role": "system", "content": "Be brief."}
 TURNS = [{"from": "human", "value": "1 + 1?"}, {"from": "gpt", "value": "2"}]
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 1}}}
+JSON_ANSWER = '{"answer": "2", "why": "sum"}'
 NESTED = {"prompt_key": "extra_info", "response_key": "extra_info"}
 
 
@@ -46,6 +47,26 @@ CASES = [
     ("prompt_response", {"problem": "1 + 1?", "solution": "2", "level": 3}, {}, MESSAGES),
     ("prompt_response", {"question": "1 + 1?", "response": "2"}, {}, MESSAGES),  # not OpenOrca: no system_prompt
     ("prompt_response", {"question": '{"a": 1}', "answer": "2"}, {}, [QUESTION | {"content": '{"a": 1}'}, ANSWER]),
+    # JSON that is the answer, or the question, stays whole: nobody asked for a part of it
+    (
+        "prompt_response",
+        {"question": "1 + 1?", "answer": JSON_ANSWER},
+        {},
+        [QUESTION, ANSWER | {"content": JSON_ANSWER}],
+    ),
+    (
+        "prompt_response",
+        {"prompt": "1 + 1?", "response": JSON_ANSWER},
+        {},
+        [QUESTION, ANSWER | {"content": JSON_ANSWER}],
+    ),
+    (
+        "prompt_response",
+        {"prompt": '{"question": "1?", "more": "a"}', "completion": "2"},
+        {},
+        [QUESTION | {"content": '{"question": "1?", "more": "a"}'}, ANSWER],
+    ),
+    ("prompt_response", {"prompt": {"question": "1 + 1?"}, "completion": {"answer": "2"}}, {}, MESSAGES),
     ("prompt_response", {**ROW, "messages": [SYSTEM]}, {}, MESSAGES),  # the user's columns win
     ("prompt_response", {**ROW, "instruction": "a", "output": "b"}, {}, MESSAGES),
     (
@@ -174,6 +195,11 @@ def test_the_verdict_names_what_is_read_and_what_is_not():
     rows = [("a.jsonl:1", {"conversations": TURNS, "enable_thinking": False})]
     assert verdict(rows, recognise(rows, COLUMNS, "a.jsonl"), "a.jsonl") == (
         "a.jsonl: sharegpt (columns conversations, enable_thinking)"
+    )
+    rows = [("a.jsonl:1", {"extra_info": json.dumps(ROW), "id": 1})]
+    assert verdict(rows, recognise(rows, columns(**NESTED), "a.jsonl"), "a.jsonl") == (
+        "a.jsonl: prompt_response (columns extra_info; question out of the JSON text of extra_info; "
+        "answer out of the JSON text of extra_info; not read: id)"
     )
     rows = [("a.jsonl:1", {"text": "a", "system": "b"})]
     assert (
