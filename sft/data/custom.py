@@ -14,6 +14,7 @@ already, and says itself what is trained, by exactly one of
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import importlib.util
 import traceback
@@ -62,13 +63,15 @@ def rows_of_class(
         f"{name}: rows come from data.custom_cls; their tokens are kept for as long as {path.name}, the *.py files "
         "beside it, the data files and the data section stay the same, whatever else the class may read"
     )
+    if elsewhere := [spec for spec in files if not _files(spec)]:
+        say(f"{name}: no files at {', '.join(elsewhere)}; what the class finds there may change unnoticed")
     return RowSource(
         name=name,
         around_number=(f"{name}[", "]"),
         fingerprint=lambda: [
             {script.name: fingerprint_file(script) for script in sorted(path.resolve().parent.glob("*.py"))},
             name,
-            [[file, _fingerprint_files(Path(file))] for file in files],
+            [[spec, *map(fingerprint_file, _files(spec))] for spec in files],
             {key: value for key, value in asdict(config).items() if key not in ("cache_dir", "custom_cls")},
         ],
         columns_found=frozenset(),
@@ -207,8 +210,8 @@ def _told(error: Exception, path: Path) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{at}"
 
 
-def _fingerprint_files(path: Path) -> list[str] | None:
-    """What the files at a path hold; None where there is nothing, for a class may make up its rows."""
-    if path.is_dir():
-        return [fingerprint_file(file) for file in sorted(path.rglob("*")) if file.is_file()]
-    return [fingerprint_file(path)] if path.exists() else None
+def _files(spec: str) -> list[Path]:
+    """The files that a path, directory or glob stands for; none where the class alone knows what to make of it."""
+    path = Path(spec)
+    paths = [path] if path.exists() else map(Path, glob.glob(spec, recursive=True))  # noqa: PTH207 - may be absolute
+    return sorted(file for path in paths for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())

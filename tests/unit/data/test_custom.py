@@ -22,11 +22,11 @@ def rows_of(tmp_path):
     def rows_of(body, *, setup="", length="len(self.rows)", name="Mine", overrides=(), max_samples=-1):
         setup, body = textwrap.dedent(setup), textwrap.dedent(body)
         (tmp_path / "mine.py").write_text(
-            f"import json, pathlib\n{setup}\n"
+            f"import glob, json\n{setup}\n"
             "class Mine:\n"
             "    def __init__(self, parquet_files, tokenizer, config):\n"
             "        self.tokenizer, self.config = tokenizer, config\n"
-            "        self.rows = [json.loads(l) for p in parquet_files for l in pathlib.Path(p).open()]\n"
+            "        self.rows = [json.loads(l) for p in parquet_files for f in glob.glob(p) for l in open(f)]\n"
             f"    def __len__(self):\n        return {length}\n"
             "    def __getitem__(self, index):\n"
             "        row = self.rows[index]\n"
@@ -188,6 +188,20 @@ def test_kept_tokens_are_served_until_the_class_the_data_or_the_config_changes(r
     after = rows_of(body())
     assert tokenised() and after.fingerprint != before.fingerprint
     assert any("rows come from data.custom_cls" in line for line in rows_of.said)
+
+
+def test_files_of_a_glob_are_watched_and_a_place_without_files_is_said(rows_of, tmp_path):
+    def fingerprint(spec):
+        body = "return {'input_ids': [5, 6], 'loss_weights': [1, 1]}"
+        return rows_of(body, length="1", overrides=[f"data.train_files={spec}"]).fingerprint
+
+    before = fingerprint(f"{tmp_path}/tr*.jsonl")
+    write_jsonl(tmp_path / "train.jsonl", [{"q": "3 + 3?", "a": "6"}])
+    assert fingerprint(f"{tmp_path}/tr*.jsonl") != before
+    assert not any("unnoticed" in line for line in rows_of.said)
+    with pytest.raises(InputError, match="IndexError"):  # of the class, which knows paths alone
+        fingerprint("some/corpus")
+    assert any("Mine: no files at some/corpus; what the class finds there may change" in line for line in rows_of.said)
 
 
 def test_only_who_tokenises_asks_the_class(rows_of, tmp_path):
