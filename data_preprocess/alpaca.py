@@ -11,16 +11,18 @@ from __future__ import annotations
 from typing import Any
 
 from data_preprocess.common import corpus_parser, run
-from data_preprocess.exchange import Exchange, Message, UnusableRowError, encodable, text
+from data_preprocess.exchange import Exchange, Message, UnusableRowError, encodable, joined, text
 
 HUB_ID = "tatsu-lab/alpaca"
 
 
 def to_exchange(raw: dict[str, Any]) -> Exchange:
     """The instruction, an empty line and the input as the user's words; the output as the reply."""
-    system, extra = text(raw, "system", optional=True), text(raw, "input", optional=True)
-    question = text(raw, "instruction") + (f"\n\n{extra}" if extra.strip() else "")
-    answer = text(raw, "output")
+    system, question, answer = (
+        text(raw, "system", optional=True),
+        joined(raw, "instruction", "input"),
+        text(raw, "output"),
+    )
     return Exchange(
         prompt=[
             *([{"role": "system", "content": system}] if system else []),

@@ -12,8 +12,21 @@ from typing import Any
 from data_preprocess.exchange import MESSAGE_FIELDS, Exchange, Message, UnusableRowError, encodable, json_text
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython", "observation")
-SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant", "function_response": "tool"}
-TEXT_KEYS = ("reasoning_content", "reasoning", "thinking", "tool_call_id", "name")
+SHAREGPT_ROLES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+TEXT_KEYS = (*REASONING_KEYS, "tool_call_id", "name")
 SWITCHES = ("train", "trainable")
 WEIGHTS = ("weight", "loss_weight")
 
@@ -27,7 +40,8 @@ def conversation(
     raw:          its row, of which system prompt, tools and template options are kept
     ground_truth: what a reply can be compared with; None: the reply itself is the reference for a judge
 
-    Raises UnusableRowError for a conversation without a reply, or with a message that is none.
+    Raises UnusableRowError for a conversation without a reply, with a message that is none, or with one that would
+    be trained and cannot: a reply that is empty, or to nothing.
     """
     messages = from_json(messages)
     if not isinstance(messages, list) or not messages:
@@ -35,14 +49,18 @@ def conversation(
     notes: dict[str, None] = {}
     cleaned = [_message(message, f"messages[{k}]", notes) for k, message in enumerate(messages)]
     system = raw.get("system")
-    if isinstance(system, str) and system and cleaned[0]["role"] != "system":
-        cleaned.insert(0, {"role": "system", "content": encodable(system)})
+    if isinstance(system, str) and system.strip():
+        if cleaned[0]["role"] != "system":
+            cleaned.insert(0, {"role": "system", "content": encodable(system)})
+        elif cleaned[0]["content"] != system:
+            raise UnusableRowError("a system prompt in a column and another in the messages", f"it is {system!r:.80}")
     roles = [message["role"] for message in cleaned]
     if "assistant" not in roles[1:]:
         raise UnusableRowError("no reply to anything", f"found the roles {', '.join(roles)}")
     end = len(roles) - roles[::-1].index("assistant")
     if end < len(roles):
         notes["messages after the last reply are cut"] = None
+    _refuse_what_cannot_be_trained(cleaned[: end - 1])
     *prompt, reply = cleaned[:end]
     answer = _answer(reply)
     asked = [message["content"] for message in prompt if message["role"] == "user"]
@@ -74,7 +92,7 @@ def _message(raw: Any, where: str, notes: dict[str, None]) -> Message:
         raise UnusableRowError("a message is no object", f"{where} is {raw!r:.80}")
     raw = {key: value for key, value in raw.items() if value is not None}  # in Arrow, the keys of its siblings
     if "from" in raw and "role" not in raw:
-        raw = _from_sharegpt(raw)
+        raw = _from_sharegpt(raw, where)
     role, calls = raw.get("role"), from_json(raw.get("tool_calls"))
     if role not in ROLES:
         raise UnusableRowError("a message has no role we know", f"{where} has {role!r}, known are {', '.join(ROLES)}")
@@ -90,9 +108,28 @@ def _message(raw: Any, where: str, notes: dict[str, None]) -> Message:
     return message
 
 
-def _from_sharegpt(raw: Mapping[str, Any]) -> Message:
+def _refuse_what_cannot_be_trained(history: list[Message]) -> None:
+    """The replies before the last one train too, but for those that say themselves that they do not."""
+    for k, message in enumerate(history):
+        is_trained = not any(message.get(key) in (False, 0) for key in (*SWITCHES, *WEIGHTS))
+        if message["role"] != "assistant" or not is_trained:
+            continue
+        if k == 0:
+            raise UnusableRowError("the assistant speaks first, to no prompt", f"messages[0] is {message!r:.80}")
+        if not (message["content"] or "").strip() and not any(
+            message.get(key) for key in ("tool_calls", *REASONING_KEYS)
+        ):
+            raise UnusableRowError("a reply is empty", f"messages[{k}] is {message!r:.80}")
+
+
+def _from_sharegpt(raw: Mapping[str, Any], where: str) -> Message:
     rest = {key: value for key, value in raw.items() if key not in ("from", "value")}
-    role, value = SHAREGPT_ROLES.get(str(raw["from"]), raw["from"]), raw.get("value")
+    role, value = SHAREGPT_ROLES.get(str(raw["from"])), raw.get("value")
+    if role is None:
+        known = ", ".join(SHAREGPT_ROLES)
+        raise UnusableRowError(
+            "a message is from nobody we know", f"{where} is from {raw['from']!r}, known are {known}"
+        )
     if raw["from"] == "function_call":
         calls = from_json(value)
         return {**rest, "role": role, "tool_calls": calls if isinstance(calls, list) else [calls]}

@@ -11,16 +11,14 @@ from __future__ import annotations
 from typing import Any
 
 from data_preprocess.common import corpus_parser, run
-from data_preprocess.exchange import Exchange, text
+from data_preprocess.exchange import Exchange, joined, text
 
 HUB_ID = "databricks/databricks-dolly-15k"
 
 
 def to_exchange(raw: dict[str, Any]) -> Exchange:
     """The instruction, an empty line and the context as the user's words; the response as the reply."""
-    context = text(raw, "context", optional=True)
-    question = text(raw, "instruction") + (f"\n\n{context}" if context.strip() else "")
-    answer = text(raw, "response")
+    question, answer = joined(raw, "instruction", "context"), text(raw, "response")
     return Exchange(
         prompt=[{"role": "user", "content": question}],
         reply={"role": "assistant", "content": answer},

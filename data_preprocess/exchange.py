@@ -128,6 +128,15 @@ def text(raw: Mapping[str, Any], key: str, *, optional: bool = False) -> str:
     return encodable(value)
 
 
+def joined(raw: Mapping[str, Any], key: str, more_key: str) -> str:
+    """The text of a column, then, if there is more, an empty line and the text of another; either may be blank."""
+    more = text(raw, more_key, optional=True)
+    if not more.strip():
+        return text(raw, key)
+    is_blank = isinstance(raw.get(key), str) and not raw[key].strip()
+    return more if is_blank else f"{text(raw, key)}\n\n{more}"
+
+
 def encodable(value: str) -> str:
     """The text itself. Raises UnusableRowError for half a surrogate pair, which no file and no tokenizer takes."""
     try:

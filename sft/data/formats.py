@@ -111,7 +111,7 @@ def of_prompt_response(cells: Cells, where: str, columns: Columns) -> Messages:
     prompt = _led_to(cells, where, "data.prompt_key", columns.prompt_key, columns.prompt_dict_keys, columns)
     response = _led_to(cells, where, "data.response_key", columns.response_key, columns.response_dict_keys, columns)
     if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
+        prompt = [_asked(prompt, where, f"data.prompt_key={columns.prompt_key}")]
     if not isinstance(prompt, list):
         raise RowError(
             f"{where}: data.prompt_key={columns.prompt_key} leads to {short(prompt)}, "
@@ -136,20 +136,17 @@ def of_alpaca(cells: Cells, where: str, columns: Columns) -> Messages:
         if not isinstance(pair, list) or len(pair) != 2:
             raise RowError(f"{where}: history[{k}] is {short(pair)}, expected [question, answer].")
         history += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
-    prompt = _joined(text(cells, "instruction", where), cells, "input", where)
-    return _after_system(cells, "system", where, [*history, *_pair(prompt, text(cells, "output", where))])
+    return _after_system(cells, "system", where, [*history, *_pair(cells, where, "instruction", "input", "output")])
 
 
 def of_dolly(cells: Cells, where: str, columns: Columns) -> Messages:
     """instruction, context (may be empty), response."""
-    prompt = _joined(text(cells, "instruction", where), cells, "context", where)
-    return _pair(prompt, text(cells, "response", where))
+    return _pair(cells, where, "instruction", "context", "response")
 
 
 def of_openorca(cells: Cells, where: str, columns: Columns) -> Messages:
     """system_prompt (may be empty), question, response."""
-    pair = _pair(text(cells, "question", where), text(cells, "response", where))
-    return _after_system(cells, "system_prompt", where, pair)
+    return _after_system(cells, "system_prompt", where, _pair(cells, where, "question", None, "response"))
 
 
 FORMATS: dict[str, Callable[[Cells, str, Columns], Messages]] = {
@@ -211,13 +208,17 @@ def _calls(value: Any, where: str) -> list[dict[str, Any]]:
     return [{"type": "function", "function": call} for call in calls]
 
 
-def _joined(instruction: str, cells: Cells, key: str, where: str) -> str:
-    more = optional_text(cells, key, where)
-    return f"{instruction}\n\n{more}" if more.strip() else instruction
+def _pair(cells: Cells, where: str, key: str, more_key: str | None, response_key: str) -> Messages:
+    """What the first column asks, and where it is not blank the second; what the last one answers."""
+    parts = [text(cells, key, where), optional_text(cells, more_key, where) if more_key else ""]
+    question = _asked("\n\n".join(part for part in parts if part.strip()), where, f"column {key!r}")
+    return [question, {"role": "assistant", "content": text(cells, response_key, where)}]
 
 
-def _pair(prompt: str, response: str) -> Messages:
-    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+def _asked(question: str, where: str, found_in: str) -> dict[str, Any]:
+    if not question.strip():
+        raise RowError(f"{where}: {found_in} asks nothing (it is blank), expected a question. Take the row out.")
+    return {"role": "user", "content": question}
 
 
 def _after_system(cells: Cells, key: str, where: str, messages: Messages) -> Messages:

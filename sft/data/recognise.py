@@ -3,7 +3,7 @@
 The first that fits wins:
 
     1. the columns of data.prompt_key and data.response_key, both there   (not with data.multiturn.enable)
-    2. a list of messages in data.multiturn.messages_key, or in `conversations`: {role, content} or {from, value}
+    2. a list of messages in data.multiturn.messages_key, or in one of CHATS: {role, content} or {from, value}
     3. alpaca, dolly, openorca by their column names
     4. one well-known prompt column and one well-known response column
     5. plain text in data.text_key
@@ -23,6 +23,7 @@ from sft.errors import InputError
 
 ROWS_LOOKED_AT = 100
 
+CHATS = ("conversations", "conversation")
 PROMPTS = ("prompt", "question", "query", "problem", "instruction")
 RESPONSES = ("response", "answer", "completion", "output", "solution")
 
@@ -102,7 +103,7 @@ def _named_by_user(found: set[str], rows: Sequence[Row], columns: Columns) -> li
 
 
 def _chats(found: set[str], rows: Sequence[Row], columns: Columns) -> list[Columns]:
-    for key in (columns.messages_key, "conversations"):
+    for key in (columns.messages_key, *CHATS):
         if key in found:
             turns = next((parsed(cells[key]) for _, cells in rows if cells.get(key)), None)
             first = turns[0] if isinstance(turns, list) and turns else None
@@ -150,7 +151,7 @@ def _told(columns: Columns) -> str:
 
 
 def _needs(columns: Columns) -> dict[str, str]:
-    chat = f"a list of messages in {columns.messages_key!r} or 'conversations'"
+    chat = f"a list of messages in {' or '.join(map(repr, (columns.messages_key, *CHATS)))}"
     if columns.multiturn:
         return {"messages": f"{chat} (data.multiturn.enable=true)"}
     pair = f"one of {', '.join(PROMPTS)} with one of {', '.join(RESPONSES)}"

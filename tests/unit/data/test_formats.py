@@ -80,6 +80,7 @@ CASES = [
     ("messages", {"messages": MESSAGES, **ROW, "question": "other"}, {"multiturn": True}, MESSAGES),
     ("messages", {"messages": json.dumps(MESSAGES)}, {}, MESSAGES),
     ("messages", {"conversations": MESSAGES}, {}, MESSAGES),
+    ("messages", {"conversation": MESSAGES, "model": "m"}, {}, MESSAGES),
     ("messages", {"chat": MESSAGES}, {"messages_key": "chat"}, MESSAGES),
     ("messages", {"prompt": [QUESTION], "messages": MESSAGES, "extra_info": {"index": 0}}, {}, MESSAGES),  # RL + SFT
     (
@@ -117,6 +118,7 @@ CASES = [
     ("alpaca", {"instruction": "1 + 1?", "input": "", "output": "2", "text": "all of it"}, {}, MESSAGES),
     ("alpaca", {"instruction": "1 + 1?", "input": None, "output": "2"}, {}, MESSAGES),
     ("alpaca", {"instruction": "1 + 1?", "output": "2"}, {}, MESSAGES),
+    ("alpaca", {"instruction": " ", "input": "1 + 1?", "output": "2"}, {}, MESSAGES),
     (
         "alpaca",
         {"instruction": "Add.", "input": "1 and 1", "output": "2"},
@@ -217,10 +219,15 @@ def test_the_verdict_names_what_is_read_and_what_is_not():
             [
                 *("f.jsonl:1: f.jsonl has no such columns", "found ['input', 'label']", "'question' and 'answer'"),
                 *("'instruction', 'output'", "'instruction', 'response'", "'system_prompt', 'question', 'response'"),
-                *("'messages' or 'conversations'", "from and value", "text: 'text'", "data.prompt_key"),
+                *(
+                    "'messages' or 'conversations' or 'conversation'",
+                    "from and value",
+                    "text: 'text'",
+                    "data.prompt_key",
+                ),
             ],
         ),
-        (ROW, {"multiturn": True}, ["'messages' or 'conversations' (data.multiturn.enable=true)"]),
+        (ROW, {"multiturn": True}, ["'messages' or 'conversations' or 'conversation' (data.multiturn.enable=true)"]),
         (ROW, {"format": "alpaca"}, ["data.format=alpaca, but f.jsonl", "alpaca: 'instruction', 'output'"]),
         ({"conversations": TURNS}, {"format": "messages"}, ["data.format=messages, but", "each with role and content"]),
         ({"question": "a"}, {}, ["'question' and 'answer'"]),
@@ -284,6 +291,13 @@ def test_what_a_format_needs_it_reads():
             {"instruction": "a", "input": 3, "output": "b"},
             {},
             "column 'input' holds int 3, expected text",
+        ),
+        (ROW, {**ROW, "question": " \n"}, {}, "file:1: data.prompt_key=question asks nothing"),
+        (
+            {"instruction": "a", "output": "b"},
+            {"instruction": "", "input": " ", "output": "b"},
+            {},
+            "file:1: column 'instruction' asks nothing",
         ),
         (ROW, {**ROW, "answer": " \n"}, {}, r"messages\[1\] \(assistant\) is empty \(str ' \\n'\)"),
         (ROW, {**ROW, "enable_thinking": "false"}, {}, "'enable_thinking' holds str 'false', expected true or false"),

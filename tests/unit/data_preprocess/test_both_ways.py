@@ -7,29 +7,34 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from data_preprocess import alpaca, dolly, gsm8k, jsonl, multiturn, openorca, prepare_informal_math
+from data_preprocess import alpaca, chat, dolly, exchange, gsm8k, jsonl, multiturn, openorca, prepare_informal_math
 from data_preprocess.convert import convert
 from data_preprocess.source import open_source
+from sft.data import formats, messages
 from sft.data.chat import encode_batch
-from sft.data.source import Columns, read_rows, to_conversation
+from sft.data.formats import to_conversation
+from sft.data.recognise import CHATS
+from sft.data.source import read_rows
+from sft.data.weights import FLAGS, NUMBERS
 from tests.assets import tiny_tokenizer, write_jsonl
+from tests.unit.data.test_source import columns
 
-BY_MESSAGES = Columns(
-    prompt_key="question",
-    response_key="answer",
-    prompt_dict_keys=("question",),
-    response_dict_keys=("answer",),
-    multiturn=True,
-    messages_key="messages",
-    tools_key="tools",
-    enable_thinking_key="enable_thinking",
-)
+BY_MESSAGES = columns(format="messages", multiturn=True)
 
 
 def by(prompt_key):
     """Prompt from this column, response from extra_info: the keys that RL's files are trained by."""
-    changes = {"prompt_key": prompt_key, "response_key": "extra_info", "multiturn": False}
-    return Columns(**{**BY_MESSAGES.__dict__, **changes})
+    return columns(format="prompt_response", prompt_key=prompt_key, response_key="extra_info")
+
+
+def test_both_rooms_know_the_same_names():
+    """They import nothing from each other, so nothing else keeps the two tables of each name equal."""
+    assert chat.ROLES == messages.ROLES
+    assert chat.SHAREGPT_ROLES == formats.SHAREGPT_ROLES
+    assert chat.REASONING_KEYS == messages.REASONING_KEYS
+    assert (chat.SWITCHES, chat.WEIGHTS) == (FLAGS, NUMBERS)
+    assert multiturn.MESSAGES_KEYS == ("messages", *CHATS)
+    assert set(exchange.FURTHER_COLUMNS) == {"tools", "enable_thinking", formats.TEMPLATE_KWARGS_KEY}
 
 
 def samples(path, tokenizer, columns):

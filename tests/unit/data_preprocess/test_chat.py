@@ -27,6 +27,7 @@ def messages_of(messages, **row):
         [{**USER, "tool_calls": None, "name": None}, {**REPLY, "tool_calls": []}],  # as Arrow gives them
         [{"from": "human", "value": "1 + 1?"}, {"from": "gpt", "value": "2"}],
         [{"from": "user", "value": "1 + 1?"}, {"from": "assistant", "value": "2"}],
+        [{"from": "human", "value": "1 + 1?"}, {"from": "model", "value": "2"}],
         [{"role": "user", "content": [{"type": "text", "text": "1 + "}, {"type": "text", "text": "1?"}]}, REPLY],
     ],
 )
@@ -91,6 +92,13 @@ def test_sharegpt_tool_calls():
     ]
 
 
+@pytest.mark.parametrize("more", [{"train": False}, {"weight": 0}])
+def test_a_reply_that_is_not_trained_may_be_empty_or_stand_first(more):
+    untrained = {**REPLY, "content": "", **more}
+    messages = [untrained, USER, untrained, USER, REPLY]
+    assert messages_of(messages) == messages
+
+
 def test_reasoning_names_and_weights_stay():
     reply = {**REPLY, "reasoning_content": "easy", "weight": 1, "train": True}
     asked = {**USER, "name": "b", "loss_weight": 0.5, "trainable": False}
@@ -112,7 +120,8 @@ def test_the_rest_of_the_row_stays():
     assert conversation([USER, REPLY], {"tools": [], "enable_thinking": None}).columns == {}
     system = {"role": "system", "content": "Be brief."}
     assert messages_of([USER, REPLY], system="Be brief.") == [system, USER, REPLY]
-    assert messages_of([system, USER, REPLY], system="Another.") == [system, USER, REPLY]
+    assert messages_of([system, USER, REPLY], system="Be brief.") == [system, USER, REPLY]
+    assert messages_of([USER, REPLY], system=" ") == [USER, REPLY]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +149,11 @@ def test_the_rest_of_the_row_stays():
         ([USER, {**REPLY, "tool_calls": [{"name": "f", "arguments": "[1]"}]}], {}, "arguments are no object"),
         ([USER, {**REPLY, "tool_calls": [{"function": "f"}]}], {}, "a tool call names no function"),
         ([USER, {**REPLY, "tool_calls": 3}], {}, "a tool call names no function"),
-        ([{"from": ["human"], "value": "a"}, REPLY], {}, "no role we know"),
+        ([{"from": ["human"], "value": "a"}, REPLY], {}, r"from nobody we know: messages\[0\] is from \['human'\]"),
+        ([{"from": "developer", "value": "a"}, REPLY], {}, "from nobody we know"),
+        ([{"role": "system", "content": "a"}, USER, REPLY], {"system": "b"}, "a column and another in the messages"),
+        ([REPLY, USER, REPLY], {}, "the assistant speaks first, to no prompt"),
+        ([USER, {**REPLY, "content": ""}, USER, REPLY], {}, r"a reply is empty: messages\[1\]"),
         ([{"from": "function_call", "value": "add"}, REPLY], {}, "a tool call names no function"),
         ([USER, REPLY], {"enable_thinking": "false"}, "enable_thinking is no boolean: it is 'false'"),
         ([USER, REPLY], {"tools": "add"}, "tools is no JSON list: it is 'add'"),

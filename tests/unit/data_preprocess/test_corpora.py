@@ -33,6 +33,9 @@ def test_alpaca():
     )
     for nothing in ("", " ", None):
         assert said(alpaca.to_exchange({**row, "input": nothing})) == [("user", "Add."), ("assistant", "3")]
+    assert said(alpaca.to_exchange({**row, "instruction": " "}))[0] == ("user", "1 and 2")
+    with pytest.raises(UnusableRowError, match="column 'instruction' is empty"):
+        alpaca.to_exchange({**row, "instruction": " ", "input": ""})
     earlier = {"system": "Count.", "history": [["0?", "0"], ["1?", "1"]]}
     assert said(alpaca.to_exchange({**row, **earlier}))[:5] == [
         ("system", "Count."),
