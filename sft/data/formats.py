@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sft.data.cells import Cells, nested, optional_text, parsed, present, short, text
+from sft.data.cells import Cells, few, nested, optional_text, parsed, present, short, text
 from sft.data.chat import Conversation
 from sft.data.documents import Document
 from sft.data.messages import REASONING_KEYS
@@ -79,7 +79,11 @@ def to_conversation(row: Row, columns: Columns, template_options: Mapping[str, A
 def of_messages(cells: Cells, where: str, columns: Columns) -> Messages:
     """OpenAI's list of {role, content, ...}, or JSON text of it. Its older `function_call` is a tool call."""
     messages = []
-    for message in _turns(cells, columns.messages_key, where):
+    for k, message in enumerate(_turns(cells, columns.messages_key, where)):
+        if isinstance(message, dict) and "role" in message and "value" in message and "content" not in message:
+            raise RowError(
+                f"{where}: {columns.messages_key}[{k}] has no 'content', but {few(message)}; rename 'value'."
+            )
         if isinstance(message, dict) and message.get("function_call") and not message.get("tool_calls"):
             message = {**message, "tool_calls": [{"type": "function", "function": message["function_call"]}]}
             del message["function_call"]
@@ -96,6 +100,10 @@ def of_sharegpt(cells: Cells, where: str, columns: Columns) -> Messages:
             raise RowError(
                 f"{where}: {columns.messages_key}[{k}] is from {short(speaker)}, expected one of "
                 f"{', '.join(SHAREGPT_ROLES)}."
+            )
+        if "value" not in turn:
+            raise RowError(
+                f"{where}: {columns.messages_key}[{k}] has no 'value'; found {few(turn)}, expected from and value."
             )
         more = {key: value for key, value in turn.items() if key not in ("from", "value")}
         if speaker == "function_call":
@@ -140,8 +148,11 @@ def of_alpaca(cells: Cells, where: str, columns: Columns) -> Messages:
 
 
 def of_dolly(cells: Cells, where: str, columns: Columns) -> Messages:
-    """instruction, context (may be empty), response."""
-    return _pair(cells, where, "instruction", "context", "response")
+    """instruction, context or input (either may be empty), response."""
+    filled = [key for key in ("context", "input") if optional_text(cells, key, where).strip()]
+    if len(filled) > 1:
+        raise RowError(f"{where}: both 'context' and 'input' hold text, expected one of them; join or empty one.")
+    return _pair(cells, where, "instruction", filled[0] if filled else None, "response")
 
 
 def of_openorca(cells: Cells, where: str, columns: Columns) -> Messages:

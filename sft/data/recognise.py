@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from sft.data.cells import few, parsed
+from sft.data.cells import few, parsed, short
 from sft.data.formats import TEMPLATE_KWARGS_KEY, Columns, opens_text
 from sft.data.source import Row
 from sft.errors import InputError
@@ -36,7 +36,7 @@ NAMED = {
 
 READS = {
     "alpaca": ("instruction", "input", "output", "system", "history"),
-    "dolly": ("instruction", "context", "response"),
+    "dolly": ("instruction", "context", "input", "response"),
     "openorca": ("system_prompt", "question", "response"),
 }
 
@@ -53,20 +53,23 @@ def recognise(rows: Sequence[Row], columns: Columns, name: str) -> Columns:
         if fitting:
             break
     if len(fitting) == 1:
+        if columns.format == "auto" and (complaint := _made_for_something_else(found, rows, fitting[0])):
+            raise InputError(f"{rows[0][0]}: {complaint}")
         return fitting[0]
     insisted = "" if columns.format == "auto" else f"data.format={columns.format}, but "
     if fitting:
+        one_format = len({fit.format for fit in fitting}) == 1
         raise InputError(
             f"{rows[0][0]}: {insisted}the columns {few(found)} of {name} fit "
-            f"{' and '.join(_told(fit) for fit in fitting)}; choose by data.format, or by data.prompt_key and "
-            "data.response_key."
+            f"{' and '.join(_told(fit) for fit in fitting)}; choose by {'' if one_format else 'data.format, or by '}"
+            "data.prompt_key and data.response_key."
         )
     wanted = _needs(columns)
     needed = "".join(f"\n  {form}: {need}" for form, need in wanted.items() if columns.format in ("auto", form))
     raise InputError(
         f"{rows[0][0]}: {insisted}{name} has no such columns; found {few(found)}, expected:{needed}\n"
         "Name its columns by data.prompt_key and data.response_key, data.multiturn.messages_key or data.text_key, "
-        "or convert it."
+        f"or convert it.{_of_preferences(found, rows)}"
     )
 
 
@@ -94,6 +97,41 @@ def _out_of_text(rows: Sequence[Row], columns: Columns) -> Iterator[str]:
         structs = [parsed(text) for text in texts] if opens_text(columns, key, dict_keys) else []
         if any(isinstance(struct, dict) and dict_keys[0] in struct for struct in structs):
             yield f"; {'.'.join(dict_keys)} out of the JSON text of {key}"
+
+
+def _made_for_something_else(found: set[str], rows: Sequence[Row], columns: Columns) -> str | None:
+    """What speaks against training on these rows as they are, though their columns fit."""
+    told = f"found {few(found)}"
+    if columns.format == "text" and {"role", "parent_id"} <= found:
+        return (
+            f"single messages of conversations, not whole ones ({told}); expected a conversation per row: follow "
+            "parent_id and write a list of {role, content}. data.format=text trains each text by itself."
+        )
+    if columns.format == "prompt_response" and any(isinstance(cells.get("label"), bool) for _, cells in rows):
+        return (
+            f"good and bad replies, told apart by the column 'label' ({told}), and all of them would be trained. Keep "
+            "the rows with label true and take the column out; data.format=prompt_response trains all rows."
+        )
+    if columns.format in ("messages", "sharegpt"):
+        turns = next(
+            (parsed(cells[columns.messages_key]) for _, cells in rows if cells.get(columns.messages_key)), None
+        )
+        if isinstance(turns, list) and turns and all(isinstance(turn, str) for turn in turns):
+            return (
+                f"column {columns.messages_key!r} holds a list of texts ({short(turns[0])}) that do not say who "
+                "speaks; expected messages, each with role and content. Convert it."
+            )
+    return None
+
+
+def _of_preferences(found: set[str], rows: Sequence[Row]) -> str:
+    """The way out for pairs of a chosen and a rejected reply, "" for all other columns."""
+    if not {"chosen", "rejected"} <= found:
+        return ""
+    if any(isinstance(parsed(cells.get("chosen")), list) and len(parsed(cells["chosen"])) > 1 for _, cells in rows):
+        return " To train the chosen conversations of these pairs: data.multiturn.messages_key=chosen."
+    prompt = next((name for name in PROMPTS if name in found), "<the column that asks>")
+    return f" To train the chosen replies of these pairs: data.prompt_key={prompt} data.response_key=chosen."
 
 
 def _named_by_user(found: set[str], rows: Sequence[Row], columns: Columns) -> list[Columns]:

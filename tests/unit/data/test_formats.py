@@ -139,6 +139,12 @@ CASES = [
         {},
         [{"role": "user", "content": "Who?\n\nAnn came."}, {"role": "assistant", "content": "Ann."}],
     ),
+    (
+        "dolly",  # Alpaca's input with Dolly's response
+        {"instruction": "Who?", "input": "Ann came.", "response": "Ann."},
+        {},
+        [{"role": "user", "content": "Who?\n\nAnn came."}, {"role": "assistant", "content": "Ann."}],
+    ),
     # openorca: `question` is data.prompt_key's default, `answer` is not there
     ("openorca", {"id": "a", "system_prompt": "", "question": "1 + 1?", "response": "2"}, {}, MESSAGES),
     (
@@ -239,7 +245,35 @@ def test_the_verdict_names_what_is_read_and_what_is_not():
         (
             {"problem": "a", "solution": "b", "answer": "c"},
             {},
-            ["prompt_response (problem, answer) and prompt_response (problem, solution)", "data.response_key"],
+            [
+                "prompt_response (problem, answer) and prompt_response (problem, solution); choose by "
+                "data.prompt_key and data.response_key"
+            ],
+        ),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c"},
+            {},
+            ["To train the chosen replies of these pairs: data.prompt_key=prompt data.response_key=chosen."],
+        ),
+        (
+            {"prompt": "a", "chosen": MESSAGES, "rejected": MESSAGES},
+            {},
+            ["To train the chosen conversations of these pairs: data.multiturn.messages_key=chosen."],
+        ),
+        (
+            {"message_id": "1", "parent_id": None, "text": "Hi.", "role": "prompter"},
+            {},
+            ["f.jsonl:1: single messages of conversations", "'parent_id', 'role'", "data.format=text"],
+        ),
+        (
+            {"prompt": "a", "completion": "b", "label": False},
+            {},
+            ["f.jsonl:1: good and bad replies", "'label'", "data.format=prompt_response"],
+        ),
+        (
+            {"conversations": ["a", "b"], "source": "x"},
+            {},
+            ["f.jsonl:1: column 'conversations' holds a list of texts", "str 'a'", "each with role and content"],
         ),
     ],
 )
@@ -248,6 +282,15 @@ def test_a_file_that_fits_no_format_or_several(cells, changes, fragments):
         recognise([("f.jsonl:1", cells)], columns(**changes), "f.jsonl")
     assert [fragment for fragment in fragments if fragment not in str(caught.value)] == []
     assert len(str(caught.value)) < 1500
+
+
+def test_whoever_insists_on_a_format_gets_it():
+    """Where rows fit and were made for something else."""
+    for form, cells in (
+        ("text", {"parent_id": "a", "text": "b", "role": "c"}),
+        ("prompt_response", ROW | {"label": True}),
+    ):
+        assert recognise([("f.jsonl:1", cells)], columns(format=form), "f.jsonl").format == form
 
 
 def test_what_a_format_needs_it_reads():
@@ -268,6 +311,24 @@ def test_what_a_format_needs_it_reads():
         ({"messages": MESSAGES}, {"messages": []}, {}, "expected a list of messages"),
         ({"conversations": TURNS}, {"conversations": [{"from": "bot"}]}, {}, r"conversations\[0\] is from str 'bot'"),
         ({"conversations": TURNS}, {"conversations": MESSAGES}, {}, r"is from NoneType None, expected one of system"),
+        (
+            {"conversations": TURNS},
+            {"conversations": [{"from": "user", "content": "a"}]},
+            {},
+            r"conversations\[0\] has no 'value'; found \['content', 'from'\]",
+        ),
+        (
+            {"conversations": MESSAGES},
+            {"conversations": [{"role": "user", "value": "a"}]},
+            {},
+            r"conversations\[0\] has no 'content', but \['role', 'value'\]; rename 'value'",
+        ),
+        (
+            {"instruction": "a", "response": "b"},
+            {"instruction": "a", "context": "b", "input": "c", "response": "d"},
+            {},
+            "both 'context' and 'input' hold text",
+        ),
         (
             {"conversations": TURNS},
             {"conversations": [TURNS[0], {"from": "function_call", "value": "add(1)"}]},

@@ -33,7 +33,7 @@ def test_both_rooms_know_the_same_names():
     assert chat.SHAREGPT_ROLES == formats.SHAREGPT_ROLES
     assert chat.REASONING_KEYS == messages.REASONING_KEYS
     assert (chat.SWITCHES, chat.WEIGHTS) == (FLAGS, NUMBERS)
-    assert multiturn.MESSAGES_KEYS == ("messages", *CHATS)
+    assert ("messages", *CHATS) == multiturn.MESSAGES_KEYS
     assert set(exchange.FURTHER_COLUMNS) == {"tools", "enable_thinking", formats.TEMPLATE_KWARGS_KEY}
 
 
