@@ -80,8 +80,8 @@ def cached(
                 _build(source, recipe, directory, max_rows, bad_rows, say)
     while not directory.exists():
         time.sleep(0.05)
-    facts = json.loads((directory / "facts.json").read_text())
-    for remark in _remarks(facts):
+    facts = _read_facts(directory)
+    for remark in _remarks(facts, source.name):
         say(f"{source.name}: {remark}")
     return CachedRows(source.name, source.around_number, directory, key, facts["rows"], facts)
 
@@ -139,10 +139,21 @@ def _build(
     say(f"tokenised {source.name}: {total['rows']:,} rows -> {made}")
 
 
-def _remarks(facts: Mapping[str, Any]) -> Iterator[str]:
+def _read_facts(directory: Path) -> dict[str, Any]:
+    try:
+        return json.loads((directory / "facts.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the token cache {directory} is damaged (facts.json: {error}); delete it and start again."
+        ) from error
+
+
+def _remarks(facts: Mapping[str, Any], name: str) -> Iterator[str]:
     """What else than one sample per row became of the rows; said at every start, not only where it is tokenised."""
     if rows := facts["bad rows"]:
-        first = "\n  ".join(["first:", *facts["first bad"]])
+        then = facts["source"]  # another name, if the file was renamed or copied since
+        bad_rows = [name + bad.removeprefix(then) if bad.startswith(then) else bad for bad in facts["first bad"]]
+        first = "\n  ".join(["first:", *bad_rows])
         yield f"data.bad_rows=drop leaves out {rows:,} of {facts['rows']:,} rows; {first}"
     if rows := facts["untrained rows"]:
         yield f"{rows:,} of {facts['rows']:,} rows left out: nothing in them is trained (blank, data.train_on, weights)"

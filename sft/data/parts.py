@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from sft.config import DataConfig
 from sft.data.custom import rows_of_class
 from sft.data.formats import Columns
 from sft.data.rows import RowSource, differences, draw, rows_of_file
-from sft.data.source import expand_files
+from sft.data.source import expand_files, names_of
 
 DATA_SUFFIXES = (".parquet", ".jsonl", ".json")
 
@@ -36,8 +36,9 @@ def parts_of_files(
     if config.custom_cls.path is not None:
         source = rows_of_class(files, columns, tokenizer, config, say)
         return [Part(source.name, [source])]
+    paths = _expand(files, say)
     parts = [
-        Part(name, _open(config, file, columns, say)) for name, file in zip(short_names(files), files, strict=True)
+        Part(name, _open(config, part, columns, say)) for name, part in zip(short_names(files), paths, strict=True)
     ]
     for line in differences([source for part in parts for source in part.sources]):
         say(line)
@@ -50,10 +51,11 @@ def parts_of_mixture(config: DataConfig, seed: int, say: Callable[[str], None]) 
     columns, parts = columns_of(config), []
     from_paths = short_names([source.path for source in config.mixture])
     names = unique(source.name or name for source, name in zip(config.mixture, from_paths, strict=True))
-    for name, source in zip(names, config.mixture, strict=True):
+    paths = _expand([source.path for source in config.mixture], say)
+    for name, source, part in zip(names, config.mixture, paths, strict=True):
         form = source.format or config.format
         turns = columns.multiturn and form in ("auto", "messages", "sharegpt")  # chats beside plain text
-        rows = _open(config, source.path, replace(columns, format=form, multiturn=turns), say)
+        rows = _open(config, part, replace(columns, format=form, multiturn=turns), say)
         for line in differences(rows):
             say(line)
         if source.rows is not None:
@@ -78,10 +80,19 @@ def columns_of(config: DataConfig) -> Columns:
     )
 
 
-def _open(config: DataConfig, file: str, columns: Columns, say: Callable[[str], None]) -> list[RowSource]:
+def _expand(entries: Sequence[str], say: Callable[[str], None]) -> list[dict[Path, str]]:
+    """The files of each entry, with what messages call them."""
+    paths = [expand_files([entry], say) for entry in entries]
+    names = names_of(path for of_entry in paths for path in of_entry)
+    return [{path: names[path] for path in of_entry} for of_entry in paths]
+
+
+def _open(
+    config: DataConfig, files: Mapping[Path, str], columns: Columns, say: Callable[[str], None]
+) -> list[RowSource]:
+    options, max_length = config.apply_chat_template_kwargs, config.max_length
     return [
-        rows_of_file(path, columns, config.apply_chat_template_kwargs, max_length=config.max_length, say=say)
-        for path in expand_files([file], say)
+        rows_of_file(path, columns, options, max_length=max_length, say=say, name=name) for path, name in files.items()
     ]
 
 

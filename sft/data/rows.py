@@ -56,20 +56,24 @@ def rows_of_file(
     *,
     max_length: int,
     say: Callable[[str], None],
+    name: str | None = None,
 ) -> RowSource:
     """The rows of a file in the format that its first rows show, which is said.
 
+    name: what messages call the file; None: the last part of its path
+
     Raises InputError for a file that cannot be read, that holds no rows, or whose format nobody knows.
     """
-    first = list(itertools.islice(read_rows(path), ROWS_LOOKED_AT))
+    name = name or path.name
+    first = list(itertools.islice(read_rows(path, name), ROWS_LOOKED_AT))
     if not first:
         raise InputError(f"{path} holds no rows; expected at least one. Write it again, or take it out of the list.")
-    columns = recognise(first, columns, path.name)
-    say(verdict(first, columns, path.name))
+    columns = recognise(first, columns, name)
+    say(verdict(first, columns, name))
     is_text = columns.format == "text"
     return RowSource(
-        name=path.name,
-        around_number=(f"{path.name}:", ""),
+        name=name,
+        around_number=(f"{name}:", ""),
         # The suffix decides how the file is read; only plain text is cut while it is tokenised.
         fingerprint=lambda: [
             fingerprint_file(path),
@@ -78,7 +82,7 @@ def rows_of_file(
             max_length if is_text else None,
         ],
         columns_found=frozenset(column for _, cells in first for column in cells),
-        read=partial(read_rows, path),
+        read=partial(read_rows, path, name),
         count=partial(count_rows, path),
         convert=partial(to_document, columns=columns)
         if is_text

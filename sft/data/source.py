@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import itertools
 import json
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,23 @@ def expand_files(specs: Iterable[str], say: Callable[[str], None] = lambda line:
     return files
 
 
+def names_of(paths: Iterable[Path]) -> dict[Path, str]:
+    """What messages call each file: the end of its path, as much of it as tells it from the others.
+
+    data/train.jsonl -> "train.jsonl"; a/train.jsonl and b/train.jsonl -> "a/train.jsonl" and "b/train.jsonl"
+    """
+    parts = {path: path.absolute().parts for path in paths}
+    names: dict[Path, str] = {}
+    for length in itertools.count(1):
+        alike = Counter(of_path[-length:] for of_path in parts.values())
+        for path, of_path in parts.items():
+            if alike[of_path[-length:]] == 1 or length >= len(of_path):
+                names.setdefault(path, "/".join(of_path[-length:]))
+        if len(names) == len(parts):
+            return {path: names[path] for path in parts}
+    raise AssertionError("a whole path is told from all others")
+
+
 def data_files_in(directory: Path) -> list[Path]:
     """The data files below a directory, sorted."""
     return sorted(
@@ -89,13 +108,16 @@ def count_rows(path: Path) -> int:
         return sum(not line.isspace() for line in file)
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path, name: str | None = None) -> Iterator[Row]:
     """Every row of a parquet or JSONL file in file order, a batch at a time in memory.
+
+    name: of the file in each row's `where`; None: the last part of its path
 
     Raises InputError for a file, RowError for a line that is not what its name says.
     """
     _check_kind(path)
-    return _read_parquet(path) if path.suffix == ".parquet" else _read_jsonl(path)
+    name = name or path.name
+    return _read_parquet(path, name) if path.suffix == ".parquet" else _read_jsonl(path, name)
 
 
 def _check_kind(path: Path) -> None:
@@ -144,7 +166,7 @@ def _open_parquet(path: Path):
         ) from error
 
 
-def _read_parquet(path: Path) -> Iterator[Row]:
+def _read_parquet(path: Path, name: str) -> Iterator[Row]:
     import pyarrow as pa
 
     index, batches = 0, _open_parquet(path).iter_batches(batch_size=1024)
@@ -154,20 +176,20 @@ def _read_parquet(path: Path) -> Iterator[Row]:
             rows = batch.to_pylist() if batch is not None else None
         except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: text that is not UTF-8
             raise RowError(
-                f"{path.name}:{index}: this row or one of the next 1,023 cannot be decoded ({_line(error)}); "
+                f"{name}:{index}: this row or one of the next 1,023 cannot be decoded ({_line(error)}); "
                 "download or write the file again."
             ) from error
         if rows is None:
             return
         for row in rows:
-            yield f"{path.name}:{index}", row
+            yield f"{name}:{index}", row
             index += 1
 
 
-def _read_jsonl(path: Path) -> Iterator[Row]:
+def _read_jsonl(path: Path, name: str) -> Iterator[Row]:
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
-            where = f"{path.name}:{number}"
+            where = f"{name}:{number}"
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
             except UnicodeDecodeError as error:

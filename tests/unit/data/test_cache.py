@@ -106,6 +106,14 @@ def test_bad_rows_are_left_out_where_that_is_asked_for_and_said_at_every_start(t
     assert sum("tokenised" in line for line in open_file.said) == 1
 
 
+def test_bad_rows_of_a_renamed_file_go_by_its_new_name(tmp_path, open_file):
+    path = write_jsonl(tmp_path / "rows.jsonl", [ROWS[0], {"question": "a"}])
+    open_file(path, bad_rows="drop")
+    open_file(path.rename(tmp_path / "other.jsonl"), bad_rows="drop")
+    assert len(open_file.said) == 3, "tokenised once"
+    assert "other.jsonl:2: no column 'answer'" in open_file.said[-1] and "rows.jsonl" not in open_file.said[-1]
+
+
 def test_who_does_not_build_waits_for_the_one_who_does(tmp_path, open_file):
     path = write_jsonl(tmp_path / "rows.jsonl", ROWS[:5])
     reader, writer = os.pipe()
@@ -123,6 +131,10 @@ def test_a_damaged_cache_says_what_to_delete(tmp_path, open_file):
     (file.directory / "samples.arrow").write_bytes(b"ARROW1")
     with pytest.raises(InputError, match=f"{file.key} is damaged.*delete it"):
         SampleStore([file])
+    for facts in (b"", b'{"rows":', b"\xff"):
+        (file.directory / "facts.json").write_bytes(facts)
+        with pytest.raises(InputError, match=rf"{file.key} is damaged \(facts.json: .*delete it"):
+            open_file(tmp_path / "rows.jsonl")
 
 
 def test_row_numbers_count_on_over_batches(tmp_path, open_file, monkeypatch):

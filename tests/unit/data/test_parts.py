@@ -93,6 +93,16 @@ def test_rows_are_drawn_from_all_files_of_a_source(open_mixture, tmp_path):
     assert len(set(drawn)) == 20 and {row[0] for row in drawn} == {"a", "b"}
 
 
+def test_rows_of_files_of_one_name_are_told_apart(open_mixture, tmp_path):
+    for name in "ab":
+        write_jsonl(tmp_path / name / "train.jsonl", [{"question": "1?", "answer": "1"}])
+    assert rows_of(open_mixture({"path": "a/train.jsonl"}, {"path": "b"})) == ["a/train.jsonl:1", "b/train.jsonl:1"]
+    assert any(line.startswith("a/train.jsonl: prompt_response") for line in open_mixture.said)
+    with pytest.raises(InputError, match="b/train.jsonl:2: no column 'answer'"):
+        write_jsonl(tmp_path / "b" / "train.jsonl", [{"question": "1?", "answer": "1"}, {"question": "2?"}])
+        open_mixture({"path": "*/train.jsonl"})
+
+
 def test_more_rows_than_there_are_is_an_error(open_mixture, tmp_path):
     with pytest.raises(InputError, match=r"41 rows of .*chat.jsonl are asked for, and it holds 40; .* weight"):
         open_mixture({**CHAT, "rows": 41})

@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sft.data.formats import Columns
-from sft.data.source import expand_files, read_rows
+from sft.data.source import expand_files, names_of, read_rows
 from sft.errors import InputError
 from tests.assets import write_jsonl
 
@@ -66,3 +66,14 @@ def test_lists_globs_and_directories(tmp_path):
     assert [path.name for path in expand_files([str(tmp_path)])] == ["a.jsonl", "b.jsonl", "c.jsonl"]
     with pytest.raises(InputError, match="no data files"):
         expand_files([str(tmp_path / "*.parquet")])
+
+
+def test_files_are_called_by_the_end_of_their_path_that_tells_them_apart(tmp_path):
+    def names(*paths):
+        return list(names_of(tmp_path / path for path in paths).values())
+
+    assert names("a/train.jsonl", "a/val.jsonl") == ["train.jsonl", "val.jsonl"]
+    assert names("a/train.jsonl", "b/train.jsonl", "val.jsonl") == ["a/train.jsonl", "b/train.jsonl", "val.jsonl"]
+    assert names("1/a/x.jsonl", "2/a/x.jsonl", "2/b/x.jsonl") == ["1/a/x.jsonl", "2/a/x.jsonl", "b/x.jsonl"]
+    assert names("x.jsonl", "x.jsonl") == ["x.jsonl"]
+    assert list(read_rows(write_jsonl(tmp_path / "x.jsonl", [{"a": 1}]), "1/x.jsonl")) == [("1/x.jsonl:1", {"a": 1})]
