@@ -162,6 +162,12 @@ def _cached(
     """The tokens of every file of every part, up to the last one that max_samples lets in."""
     supervision = Supervision(config.train_on, config.thinking_history)
     recipe = Recipe(tokenizer, config.apply_chat_template_kwargs, supervision)
+    if recipe.has_today():
+        say(
+            "the chat template writes the date (strftime_now): rows keep that of the day they were tokenised on, until "
+            "data.cache_dir is deleted. Templates that have a variable for it take yours: "
+            "data.apply_chat_template_kwargs.date_string (Llama)"
+        )
     by_column = curriculum if curriculum != BY_LENGTH else None
     rows_left = None if max_samples < 0 else max_samples
     cached_rows: list[list[CachedRows]] = [[] for _ in parts]

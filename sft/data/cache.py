@@ -27,7 +27,7 @@ from sft.data.source import Row
 from sft.data.tokenise import Recipe, schema_of, tokenise
 from sft.errors import InputError
 
-FORMAT = 5
+FORMAT = 6
 """Raise when the meaning of the cached bytes changes."""
 
 SAMPLES_FILE = "samples.arrow"
@@ -80,8 +80,8 @@ def cached(
                 _build(source, recipe, directory, max_rows, bad_rows, say)
     while not directory.exists():
         time.sleep(0.05)
-    facts = _read_facts(directory)
-    for remark in _remarks(facts, source.name):
+    facts = _read_facts(directory, source.name)
+    for remark in _remarks(facts):
         say(f"{source.name}: {remark}")
     return CachedRows(source.name, source.around_number, directory, key, facts["rows"], facts)
 
@@ -139,21 +139,29 @@ def _build(
     say(f"tokenised {source.name}: {total['rows']:,} rows -> {made}")
 
 
-def _read_facts(directory: Path) -> dict[str, Any]:
+def _read_facts(directory: Path, name: str) -> dict[str, Any]:
+    """The facts of a cache; its rows go by the name that the file has now, which may be renamed or a copy."""
     try:
-        return json.loads((directory / "facts.json").read_text())
+        facts = json.loads((directory / "facts.json").read_text())
     except (OSError, ValueError) as error:
         raise InputError(
             f"the token cache {directory} is damaged (facts.json: {error}); delete it and start again."
         ) from error
+    then = facts["source"]
+    return {
+        key: [_renamed(row, then, name) for row in fact] if isinstance(fact, list) else fact
+        for key, fact in facts.items()
+    }
 
 
-def _remarks(facts: Mapping[str, Any], name: str) -> Iterator[str]:
+def _renamed(row: str, then: str, name: str) -> str:
+    return name + row.removeprefix(then) if row.startswith(then) else row
+
+
+def _remarks(facts: Mapping[str, Any]) -> Iterator[str]:
     """What else than one sample per row became of the rows; said at every start, not only where it is tokenised."""
     if rows := facts["bad rows"]:
-        then = facts["source"]  # another name, if the file was renamed or copied since
-        bad_rows = [name + bad.removeprefix(then) if bad.startswith(then) else bad for bad in facts["first bad"]]
-        first = "\n  ".join(["first:", *bad_rows])
+        first = "\n  ".join(["first:", *facts["first bad"]])
         yield f"data.bad_rows=drop leaves out {rows:,} of {facts['rows']:,} rows; {first}"
     if rows := facts["untrained rows"]:
         yield f"{rows:,} of {facts['rows']:,} rows left out: nothing in them is trained (blank, data.train_on, weights)"

@@ -30,6 +30,7 @@ import numpy as np
 from sft.config import DataConfig
 from sft.data.cells import few, short
 from sft.data.formats import Columns, to_conversation
+from sft.data.messages import without_nulls
 from sft.data.rows import Item, RowSource
 from sft.data.source import Row, RowError, fingerprint_file
 from sft.errors import InputError
@@ -96,7 +97,8 @@ def to_item(row: Row, columns: Columns, template_options: Mapping[str, Any], voc
         return to_sample(item, where, vocabulary)
     if "messages" not in item:
         raise RowError(f"{where} has neither messages nor input_ids; found {few(item)}.")
-    return to_conversation((where, dict(item)), columns, template_options)
+    # Whether it comes from Arrow, where null says that a struct has no such key, only the class knows.
+    return to_conversation((where, without_nulls(item)), columns, template_options)
 
 
 def to_sample(item: Mapping[str, Any], where: str, vocabulary: int) -> Sample:

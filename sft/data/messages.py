@@ -1,6 +1,6 @@
 """The messages of a row, made fit for a chat template: one spelling for what files write in many ways.
 
-Arrow fills absent fields with null, OpenAI writes arguments as JSON text, multimodal files cut text into parts.
+Files fill absent fields with null, OpenAI writes arguments as JSON text, multimodal files cut text into parts.
 Templates meet these in silence: they print `None`, encode twice, or render nothing.
 """
 
@@ -32,7 +32,7 @@ def clean_tools(tools: Sequence[Mapping[str, Any]] | str | None, where: str) -> 
     """The tools' schemas, from a list or from JSON text; None if there are none."""
     if not tools:
         return None
-    schemas = _from_json(tools, f"{where}: tools") if isinstance(tools, str) else _without_nulls(tools)
+    schemas: Any = _from_json(tools, f"{where}: tools") if isinstance(tools, str) else tools
     if not isinstance(schemas, list) or not all(isinstance(schema, dict) for schema in schemas):
         raise InputError(f"{where}: tools must be a list of JSON schemas, or that list as JSON text; found {tools!r}.")
     return schemas or None
@@ -41,7 +41,11 @@ def clean_tools(tools: Sequence[Mapping[str, Any]] | str | None, where: str) -> 
 def _clean_message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise InputError(f"{where} must be an object with role and content, found {message!r}.")
-    cleaned = {key: _without_nulls(value) for key, value in message.items() if value is not None}
+    cleaned = {
+        key: value if key == "tool_calls" else without_nulls(value)  # arguments may be null, and then mean it
+        for key, value in message.items()
+        if value is not None
+    }
     for key in WEIGHT_KEYS:
         cleaned.pop(key, None)
     role = cleaned.get("role")
@@ -64,7 +68,8 @@ def _clean_message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _clean_tool_call(call: Any, where: str) -> dict[str, Any]:
-    function = call.get("function", call) if isinstance(call, dict) else None
+    call = _present(call)
+    function = _present(call.get("function", call)) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise InputError(f"{where} must name a function, found {call!r}.")
     arguments = function.get("arguments")
@@ -88,12 +93,16 @@ def _text(content: Any, where: str) -> str:
     raise InputError(f'{where}.content must be text or a list of {{"type": "text"}} parts, found {content!r}.')
 
 
-def _without_nulls(value: Any) -> Any:
-    """The value without the dict keys that hold None: in Arrow every struct has the keys of all its siblings."""
+def _present(value: Any) -> Any:
+    return {key: item for key, item in value.items() if item is not None} if isinstance(value, Mapping) else value
+
+
+def without_nulls(value: Any) -> Any:
+    """The value without the dict keys that hold None, at any depth."""
     if isinstance(value, Mapping):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list | tuple):
-        return [_without_nulls(item) for item in value]
+        return [without_nulls(item) for item in value]
     return value
 
 

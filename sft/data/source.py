@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.data import hub
+from sft.data.messages import without_nulls
 from sft.errors import InputError
 
 Row = tuple[str, dict[str, Any]]
@@ -182,7 +183,8 @@ def _read_parquet(path: Path, name: str) -> Iterator[Row]:
         if rows is None:
             return
         for row in rows:
-            yield f"{name}:{index}", row
+            # In Arrow every struct has the keys of all its siblings: null says that it has no such key.
+            yield f"{name}:{index}", {column: without_nulls(value) for column, value in row.items()}
             index += 1
 
 

@@ -62,6 +62,10 @@ class Recipe:
         special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         return re.compile("|".join(map(re.escape, special)) or "(?!)")
 
+    def has_today(self) -> bool:
+        """Whether the chat template writes the day on which it is applied, which is not in the fingerprint."""
+        return "strftime_now" in str(self.tokenizer.chat_template) and "date_string" not in self.template_options
+
 
 @dataclass(frozen=True)
 class Encoded:

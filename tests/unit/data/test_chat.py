@@ -367,14 +367,14 @@ def test_qwen3_tool_loop_with_reasoning_is_one_sample(qwen3):
 # Rows as files have them
 
 
-def test_arrow_nulls_are_as_if_absent():
+def test_nulls_are_as_if_absent():
     bare = [user("a"), assistant("b", tool_calls=[{"function": {"name": "f", "arguments": {"x": 1}}}])]
     padded = [
         {**bare[0], "tool_calls": None, "reasoning_content": None},
         {
             **bare[1],
             "thinking": None,
-            "tool_calls": [{"id": None, "function": {"name": "f", "arguments": {"x": 1, "y": None}, "z": None}}],
+            "tool_calls": [{"id": None, "function": {"name": "f", "arguments": {"x": 1}, "z": None}}],
         },
     ]
     prints_all = "{% for m in messages %}<|im_start|>{{ m | tojson }}<|im_end|>\n{% endfor %}"

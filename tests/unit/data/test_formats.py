@@ -442,6 +442,23 @@ def test_parquet_fills_absent_fields_with_nulls_and_none_of_them_reaches_the_tem
     assert "None" not in str(texts) and "null" not in str(texts)
 
 
+def test_a_null_that_is_meant_reaches_the_template_from_jsonl(tmp_path):
+    """As it does from JSON text; in parquet it cannot be told from an absent key."""
+    call = {"id": None, "type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": None}}}
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"b": {"default": None}}}}
+    row = {"messages": [QUESTION, {"role": "assistant", "content": None, "tool_calls": [call]}], "tools": [tool]}
+    as_text = {key: json.dumps(value) for key, value in row.items()}
+    tokenizer = tiny_tokenizer(TEMPLATE.replace("m.content", "m.content | default('', true)"))
+    texts = []
+    for rows in ([row], [as_text]):
+        path = write_jsonl(tmp_path / "rows.jsonl", rows)
+        source = rows_of_file(path, COLUMNS, {}, max_length=1000, say=lambda line: None)
+        ((sample,),) = encode_batch([source.convert(row) for row in source.read()], tokenizer)
+        texts.append(tokenizer.decode(sample.input_ids))
+    assert texts[0] == texts[1]
+    assert '"b": null' in texts[0] and '"default": null' in texts[0] and "None" not in texts[0]
+
+
 def test_columns_that_files_do_not_share_are_named(tmp_path):
     first = write_jsonl(tmp_path / "first.jsonl", [{**ROW, "tools": []}])
     second = write_jsonl(tmp_path / "second.jsonl", [{**ROW, "id": 1, "source": "a"}])

@@ -9,7 +9,7 @@ from sft.config import load_config
 from sft.data import epoch_order, open_dataset
 from sft.data.parts import short_names, unique
 from sft.errors import InputError
-from tests.assets import tiny_model_dir, tiny_tokenizer, write_jsonl
+from tests.assets import CHATML, tiny_model_dir, tiny_tokenizer, write_jsonl
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def open_mixture(tmp_path):
     write_jsonl(tmp_path / "chat.jsonl", [{"question": f"{k}?", "answer": f"{k}. " * (k % 7 + 1)} for k in range(40)])
     write_jsonl(tmp_path / "text.jsonl", [{"text": f"Text {k}."} for k in range(10)])
 
-    def open_mixture(*sources, seed=1, curriculum=None, overrides=()):
+    def open_mixture(*sources, seed=1, curriculum=None, overrides=(), template=CHATML):
         placed = ",".join(as_override({**source, "path": str(tmp_path / source["path"])}) for source in sources)
         config = load_config(
             [
@@ -37,7 +37,7 @@ def open_mixture(tmp_path):
             max_samples=-1,
             max_tokens=None,
             packed=True,
-            tokenizer=tiny_tokenizer(),
+            tokenizer=tiny_tokenizer(template),
             build_here=True,
             say=open_mixture.said.append,
             curriculum=curriculum,
@@ -98,7 +98,7 @@ def test_rows_of_files_of_one_name_are_told_apart(open_mixture, tmp_path):
         write_jsonl(tmp_path / name / "train.jsonl", [{"question": "1?", "answer": "1"}])
     assert rows_of(open_mixture({"path": "a/train.jsonl"}, {"path": "b"})) == ["a/train.jsonl:1", "b/train.jsonl:1"]
     assert any(line.startswith("a/train.jsonl: prompt_response") for line in open_mixture.said)
-    with pytest.raises(InputError, match="b/train.jsonl:2: no column 'answer'"):
+    with pytest.raises(InputError, match=r"b/train\.jsonl:2: no column 'answer'"):
         write_jsonl(tmp_path / "b" / "train.jsonl", [{"question": "1?", "answer": "1"}, {"question": "2?"}])
         open_mixture({"path": "*/train.jsonl"})
 
@@ -218,3 +218,11 @@ def test_files_behind_the_last_row_that_is_asked_for_are_no_sources(open_mixture
         say=lambda line: None,
     )
     assert list(dataset.mixture.ids) == ["chat"] and len(dataset.mixture) == 40
+
+
+def test_a_template_that_writes_the_date_is_said(open_mixture):
+    dated = CHATML + "{%- if date_string is not defined %}{%- set date_string = strftime_now('%Y') %}{%- endif %}"
+    open_mixture(CHAT, CHAT, template=dated)
+    assert sum("the chat template writes the date" in line for line in open_mixture.said) == 1
+    open_mixture(CHAT, overrides=["+data.apply_chat_template_kwargs.date_string=today"], template=dated)
+    assert not any("writes the date" in line for line in open_mixture.said)
