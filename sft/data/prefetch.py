@@ -14,7 +14,7 @@ _END = object()
 def prefetch(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
     """Yield `items` in order, computed by one thread at most `depth` ahead.
 
-    An error in `items` is raised here, where the item would have come. Leaving early stops the thread.
+    An error in `items` is raised here, where the item would have come. Leaving early stops the thread and joins it.
     """
     ready: queue.Queue = queue.Queue(maxsize=depth)
     stopped = threading.Event()
@@ -36,7 +36,8 @@ def prefetch(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
         except BaseException as error:
             offer(error)
 
-    threading.Thread(target=work, name="prefetch", daemon=True).start()
+    worker = threading.Thread(target=work, name="prefetch", daemon=True)
+    worker.start()
     try:
         while (item := ready.get()) is not _END:
             if isinstance(item, BaseException):
@@ -44,3 +45,5 @@ def prefetch(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
             yield item
     finally:
         stopped.set()
+        # `items` may hold the model; what holds it while the process group is destroyed makes gloo abort the process.
+        worker.join(timeout=10)
