@@ -206,8 +206,10 @@ class _Stop:
         in_both = range(shared(last.ids, between.ids))
 
         def at(n: int) -> _Stop:
-            start, end = last.offsets[n]
-            return cls(last.ids[n], added[last.ids[n]].content, ending[:start], ending[end:])
+            token = added[last.ids[n]].content
+            start = ending.index(token, last.offsets[n][0])
+            end = start + len(token)  # Phi-3's <|end|> takes the newline behind it into its offsets
+            return cls(last.ids[n], token, ending[:start], ending[end:])
 
         special = [n for n, token_id in enumerate(last.ids) if token_id in added and added[token_id].special]
         everywhere = [n for n in special if n in in_both] or special

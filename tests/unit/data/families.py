@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from tests.assets import tiny_tokenizer
@@ -33,6 +34,7 @@ class Family:
     stops: tuple[str, ...]
     tokens: tuple[str, ...] = ()
     plain_tokens: tuple[str, ...] = ()  # added, but not special
+    eat_space: bool = False  # tokens take the white space behind them into themselves (rstrip)
     bos: str | None = None
     eos: str = "<|im_end|>"
     options: tuple[tuple[str, Any], ...] = ()
@@ -43,7 +45,7 @@ class Family:
 
     @property
     def name(self) -> str:
-        return self.file.split(".")[0] + "".join(f"-{key}={value}" for key, value in self.options)
+        return self.file.split(".")[0] + "".join(f"-{key}={value}" for key, value in self.options) + "-rstrip" * self.eat_space
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         return _tokenizer(self)
@@ -125,6 +127,14 @@ FAMILIES = [
         ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
         eos="<|endoftext|>",
     ),
+    Family(
+        "phi3_style.jinja",
+        lambda c: c + "<|end|>",
+        ("<|end|>",),
+        ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
+        eos="<|endoftext|>",
+        eat_space=True,
+    ),
     Family("phi4_style.jinja", lambda c: c + "<|im_end|>", IM_END, ("<|im_sep|>",), eos="<|endoftext|>"),
     Family(
         "deepseek_style.jinja",
@@ -196,7 +206,8 @@ FAMILIES = [
 @cache
 def _tokenizer(family: Family) -> PreTrainedTokenizerFast:
     tokenizer = tiny_tokenizer((TEMPLATES / family.file).read_text())
-    tokenizer.add_tokens([*family.tokens, *filter(None, [family.bos]), family.eos], special_tokens=True)
+    tokens = [AddedToken(token, special=True, rstrip=family.eat_space) for token in family.tokens]
+    tokenizer.add_tokens([*tokens, *filter(None, [family.bos]), family.eos], special_tokens=True)
     tokenizer.add_tokens(list(family.plain_tokens))
     tokenizer.eos_token = family.eos
     if family.bos:

@@ -59,9 +59,9 @@ def test_the_tokens_are_those_of_the_generation_prompt_and_of_the_reply(family):
 def test_a_later_turn_follows_its_own_generation_prompt(family):
     tokenizer, options = family.tokenizer(), dict(family.options)
     messages = [user("Why?"), assistant("So it is 42."), user("And?"), assistant("Then 35.")]
-    prompt = tokenizer.apply_chat_template(messages[:3], add_generation_prompt=True, tokenize=False, **options)
+    prompt = tokenizer.apply_chat_template(messages[:3], add_generation_prompt=True, **options)["input_ids"]
     before, said = runs(encoded(family, messages)[-1], tokenizer)[-1]
-    assert (before, said) == (prompt, family.said("Then 35."))
+    assert (before, said) == (tokenizer.decode(prompt), family.said("Then 35."))
 
 
 @every_family
@@ -162,6 +162,16 @@ def test_phi3_writes_its_eos_after_the_conversation_and_does_not_train_it():
     text = family.tokenizer().decode(sample.input_ids)
     assert text == "<|user|>\na<|end|>\n<|assistant|>\nb<|end|>\n<|endoftext|>"
     assert spoken([sample], family.tokenizer()) == [["b<|end|>"]]
+
+
+def test_tokens_that_eat_the_newline_behind_them_leave_that_of_the_reply():
+    family = next(family for family in FAMILIES if family.eat_space)
+    tokenizer = family.tokenizer()
+    (sample,) = encoded(family, [user("a"), assistant("\n b"), user("c"), assistant("d")])
+    assert spoken([sample], tokenizer) == [["\n b<|end|>", "d<|end|>"]]
+    prompt = tokenizer.encode("<|user|>\na<|end|>\n<|assistant|>\n", add_special_tokens=False)
+    reply = tokenizer.encode("\n b<|end|>", add_special_tokens=False)
+    assert sample.input_ids[: len(prompt + reply)].tolist() == prompt + reply
 
 
 def test_glm_ends_the_last_turn_with_the_tag_that_its_template_leaves_out():
