@@ -173,6 +173,8 @@ def _remarks(facts: Mapping[str, Any]) -> Iterator[str]:
         )
     if turns := facts.get("turns left out"):
         yield f"{turns:,} turns are not trained: data.thinking_history=last, and the chat template rewrites them"
+    if thoughts := facts.get("thoughts left out"):
+        yield f"{thoughts:,} thoughts are not trained: data.train_on=all, and the chat template drops them from history"
 
 
 def _with_progress(source: RowSource, max_rows: int | None) -> Iterator[list[Row]]:

@@ -70,8 +70,8 @@ def encode_batch(
 ) -> list[list[Sample]]:
     """The samples of every conversation. As `encode`, tokenising and decoding all texts at once, in Rust threads.
 
-    counts: where what happened on the way is added, by name: "turns left out" (thinking_history=last), "unrolled rows"
-    with their "unrolled samples" and "repeated tokens".
+    counts: where what happened on the way is added, by name: "turns left out" (thinking_history=last), "thoughts left
+    out" (train_on=all), "unrolled rows" with their "unrolled samples" and "repeated tokens".
     """
     backend = rust_tokenizer(tokenizer)
     renderings = [render(conversation, tokenizer, supervision, counts) for conversation in conversations]

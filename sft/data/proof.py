@@ -6,14 +6,18 @@ as silence, and a thinking row without its thoughts.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from sft.data.messages import REASONING_KEYS
+from sft.data.spelling import find_call, find_in_order
 from sft.data.template import TurnShape, TurnShapes, shared, short
 from sft.errors import InputError
+
+
+MOVED = ("system", "developer")
+"""Roles whose messages templates gather at the start, or put into the last question (Mistral)."""
 
 
 class MaskError(InputError):
@@ -77,12 +81,14 @@ def _lost_words(message: dict[str, Any], body: str, shape: TurnShape) -> str | N
 
 
 def _lost_call(message: dict[str, Any], body: str) -> str | None:
-    """What `body` lacks of a reply that calls tools: each template spells calls in its own way."""
+    """What `body` lacks of a reply that calls tools: each template spells calls in its own way, but one by one."""
     reasoning = next((message[key] for key in REASONING_KEYS if key in message), "")
-    calls = [call.get("function", call) for call in message["tool_calls"]]
-    names = [name for call in calls for name in (call["name"], *(call.get("arguments") or ()))]
-    parts = [reasoning, *re.split("</?think>", message.get("content", "")), *names]
-    return next((part.strip() for part in parts if part.strip() not in body), None)
+    said = [part.strip() for part in (reasoning, *re.split("</?think>", message.get("content", "")))]
+    missing, at = find_in_order(body, said)
+    for call in message["tool_calls"]:
+        if missing is None:
+            missing, at = find_call(body, call.get("function", call), at)
+    return missing
 
 
 def _consists_of(text: str, *parts: str) -> bool:
@@ -99,17 +105,33 @@ def _consists_of(text: str, *parts: str) -> bool:
 
 
 def check_prompt_is_whole(messages: Sequence[dict[str, Any]], prompt: str, where: str) -> None:
-    """Every message but the assistant's is in the prompt. Raises InputError."""
+    """Every message is in the prompt, in order; of the assistant's, all but what was thought. Raises InputError."""
+    at = 0
     for k, message in enumerate(messages):
-        if message["role"] == "assistant":
-            continue  # thinking templates shorten earlier turns; each is checked where it is trained
-        said = message["content"].strip()
-        as_json = json.dumps(said, ensure_ascii=False)[1:-1]  # Llama 3 prints tool results as JSON strings
-        if said not in prompt and as_json not in prompt:
+        role, content = message["role"], message.get("content", "")
+        missing, end = find_in_order(prompt, [content.strip()], at if role not in MOVED else 0)
+        if missing is not None and role == "assistant":  # templates take the thoughts out of earlier turns
+            missing, end = find_in_order(prompt, [content.rpartition("</think>")[2].strip()], at)
+        for call in message.get("tool_calls", ()):
+            if missing is None:
+                missing, end = find_call(prompt, call.get("function", call), end)
+        if missing is not None:
             raise InputError(
-                f"{where}: the chat template drops or rewrites messages[{k}] ({message['role']}): {short(said)} is "
-                "not in the prompt. Set data.chat_template to one that knows the role, or change the rows."
+                f"{where}: the chat template drops or rewrites messages[{k}] ({role}): {short(missing)} is not in the "
+                "prompt, or not in its place. Set data.chat_template to one that renders it, or change the rows."
             )
+        at = at if role in MOVED else end
+
+
+def thoughts_left_out(messages: Sequence[dict[str, Any]], text: str) -> int:
+    """How many of the assistant's thoughts, in their own field or inside the content, are not in the text."""
+    thoughts = [
+        next((message[key] for key in REASONING_KEYS if key in message), "")
+        or message.get("content", "").rpartition("</think>")[0].strip().removeprefix("<think>")
+        for message in messages
+        if message["role"] == "assistant"
+    ]
+    return sum(find_in_order(text, [thought])[0] is not None for thought in thoughts)
 
 
 def check_content_is_kept(content: str, before: str, text: str, turn: int, where: str) -> None:

@@ -16,7 +16,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sft.data.messages import REASONING_KEYS, clean_messages, clean_tools
-from sft.data.proof import MaskError, check_content_is_kept, check_prompt_is_whole, check_reply_is_whole
+from sft.data.proof import (
+    MaskError,
+    check_content_is_kept,
+    check_prompt_is_whole,
+    check_reply_is_whole,
+    thoughts_left_out,
+)
 from sft.data.template import TurnShape, TurnShapes, apply, chat_template, reasoning_key, turn_shapes
 from sft.data.weights import Supervision, message_weights
 from sft.errors import InputError
@@ -76,7 +82,7 @@ def render(
     One text, if the template leaves earlier turns as they were; a template that rewrites them (Qwen3 drops the
     reasoning of earlier turns) gives one text for each state of the history. No text, if nothing is trained.
     Messages after the last trained turn are cut. Raises InputError for a row that the template cannot render,
-    MaskError for a turn that does not follow its prompt. counts: where turns that are left out are added.
+    MaskError for a turn that does not follow its prompt. counts: where turns and thoughts that are left out are added.
     """
     supervision = supervision or Supervision()
     counts = Counter() if counts is None else counts
@@ -89,7 +95,7 @@ def render(
     row = _Row(messages, tools, template, options, where, tokenizer, turn_shapes(tokenizer, template, options))
     weights = message_weights(conversation.messages, supervision.train_on, where)
     if supervision.train_on == "all":
-        return _whole_text(row, weights)
+        return _whole_text(row, weights, counts)
     _check_somebody_answers(messages, where, supervision.train_on)
 
     as_sampled = [row.turn(k, weight) for k, weight in enumerate(weights) if weight > 0]
@@ -150,7 +156,7 @@ class _Row:
         return text, Span(k, start, start + len(content), weight, is_sampled=False)
 
 
-def _whole_text(row: _Row, weights: list[float]) -> list[Rendering]:
+def _whole_text(row: _Row, weights: list[float], counts: Counter[str]) -> list[Rendering]:
     """All of the conversation with weight 1, but for turns that state another weight."""
     messages, where = row.messages, row.where
     if not messages:
@@ -159,6 +165,7 @@ def _whole_text(row: _Row, weights: list[float]) -> list[Rendering]:
     answered = messages[end]["role"] == "assistant" and end > 0
     text, _ = row.turn(end, weights[end]) if answered else (row.text(end + 1), None)
     check_prompt_is_whole(messages, text, where)
+    counts["thoughts left out"] += thoughts_left_out(messages, text)
     spans = []
     for k, weight in enumerate(weights):
         if weight != 1:

@@ -434,6 +434,48 @@ def test_what_the_template_would_drop_from_a_reply_is_an_error(chatml, message, 
         encode([user("a"), message], chatml)
 
 
+def calls_printed_as(call: str) -> PreTrainedTokenizerFast:
+    """A template that prints the content of a message, or else each of its calls in this way."""
+    words = "{% for c in message.tool_calls or [] %}" + call + "{% endfor %}{% if not message.tool_calls %}"
+    return tiny_tokenizer(
+        "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' }}" + words + "{{- message.content }}"
+        "{% endif %}{{- '<|im_end|>\\n' }}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+    )
+
+
+SEARCH = {"function": {"name": "find", "arguments": {"text": 'a "b"', "options": {"all": True, "days": [1, None]}}}}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "{{- c.function | tojson }}",
+        "{{- c.function.arguments | tojson }}{{- c.function.name }}",
+        "{{- c.function.name }}({{- c.function.arguments }})",
+        "{{- c.function.name }}{% for k, v in c.function.arguments | dictsort %}{{- k }}={{ v }};{% endfor %}",
+        "{{- c.function.name }}{{- c.function.arguments | tojson | tojson }}",
+    ],
+)
+def test_a_call_may_be_spelt_in_many_ways(call):
+    tokenizer = calls_printed_as(call)
+    ((turn,),) = spoken(encode([user("a"), assistant("", tool_calls=[SEARCH, SEARCH])], tokenizer), tokenizer)
+    assert turn.count("find") == 2
+
+
+@pytest.mark.parametrize(
+    ("call", "content", "dropped"),
+    [
+        ("{{- c.function.name }}({% for k in c.function.arguments %}{{- k }}=..{% endfor %})", "", "'a \"b\"'"),
+        ("{% if loop.first %}{{- c.function | tojson }}{% endif %}", "", "'find'"),
+        ("{{- c.function | tojson }}", "find", "'find'"),
+    ],
+)
+def test_no_part_of_a_call_stands_for_another(call, content, dropped):
+    with pytest.raises(MaskError, match=rf"messages\[1\].*drops or rewrites part of the message: expected {dropped}"):
+        encode([user("a"), assistant(content, tool_calls=[SEARCH, SEARCH])], calls_printed_as(call))
+
+
 def test_what_the_template_adds_to_some_replies_is_an_error():
     tokenizer = tiny_tokenizer(
         CHATML.replace("message.content", "message.content + ('!' if 'b' in message.content else '')")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from copy import deepcopy
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft.data.chat import MaskError, encode, stop_token_ids
+from sft.data.chat import Conversation, MaskError, Supervision, encode, encode_batch, stop_token_ids
 from sft.errors import InputError
 from tests.unit.data.families import CALL, FAMILIES, TEMPLATES, TOOLS, Family, assistant, user
 from tests.unit.data.test_chat import runs, spoken
@@ -123,6 +124,39 @@ def test_tool_calls_end_with_their_own_stop(family):
     first, second = turns(family, messages, tools=TOOLS)
     assert first == family.calls
     assert second == family.said("It is 42.")
+
+
+def calling(symbol: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "price", "arguments": {"symbol": symbol}}}
+
+
+@calling_families
+def test_each_of_two_calls_to_one_tool_is_trained_or_the_row_is_an_error(family):
+    messages = [user("BAC, IBM?"), assistant("", tool_calls=[calling("BAC"), calling("IBM")])]
+    if family.name in ("llama3_style", "harmony_style"):
+        with pytest.raises(InputError, match="only one tool call|drops or rewrites part of the message"):
+            encoded(family, messages)
+    else:
+        (turn,) = turns(family, messages)
+        assert turn.index("BAC") < turn.rindex("price") < turn.index("IBM")
+
+
+CALLED = [user("a"), assistant("", tool_calls=[CALL]), {"role": "tool", "content": "42"}, assistant("It is 42.")]
+
+
+@pytest.mark.parametrize("train_on", ["last_assistant", "all"])
+def test_a_call_that_the_template_drops_from_history_is_an_error_though_it_is_not_trained(train_on):
+    with pytest.raises(InputError, match=r"drops or rewrites messages\[1\] \(assistant\): 'price'"):
+        encoded(family_named("chatml"), CALLED, train_on=train_on)
+
+
+def test_a_thought_that_the_template_drops_from_history_is_legal_where_it_is_not_trained():
+    family = family_named("qwen3_style")
+    messages = [user("a"), assistant("<think>1</think>b"), user("c"), assistant("d", reasoning_content="2")]
+    assert turns(family, messages, train_on="last_assistant") == [family.thought("2", "d")]
+    counts = Counter()
+    encode_batch([Conversation(messages)], family.tokenizer(), Supervision(train_on="all"), counts)
+    assert counts == {"thoughts left out": 1}
 
 
 @every_family
