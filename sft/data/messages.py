@@ -22,7 +22,7 @@ REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 def clean_messages(messages: Sequence[Mapping[str, Any]], where: str) -> list[dict[str, Any]]:
     """Copies with plain text contents and object arguments, without nulls and loss weights.
 
-    A message has a role we know and a content, but for the assistant's tool calls, which may go without.
+    A message has a role we know and a content; that of the assistant's tool calls may be left out, and is "" then.
     Raises InputError naming `where` and the message.
     """
     return [_clean_message(message, f"{where}: messages[{k}]") for k, message in enumerate(messages)]
@@ -59,6 +59,7 @@ def _clean_message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
         cleaned["tool_calls"] = [
             _clean_tool_call(call, f"{where}.tool_calls[{n}]") for n, call in enumerate(cleaned["tool_calls"])
         ]
+        cleaned.setdefault("content", "")  # many templates read it without asking whether it is there
     elif "content" not in cleaned:
         raise InputError(f"{where} ({role}) has no content{' and no tool_calls' if role == 'assistant' else ''}.")
     for key in REASONING_KEYS:
@@ -72,13 +73,13 @@ def _clean_tool_call(call: Any, where: str) -> dict[str, Any]:
     function = _present(call.get("function", call)) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise InputError(f"{where} must name a function, found {call!r}.")
-    arguments = function.get("arguments")
+    arguments = function.get("arguments", {})
     if isinstance(arguments, str):
         # As text, some templates print them as they are and others encode them once more, as a JSON string.
-        arguments = _from_json(arguments, f"{where}: arguments") if arguments.strip() else {}
-        function = {**function, "arguments": arguments}
-    if not isinstance(arguments, dict | None):
+        arguments = _from_json(arguments, f"{where}: arguments") if arguments.strip() not in ("", "null") else {}
+    if not isinstance(arguments, dict):
         raise InputError(f"{where}: arguments must be an object, found {arguments!r}.")
+    function = {**function, "arguments": arguments}
     return {**call, "function": function} if "function" in call else function
 
 

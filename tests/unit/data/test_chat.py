@@ -292,11 +292,30 @@ def test_qwen25_tool_calls_as_json_text_are_not_encoded_twice(qwen25):
 
 
 @pytest.mark.shared_data
-def test_a_call_without_arguments_is_an_empty_object(minimind):
-    call = {"function": {"name": "now", "arguments": ""}}
-    samples = encode([user("time?"), {"role": "assistant", "tool_calls": [call]}], minimind)
+@pytest.mark.parametrize("arguments", [{"arguments": ""}, {"arguments": None}, {"arguments": "null"}, {}])
+@pytest.mark.parametrize("name", ["minimind", "qwen25"])
+def test_a_call_without_arguments_is_an_empty_object(name, arguments, request):
+    tokenizer = request.getfixturevalue(name)
+    call = {"function": {"name": "now", **arguments}}
+    samples = encode([user("time?"), {"role": "assistant", "tool_calls": [call]}], tokenizer)
     said = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
-    assert spoken(samples, minimind) == [[said + STOP]]
+    assert spoken(samples, tokenizer) == [[said + STOP]]
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize("name", ["minimind", "qwen25", "qwen3"])
+def test_real_templates_render_a_call_without_content_as_one_with_an_empty_content(name, request):
+    tokenizer = request.getfixturevalue(name)
+    called = {"role": "assistant", "tool_calls": [{"function": {"name": "now", "arguments": {}}}]}
+    for messages in ([user("a"), called], [user("a"), called, {"role": "tool", "content": "12"}, assistant("b")]):
+        filled = [{"content": "", **message} for message in messages]
+        without, empty = (tokenizer.apply_chat_template(each, tokenize=False) for each in (messages, filled))
+        assert without == empty
+
+
+def test_a_call_without_content_meets_a_template_that_shows_no_calls(chatml):
+    with pytest.raises(MaskError, match=r"messages\[1\]: the chat template drops .* expected 'now'"):
+        encode([user("a"), {"role": "assistant", "tool_calls": [{"function": {"name": "now"}}]}], chatml)
 
 
 @pytest.mark.shared_data
