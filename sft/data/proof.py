@@ -15,7 +15,6 @@ from sft.data.spelling import find_call, find_in_order
 from sft.data.template import TurnShape, TurnShapes, shared, short
 from sft.errors import InputError
 
-
 MOVED = ("system", "developer")
 """Roles whose messages templates gather at the start, or put into the last question (Mistral)."""
 
@@ -121,6 +120,19 @@ def check_prompt_is_whole(messages: Sequence[dict[str, Any]], prompt: str, where
                 "prompt, or not in its place. Set data.chat_template to one that renders it, or change the rows."
             )
         at = at if role in MOVED else end
+
+
+def check_tools_are_shown(tools: Sequence[dict[str, Any]], text: str, is_shown: bool, where: str) -> None:
+    """The text names every tool. is_shown: the template makes something of tools at all. Raises InputError."""
+    schemas = [tool["function"] if isinstance(tool.get("function"), dict) else tool for tool in tools]
+    names = [str(schema.get("name", "")) for schema in schemas]
+    hidden = [name for name in names if name not in text or not is_shown]
+    if hidden:
+        raise InputError(
+            f"{where}: the chat template does not show the row's tools to the model: {short(', '.join(hidden))}. Set "
+            "data.chat_template to one that does; or, to train without them, set data.multiturn.tools_key to a name "
+            "that no column has."
+        )
 
 
 def thoughts_left_out(messages: Sequence[dict[str, Any]], text: str) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from sft.data.messages import REASONING_KEYS, clean_messages, clean_tools
@@ -21,9 +21,10 @@ from sft.data.proof import (
     check_content_is_kept,
     check_prompt_is_whole,
     check_reply_is_whole,
+    check_tools_are_shown,
     thoughts_left_out,
 )
-from sft.data.template import TurnShape, TurnShapes, apply, chat_template, reasoning_key, turn_shapes
+from sft.data.template import TurnShape, TurnShapes, apply, chat_template, reasoning_key, shows_tools, turn_shapes
 from sft.data.weights import Supervision, message_weights
 from sft.errors import InputError
 
@@ -90,7 +91,7 @@ def render(
     tools = clean_tools(conversation.tools, where)
     template = chat_template(tokenizer, tools)
     messages = clean_messages(conversation.messages, where)
-    _name_reasoning(messages, reasoning_key(template))
+    _name_reasoning(messages, reasoning_key(template), where)
     options = template_options(template, conversation.template_options, supervision)
     row = _Row(messages, tools, template, options, where, tokenizer, turn_shapes(tokenizer, template, options))
     weights = message_weights(conversation.messages, supervision.train_on, where)
@@ -103,6 +104,7 @@ def render(
         return []
     text, last = as_sampled[-1]
     check_prompt_is_whole(messages[: last.turn], text[: last.start], where)
+    row.check_tools(last.turn + 1, text[: last.start])
     texts = _fewest_texts(as_sampled)
     if len(texts) > 1 and supervision.thinking_history == "preserved":
         _refuse_rewriting(texts, where)
@@ -135,6 +137,16 @@ class _Row:
         messages = self.messages[:end]
         return apply(self.tokenizer, self.template, messages, self.tools, self.options, self.where, prompt)
 
+    def check_tools(self, end: int, prompt: str) -> None:
+        """Raises InputError if the prompt, of which messages[:end] is made, hides a tool."""
+        if not self.tools:
+            return
+        is_shown = shows_tools(self.tokenizer, self.template, self.options)
+        if not is_shown:  # or this template shows them only in some conversations
+            bare = replace(self, tools=None)
+            is_shown = prompt != bare.text(end)[: len(prompt)]
+        check_tools_are_shown(self.tools, prompt, is_shown, self.where)
+
     def turn(self, k: int, weight: float) -> tuple[str, Span]:
         """The text that ends with messages[k], and where in it this message stands."""
         if self.messages[k]["role"] != "assistant":
@@ -165,6 +177,7 @@ def _whole_text(row: _Row, weights: list[float], counts: Counter[str]) -> list[R
     answered = messages[end]["role"] == "assistant" and end > 0
     text, _ = row.turn(end, weights[end]) if answered else (row.text(end + 1), None)
     check_prompt_is_whole(messages, text, where)
+    row.check_tools(end + 1, text)
     counts["thoughts left out"] += thoughts_left_out(messages, text)
     spans = []
     for k, weight in enumerate(weights):
@@ -183,14 +196,20 @@ def _whole_text(row: _Row, weights: list[float], counts: Counter[str]) -> list[R
     return [Rendering(text, spans, where, background=1.0)]
 
 
-def _name_reasoning(messages: list[dict[str, Any]], key: str) -> None:
-    """Put the reasoning of every turn where the template looks for it."""
-    for message in messages:
-        if message["role"] == "assistant" and (stated := [name for name in REASONING_KEYS if name in message]):
-            reasoning = message[stated[0]]
-            for name in stated:
-                del message[name]
-            message[key] = reasoning
+def _name_reasoning(messages: list[dict[str, Any]], key: str, where: str) -> None:
+    """Put the reasoning of every turn where the template looks for it: the one that is stated, or not blank."""
+    for k, message in enumerate(messages):
+        stated = {
+            name: message.pop(name) for name in REASONING_KEYS if name in message and message["role"] == "assistant"
+        }
+        filled = [name for name in stated if stated[name].strip()]
+        if len({stated[name].strip() for name in filled}) > 1:
+            raise InputError(
+                f"{where}: messages[{k}] states its reasoning more than once, and differently: {' and '.join(filled)}; "
+                "keep one."
+            )
+        if stated:
+            message[key] = stated[(filled or list(stated))[0]]
 
 
 def _check_somebody_answers(messages: list[dict[str, Any]], where: str, train_on: str) -> None:

@@ -171,6 +171,21 @@ def _learn(tokenizer: PreTrainedTokenizerBase, template: str, options_json: str,
     return TurnShapes(words, calls)
 
 
+def shows_tools(tokenizer: PreTrainedTokenizerBase, template: str, options: Mapping[str, Any]) -> bool:
+    """Whether the template, asked with one question, puts the schema of a tool into the prompt."""
+    return _learn_tools(tokenizer, template, json.dumps(options, sort_keys=True))
+
+
+@lru_cache(maxsize=64)
+def _learn_tools(tokenizer: PreTrainedTokenizerBase, template: str, options_json: str) -> bool:
+    schema = {"name": CALL, "description": "", "parameters": {"type": "object", "properties": {}}}
+    tools, question = [{"type": "function", "function": schema}], [{"role": "user", "content": "question"}]
+    try:
+        return CALL in apply(tokenizer, template, question, tools, json.loads(options_json), "probe", True)
+    except InputError:
+        return False
+
+
 def _stop_of_calls(
     tokenizer: Any, probe: Any, question: dict[str, Any], prompt_markup: str, eos_token: str | None
 ) -> _Stop | None:

@@ -45,7 +45,11 @@ class Family:
 
     @property
     def name(self) -> str:
-        return self.file.split(".")[0] + "".join(f"-{key}={value}" for key, value in self.options) + "-rstrip" * self.eat_space
+        return (
+            self.file.split(".")[0]
+            + "".join(f"-{key}={value}" for key, value in self.options)
+            + "-rstrip" * self.eat_space
+        )
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         return _tokenizer(self)

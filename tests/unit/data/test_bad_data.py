@@ -453,7 +453,7 @@ def test_no_value_anywhere_in_a_row_gives_a_traceback(whole):
     template = CHATML.replace("message.content", "(message.content or '') + (message.thinking or '')").replace(
         "+ '<|im_end|>", "+ (message.tool_calls | tojson if message.tool_calls else '') + '<|im_end|>"
     )
-    tokenizer = tiny_tokenizer(template)
+    tokenizer = tiny_tokenizer("{{- tools | tojson if tools else '' }}" + template)
     settled = recognise([("bad.jsonl:1", whole)], COLUMNS, "bad.jsonl")
     convert = to_document if settled.format == "text" else partial(to_conversation, template_options={})
     usable = 0

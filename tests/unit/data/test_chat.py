@@ -255,6 +255,16 @@ def test_an_empty_think_block_of_the_prompt_is_not_trained_but_a_thought_in_it_i
     assert said == "hm\n</think>\n\nb" + STOP
 
 
+def test_a_blank_reasoning_field_does_not_hide_the_filled_one(thinking):
+    samples = encode([user("a"), assistant("b", reasoning_content=" ", thinking="hm", reasoning="hm")], thinking)
+    assert spoken(samples, thinking) == [["<think>\nhm\n</think>\n\nb" + STOP]]
+
+
+def test_two_reasoning_fields_that_differ_are_an_error(thinking):
+    with pytest.raises(InputError, match=r"messages\[1\] states its reasoning .* reasoning_content and thinking"):
+        encode([user("a"), assistant("b", reasoning_content="one", thinking="two")], thinking)
+
+
 def test_a_thought_that_looks_like_the_prompts_markup_does_not_move_the_start(thinking):
     # The common prefix of prompt and text would swallow the thought's "\n</think" here.
     thought = "\n</think is a tag"
@@ -507,6 +517,31 @@ def test_a_prompt_message_that_the_template_would_drop_is_an_error():
     tokenizer = tiny_tokenizer(CHATML.replace("messages %}", "messages if message.role != 'developer' %}"))
     with pytest.raises(InputError, match=r"drops or rewrites messages\[0\] \(developer\): 'Be brief.'"):
         encode([{"role": "developer", "content": "Be brief."}, user("a"), assistant("b")], tokenizer)
+
+
+@pytest.mark.parametrize("train_on", ["assistant", "all"])
+def test_tools_that_the_template_does_not_show_are_an_error(chatml, train_on):
+    messages = [user("The price of BAC?"), assistant("I cannot look that up.")]
+    with pytest.raises(InputError, match=r"does not show the row's tools.*'price'.*data.multiturn.tools_key"):
+        encode(messages, chatml, tools=TOOLS, train_on=train_on)
+
+
+def test_every_tool_is_shown():
+    first = "{%- for tool in (tools or [])[:1] %}{{- tool.function.name }}{%- endfor %}"
+    tokenizer = tiny_tokenizer(first + CHATML)
+    encode([user("a"), assistant("b")], tokenizer, tools=TOOLS)
+    with pytest.raises(InputError, match=r"does not show the row's tools to the model: 'weather'"):
+        more = [*TOOLS, {"type": "function", "function": {"name": "weather"}}]
+        encode([user("a"), assistant("b")], tokenizer, tools=more)
+
+
+def test_a_template_may_show_tools_only_beside_a_system_message():
+    shown = "{%- if messages[0].role == 'system' %}{{- tools | tojson }}{%- endif %}"
+    tokenizer = tiny_tokenizer(shown + CHATML)
+    ((prompt, _),) = runs(
+        encode([{"role": "system", "content": "s"}, user("a"), assistant("b")], tokenizer, tools=TOOLS)[0], tokenizer
+    )
+    assert '"price"' in prompt
 
 
 def test_a_tool_result_printed_as_json_is_not_dropped():

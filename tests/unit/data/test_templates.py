@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sft.data.chat import Conversation, MaskError, Supervision, encode, encode_batch, stop_token_ids
 from sft.errors import InputError
-from tests.unit.data.families import CALL, FAMILIES, TEMPLATES, TOOLS, Family, assistant, user
+from tests.unit.data.families import CALL, FAMILIES, TEMPLATES, Family, assistant, user
 from tests.unit.data.test_chat import runs, spoken
 
 every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -121,7 +121,7 @@ def test_tool_calls_end_with_their_own_stop(family):
         {"role": "tool", "content": "42"},
         assistant("It is 42."),
     ]
-    first, second = turns(family, messages, tools=TOOLS)
+    first, second = turns(family, messages)
     assert first == family.calls
     assert second == family.said("It is 42.")
 
@@ -134,7 +134,7 @@ def calling(symbol: str) -> dict[str, Any]:
 def test_each_of_two_calls_to_one_tool_is_trained_or_the_row_is_an_error(family):
     messages = [user("BAC, IBM?"), assistant("", tool_calls=[calling("BAC"), calling("IBM")])]
     if family.name in ("llama3_style", "harmony_style"):
-        with pytest.raises(InputError, match="only one tool call|drops or rewrites part of the message"):
+        with pytest.raises(InputError, match=r"only one tool call|drops or rewrites part of the message"):
             encoded(family, messages)
     else:
         (turn,) = turns(family, messages)
