@@ -13,7 +13,6 @@ from typing import Any
 from sft.data.cells import Cells, few, nested, optional_text, parsed, present, short, text
 from sft.data.chat import Conversation
 from sft.data.documents import Document
-from sft.data.messages import REASONING_KEYS
 from sft.data.source import Row, RowError
 
 Messages = list[dict[str, Any]]
@@ -70,7 +69,6 @@ def to_conversation(row: Row, columns: Columns, template_options: Mapping[str, A
     """The messages, tools and template options of one row. Raises RowError for a row its format cannot read."""
     where, cells = row
     messages = FORMATS[columns.format](cells, where, columns)
-    _refuse_silence(messages, where)
     return Conversation(
         messages, cells.get(columns.tools_key), _options(cells, where, columns, template_options), where
     )
@@ -239,18 +237,3 @@ def _after_system(cells: Cells, key: str, where: str, messages: Messages) -> Mes
     if messages and messages[0]["role"] == "system":
         raise RowError(f"{where}: a system message both in the column {key!r} and in the first turn; keep one of them.")
     return [{"role": "system", "content": system}, *messages]
-
-
-def _refuse_silence(messages: Messages, where: str) -> None:
-    """An empty answer would train the model to stop where it should speak."""
-    for k, message in enumerate(messages):
-        if not isinstance(message, dict) or message.get("role") != "assistant":
-            continue
-        content = message.get("content")
-        untrained = any(message.get(key) in (False, 0) for key in ("train", "trainable", "weight", "loss_weight"))
-        says_more = any(message.get(key) for key in ("tool_calls", *REASONING_KEYS))
-        if isinstance(content, str) and not content.strip() and not says_more and not untrained:
-            raise RowError(
-                f"{where}: messages[{k}] (assistant) is empty ({short(content)}), expected an answer: the model would "
-                "learn to say nothing. Take the row out."
-            )

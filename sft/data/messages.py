@@ -38,6 +38,18 @@ def clean_tools(tools: Sequence[Mapping[str, Any]] | str | None, where: str) -> 
     return schemas or None
 
 
+def is_silent(message: Any) -> bool:
+    """Whether this, before cleaning, is an assistant's message that says nothing: no words, thoughts or calls."""
+    if not isinstance(message, Mapping) or message.get("role") != "assistant" or message.get("tool_calls"):
+        return False
+    if any(isinstance(said := message.get(key), str) and said.strip() for key in REASONING_KEYS):
+        return False
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [{"text": content}]
+    texts = [part.get("text", "") if isinstance(part, Mapping) else None for part in parts]
+    return all(isinstance(text, str) and not text.strip() for text in texts)
+
+
 def _clean_message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise InputError(f"{where} must be an object with role and content, found {message!r}.")

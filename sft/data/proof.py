@@ -6,9 +6,10 @@ as silence, and a thinking row without its thoughts.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from sft.data.messages import REASONING_KEYS
 from sft.data.spelling import find_call, find_in_order
@@ -31,21 +32,22 @@ class MaskError(InputError):
         )
 
 
+def check_reply_is_speech(message: dict[str, Any], shapes: TurnShapes, turn: int, where: str) -> None:
+    """Nothing in a reply that is trained would become a token of the template's own markup. Raises MaskError."""
+    calls = json.dumps(message.get("tool_calls", []), ensure_ascii=False)
+    for said in (message.get("content", ""), *(message[key] for key in REASONING_KEYS if key in message), calls):
+        _refuse_stops(said, shapes, turn, where)
+        for token in shapes.control_tokens:
+            if token in said:
+                _refuse_token(token, "a control token, which it would be trained to say", said, turn, where)
+
+
 def check_reply_is_whole(
     message: dict[str, Any], spoken: str, shape: TurnShape, shapes: TurnShapes, turn: int, where: str
 ) -> None:
     """`spoken` is the message and its stop token, in this template's markup. Raises MaskError."""
     body = spoken.removesuffix(shape.stop)
-    for stop in {shapes.words.stop, shapes.calls.stop}:
-        if stop in body:
-            raise MaskError(
-                where,
-                turn,
-                "the reply contains the token that ends a turn, beyond which no model speaks",
-                expected=body[: body.index(stop)],
-                found=body,
-                way_out=f"Take {stop!r} out of the row, or spell it in another way.",
-            )
+    _refuse_stops(body, shapes, turn, where)
     missing = _lost_call(message, body) if message.get("tool_calls") else _lost_words(message, body, shape)
     if missing is not None:
         raise MaskError(
@@ -56,6 +58,23 @@ def check_reply_is_whole(
             found=spoken,
             way_out="Set data.chat_template to one that renders this part, or take the part out of the rows.",
         )
+
+
+def _refuse_stops(said: str, shapes: TurnShapes, turn: int, where: str) -> None:
+    for stop in (shapes.words.stop, shapes.calls.stop):
+        if stop in said:
+            _refuse_token(stop, "the token that ends a turn, beyond which no model speaks", said, turn, where)
+
+
+def _refuse_token(token: str, what: str, said: str, turn: int, where: str) -> NoReturn:
+    raise MaskError(
+        where,
+        turn,
+        f"the reply contains {what}",
+        expected=said[: said.index(token)],
+        found=said,
+        way_out=f"Take {token!r} out of the row, or spell it in another way.",
+    )
 
 
 def _lost_words(message: dict[str, Any], body: str, shape: TurnShape) -> str | None:

@@ -20,6 +20,7 @@ from sft.data.proof import (
     MaskError,
     check_content_is_kept,
     check_prompt_is_whole,
+    check_reply_is_speech,
     check_reply_is_whole,
     check_tools_are_shown,
     thoughts_left_out,
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 KEEPS_REASONING = {"preserve_thinking": True, "clear_thinking": False}
 """Switches with which templates (Qwen, GLM) are asked to leave the reasoning of earlier turns where it was."""
+
+MERGE = "Merge the messages that the assistant says in a row into one (its content, and its tool_calls)."
 
 
 @dataclass(frozen=True)
@@ -95,9 +98,12 @@ def render(
     options = template_options(template, conversation.template_options, supervision)
     row = _Row(messages, tools, template, options, where, tokenizer, turn_shapes(tokenizer, template, options))
     weights = message_weights(conversation.messages, supervision.train_on, where)
+    for k, message in enumerate(messages):
+        if message["role"] == "assistant" and weights[k] > 0:
+            check_reply_is_speech(message, row.shapes, k, where)
     if supervision.train_on == "all":
         return _whole_text(row, weights, counts)
-    _check_somebody_answers(messages, where, supervision.train_on)
+    _check_somebody_answers(messages, weights, where, supervision.train_on)
 
     as_sampled = [row.turn(k, weight) for k, weight in enumerate(weights) if weight > 0]
     if not as_sampled:
@@ -153,9 +159,15 @@ class _Row:
             return self._given(k, weight)
         shape = self.shapes.calls if self.messages[k].get("tool_calls") else self.shapes.words
         prompt, text = self.text(k, prompt=True), self.text(k + 1)
+        follows_itself = k > 0 and self.messages[k - 1]["role"] == "assistant"
+        if follows_itself and prompt.endswith(shape.stop + shape.after_stop):
+            raise InputError(
+                f"{self.where}: messages[{k}] follows another message of the assistant's, where the chat template "
+                f"opens no new turn: it would be sampled behind {shape.stop!r}, beyond which no model speaks. {MERGE}"
+            )
         if shape.is_next_tag:
             text += shape.stop
-        start = _start(prompt, text, shape, k, self.where)
+        start = _start(prompt, text, shape, k, self.where, follows_itself)
         span = Span(k, start, len(text) - len(shape.after_stop), weight, is_sampled=True)
         check_reply_is_whole(self.messages[k], text[start : span.end], shape, self.shapes, k, self.where)
         return text, span
@@ -212,16 +224,19 @@ def _name_reasoning(messages: list[dict[str, Any]], key: str, where: str) -> Non
             message[key] = stated[(filled or list(stated))[0]]
 
 
-def _check_somebody_answers(messages: list[dict[str, Any]], where: str, train_on: str) -> None:
+def _check_somebody_answers(messages: list[dict[str, Any]], weights: list[float], where: str, train_on: str) -> None:
     roles = [message["role"] for message in messages]
     if "assistant" not in roles and train_on != "custom":
         told = ", ".join(roles) or "none"
         raise InputError(f"{where}: no assistant message, so nothing to train (roles: {told}).")
-    if roles[:1] == ["assistant"]:
-        raise InputError(f"{where}: the assistant speaks first, to no prompt; start with a system or user message.")
+    if roles[:1] == ["assistant"] and weights[0] > 0:
+        raise InputError(
+            f"{where}: the assistant speaks first, to no prompt, so messages[0] cannot be trained. Give it `train`: "
+            "false, set data.train_on=last_assistant, or leave such rows out by data.bad_rows=drop."
+        )
 
 
-def _start(prompt: str, text: str, shape: TurnShape, turn: int, where: str) -> int:
+def _start(prompt: str, text: str, shape: TurnShape, turn: int, where: str, follows_itself: bool) -> int:
     """Where in `text` the model begins to speak."""
     starts = (len(prompt) - retraction for retraction in shape.retractions)
     start = next((start for start in starts if text.startswith(prompt[:start])), None)
@@ -232,7 +247,9 @@ def _start(prompt: str, text: str, shape: TurnShape, turn: int, where: str) -> i
             "the chat template changes the prompt once the reply is there",
             expected=prompt,
             found=text,
-            way_out="Set data.chat_template to one whose generation prompt is what stands before the reply.",
+            way_out=MERGE
+            if follows_itself
+            else "Set data.chat_template to one whose generation prompt is what stands before the reply.",
         )
     ending = shape.stop + shape.after_stop
     if not text[start:].endswith(ending):

@@ -48,10 +48,14 @@ class TurnShape:
 
 @dataclass(frozen=True)
 class TurnShapes:
-    """The shape of a reply of words, and of one that calls tools: some templates end these with another token."""
+    """The shape of a reply of words, and of one that calls tools: some templates end these with another token.
+
+    control_tokens: special tokens that no reply says by itself: those of the template's markup, bos, eos and pad.
+    """
 
     words: TurnShape
     calls: TurnShape
+    control_tokens: frozenset[str]
 
     @property
     def stop_token_ids(self) -> list[int]:
@@ -162,13 +166,23 @@ def _learn(tokenizer: PreTrainedTokenizerBase, template: str, options_json: str,
         stop_token_id=stop.token_id,
         is_next_tag=stop.is_next_tag,
     )
+    system = {"role": "system", "content": "system"}
+    markup = text + _try(probe, question, reply, question) + _try(probe, system, question)
+    control_tokens = _control_tokens(tokenizer, markup, words)
     stop = _stop_of_calls(tokenizer, probe, question, prompt[markup_start:], eos_token)
     if stop is None:
-        return TurnShapes(words, words)  # a row that calls tools will say what the template makes of it
+        return TurnShapes(words, words, control_tokens)  # a row that calls tools will say what the template makes of it
     calls = replace(
         words, stop=stop.token, after_stop=stop.after, stop_token_id=stop.token_id, is_next_tag=stop.is_next_tag
     )
-    return TurnShapes(words, calls)
+    return TurnShapes(words, calls, control_tokens)
+
+
+def _control_tokens(tokenizer: Any, markup: str, words: TurnShape) -> frozenset[str]:
+    always = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token}
+    sampled = "".join([words.lead, *(words.thought or ())])  # rows may hold raw thoughts, with their tags
+    special = {str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return frozenset(token for token in special if token in always or (token in markup and token not in sampled))
 
 
 def shows_tools(tokenizer: PreTrainedTokenizerBase, template: str, options: Mapping[str, Any]) -> bool:

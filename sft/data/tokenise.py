@@ -15,8 +15,10 @@ import pyarrow as pa
 
 from sft.data.chat import Conversation, Supervision, encode_batch, template_fingerprint, tokenizer_fingerprint
 from sft.data.documents import Document, encode_documents
+from sft.data.messages import is_silent
 from sft.data.rows import Item, RowSource
 from sft.data.source import Row
+from sft.data.weights import message_weights
 from sft.errors import InputError
 from sft.types import Sample
 
@@ -113,6 +115,8 @@ def _encode(
 def encode_items(items: Sequence[Item], recipe: Recipe, max_length: int, counts: Counter[str]) -> list[list[Sample]]:
     """The samples of every item; counts: as encode_batch."""
     conversations = [item for item in items if isinstance(item, Conversation)]
+    for conversation in conversations:
+        _refuse_silence(conversation, recipe.supervision)
     documents = [item for item in items if isinstance(item, Document)]
     of_conversations = iter(encode_batch(conversations, recipe.tokenizer, recipe.supervision, counts))
     of_documents = iter(encode_documents(documents, recipe.tokenizer, max_length) if documents else [])
@@ -133,6 +137,21 @@ def _spells(special_tokens: re.Pattern[str], item: Item) -> bool:
         return special_tokens.search(item.text) is not None
     given = (message.get("content") for message in item.messages if message.get("role") != "assistant")
     return any(special_tokens.search(content if isinstance(content, str) else str(content)) for content in given)
+
+
+def _refuse_silence(conversation: Conversation, supervision: Supervision) -> None:
+    """An empty answer would train the model to stop where it should speak; one that is not trained is history."""
+    silent = [k for k, message in enumerate(conversation.messages) if is_silent(message)]
+    if not silent:
+        return
+    weights = message_weights(conversation.messages, supervision.train_on, conversation.where)
+    for k in silent:
+        if weights[k] > 0:
+            content = conversation.messages[k].get("content")
+            raise InputError(
+                f"{conversation.where}: messages[{k}] (assistant) is empty ({content!r}), expected an answer: the "
+                "model would learn to say nothing. Take the row out, or give the message `train`: false."
+            )
 
 
 def _to_arrow(rows: Sequence[Row], encoded: Sequence[list[Sample]], source: RowSource) -> pa.RecordBatch:

@@ -251,9 +251,24 @@ BAD = [
     ),
     Bad("missing role", chat({"content": "a"}, ASSISTANT), ["bad.jsonl:2: messages[0] has the role None"]),
     Bad("unknown speaker", rows({"conversations": [{"from": "bot", "value": "a"}]}), ["bad.jsonl:1", "from str 'bot'"]),
-    Bad("assistant first", chat(ASSISTANT, USER), ["bad.jsonl:2", "the assistant speaks first"]),
+    Bad(
+        "assistant first",
+        chat(ASSISTANT, USER),
+        ["bad.jsonl:2: the assistant speaks first", "train_on=last_assistant"],
+    ),
     Bad("no assistant", chat(USER), ["bad.jsonl:2: no assistant message", "roles: user"]),
     Bad("empty assistant", chat(USER, ASSISTANT | {"content": ""}), ["bad.jsonl:2: messages[1] (assistant) is empty"]),
+    Bad("blank assistant", chat(USER, ASSISTANT | {"content": " \n"}), ["messages[1] (assistant) is empty (' \\n')"]),
+    Bad(
+        "assistant of empty parts",
+        chat(USER, ASSISTANT | {"content": [{"type": "text", "text": ""}]}),
+        ["bad.jsonl:2: messages[1] (assistant) is empty"],
+    ),
+    Bad(
+        "blank assistant in history that is trained",
+        chat(USER, ASSISTANT | {"content": ""}, USER, ASSISTANT),
+        ["bad.jsonl:2: messages[1] (assistant) is empty"],
+    ),
     Bad(
         "assistant without content",
         chat(USER, {"role": "assistant"}),
@@ -305,6 +320,10 @@ FINE = {
     "whole surrogate pairs": raw("a.jsonl", b'{"question": "\\ud83d\\ude00", "answer": "a"}'),
     "messages as JSON text": rows({"messages": json.dumps([USER, ASSISTANT])}),
     "two system messages, where the template takes them": rows({"messages": [SYSTEM, SYSTEM, USER, ASSISTANT]}),
+    "an untrained assistant first": rows({"messages": [ASSISTANT | {"train": False}, USER, ASSISTANT]}),
+    "an untrained answer that is empty": rows(
+        {"messages": [USER, ASSISTANT | {"content": "", "weight": 0}, USER, ASSISTANT]}
+    ),
     "a large list of other columns": parquet(
         pa.table({**{f"c{k}": [0] for k in range(500)}, "question": ["a"], "answer": ["b"]})
     ),

@@ -150,7 +150,7 @@ def test_every_turn_is_trained_in_one_sample_where_history_is_kept(chatml):
         "日本語 and العربية",
         "\ufeffbyte order mark\u200b",
         "tab\tand\r\nreturn",
-        "<|im_start|>user\nlook-alike",
+        "<|im_start |>user\nlook-alike",
         "assistant\n\nassistant\n",
     ],
 )
@@ -180,6 +180,17 @@ def test_control_tokens_in_the_users_text_are_not_taken_for_turns(chatml):
     samples = encode(messages, chatml)
     assert spoken(samples, chatml) == [["No." + STOP]]
     assert samples[0].input_ids.tolist() == template_ids(messages, chatml)
+
+
+@pytest.mark.parametrize("train_on", ["assistant", "all"])
+@pytest.mark.parametrize("token", ["<|im_start|>", "<|endoftext|>"])
+def test_a_control_token_in_a_reply_is_an_error_where_it_would_be_trained(chatml, token, train_on):
+    call = {"function": {"name": "f", "arguments": {"x": token}}}
+    for reply in (assistant(f"x {token} y"), assistant("", tool_calls=[call]), assistant("x", reasoning_content=token)):
+        with pytest.raises(MaskError, match=r"messages\[1\]: the reply contains a control token.*Take '<\|"):
+            encode([user("a"), reply], chatml, train_on=train_on)
+    history = [user("a"), assistant(token, train=False), user("c"), assistant("d")]
+    assert spoken(encode(history, chatml), chatml) == [["d" + STOP]]
 
 
 def test_messages_after_the_last_reply_are_cut(chatml):
@@ -391,6 +402,15 @@ def test_qwen3_tool_loop_with_reasoning_is_one_sample(qwen3):
     assert spoken(encode(messages, qwen3, tools=TOOLS), qwen3) == [
         ["<think>\ncall\n</think>\n\n" + CALLED, "<think>\ndone\n</think>\n\nIt is 42." + STOP]
     ]
+
+
+@pytest.mark.shared_data
+def test_qwen3_asks_to_merge_words_and_the_call_behind_them(qwen3):
+    messages = [user("q"), assistant("Let me look."), assistant("", tool_calls=[CALL])]
+    with pytest.raises(MaskError, match=r"messages\[2\].*changes the prompt.*Merge the messages"):
+        encode(messages, qwen3)
+    merged = [user("q"), assistant("Let me look.", tool_calls=[CALL])]
+    assert spoken(encode(merged, qwen3), qwen3) == [["<think>\n\n</think>\n\nLet me look.\n" + CALLED]]
 
 
 # Rows as files have them
@@ -714,7 +734,8 @@ LOOK_ALIKES = [
     "👩‍🚀",
 ]
 texts = st.lists(st.one_of(st.sampled_from(LOOK_ALIKES), st.text(max_size=8)), max_size=5).map("".join)
-turns = st.lists(st.tuples(texts, texts), min_size=1, max_size=3)
+replies = texts.map(lambda text: text.replace("<|im_start|>", "<|im_start"))  # which no reply may say
+turns = st.lists(st.tuples(texts, replies), min_size=1, max_size=3)
 bounded = settings(max_examples=60, deadline=None, derandomize=True)
 
 

@@ -360,7 +360,6 @@ def test_what_a_format_needs_it_reads():
             {},
             "file:1: column 'instruction' asks nothing",
         ),
-        (ROW, {**ROW, "answer": " \n"}, {}, r"messages\[1\] \(assistant\) is empty \(str ' \\n'\)"),
         (ROW, {**ROW, "enable_thinking": "false"}, {}, "'enable_thinking' holds str 'false', expected true or false"),
         (ROW, {**ROW, "chat_template_kwargs": "[1]"}, {}, "'chat_template_kwargs' holds list"),
         (ROW, {**ROW, "chat_template_kwargs": {"a": {1}}}, {}, "'chat_template_kwargs' is not plain JSON"),
@@ -369,12 +368,6 @@ def test_what_a_format_needs_it_reads():
 def test_rows_that_cannot_be_used(first, cells, changes, message):
     with pytest.raises(RowError, match=message):
         read(cells, first=first, **changes)
-
-
-@pytest.mark.parametrize("more", [{"train": False}, {"weight": 0}, {"tool_calls": [CALL]}, {"thinking": "Hm."}])
-def test_an_assistant_may_be_silent_where_that_is_not_trained_or_it_does_something_else(more):
-    _, conversation = read({"messages": [QUESTION, {**ANSWER, "content": "", **more}, *MESSAGES]})
-    assert len(conversation.messages) == 4
 
 
 def test_tools_and_template_options_travel_with_the_row():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sft.data.chat import Conversation, MaskError, Supervision, encode, encode_batch, stop_token_ids
 from sft.errors import InputError
+from tests.assets import SPECIAL_TOKENS
 from tests.unit.data.families import CALL, FAMILIES, TEMPLATES, Family, assistant, user
 from tests.unit.data.test_chat import runs, spoken
 
@@ -168,6 +169,11 @@ def test_a_stop_token_inside_a_reply_is_an_error(family):
 
 def family_named(name: str) -> Family:
     return next(family for family in FAMILIES if family.name == name)
+
+
+def test_a_second_reply_right_behind_a_stop_is_an_error():
+    with pytest.raises(InputError, match=r"messages\[2\] follows another.* Merge the messages"):
+        encoded(family_named("deepseek_style"), [user("a"), assistant("b"), assistant("c")])
 
 
 def test_qwen35_wants_its_system_message_first():
@@ -328,11 +334,13 @@ def test_any_conversation_gives_exact_spans_or_a_clean_error(family, system, exc
     try:
         found = turns(family, messages)
     except InputError as error:
-        # Only what we know to be refused: a stop, a thought taken apart, a role that the template refuses.
+        # Only what we know to be refused: control tokens, a thought taken apart, a role that the template refuses.
         replies = [said for _, said in exchanges]
         stops = any(stop in said for stop in family.stops for said in replies)
         thoughts = any("think>" in said or "<|channel|>" in said for said in replies)
-        assert stops or thoughts or (system is not None and not family.takes_system), error
+        special = {*family.tokens, family.bos or family.eos, family.eos, *SPECIAL_TOKENS}
+        controls = any(token in said for token in special for said in replies)
+        assert stops or controls or thoughts or (system is not None and not family.takes_system), error
         return
     exact = [family.said(said) for _, said in exchanges]
     if not any("</think>" in said for _, said in exchanges):

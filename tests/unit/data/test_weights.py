@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sft.data.chat import Conversation, MaskError, Supervision, encode, encode_batch
+from sft.data.tokenise import Recipe, encode_items
 from sft.errors import InputError
 from tests.assets import tiny_tokenizer
 from tests.unit.data.families import assistant, user
@@ -38,6 +39,16 @@ def test_assistant_trains_every_reply(chatml):
 
 def test_last_assistant_trains_the_last_reply(chatml):
     assert weighted(ROW, chatml, train_on="last_assistant") == [("d" + STOP, 1)]
+
+
+def test_last_assistant_takes_a_history_that_could_not_be_trained(chatml):
+    messages = [assistant("Hi!"), user("a"), assistant(""), user("c"), assistant("d")]
+    items = [Conversation(messages)]
+    (((sample,)),) = encode_items(items, Recipe(chatml, {}, Supervision("last_assistant")), 100, Counter())
+    assert spoken([sample], chatml) == [["d" + STOP]]
+    for wrong in (messages, messages[1:]):
+        with pytest.raises(InputError, match=r"speaks first|is empty"):
+            encode_items([Conversation(wrong)], Recipe(chatml, {}, Supervision()), 100, Counter())
 
 
 def test_all_trains_the_whole_text_the_last_question_too(chatml):
