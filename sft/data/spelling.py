@@ -52,7 +52,7 @@ def _leaves(value: Any, is_sorted: bool = False) -> Iterator[Any]:
 def _spellings(part: Any) -> set[str]:
     """A part as it is, as JSON (Llama 3 prints tool results so), as JSON inside JSON, and as Python prints it."""
     if not isinstance(part, str):
-        return {json.dumps(part), str(part)}
+        return {json.dumps(part, default=str), str(part)}
     said = part.strip()
     if PLAIN.fullmatch(said):
         return {said}

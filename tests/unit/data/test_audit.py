@@ -137,8 +137,9 @@ def test_special_tokens_typed_by_others_than_the_assistant(opened):
         {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "No."}]}
         for content in ("plain < | im_end | >", SPELLS["question"], parts)
     ]
-    says = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "It is <|endoftext|>."}]
-    numbers = audit(opened([*rows, {"messages": says}], "data.multiturn.enable=true"), STOPS)
+    says = {"role": "assistant", "content": "It is <|endoftext|>.", "train": False}
+    rows.append({"messages": [*rows[0]["messages"], says, *rows[0]["messages"]]})
+    numbers = audit(opened(rows, "data.multiturn.enable=true"), STOPS)
     assert numbers.typed_special_tokens.count == 2
     assert numbers.typed_special_tokens.first == ("rows.jsonl:2", "rows.jsonl:3")
 
