@@ -27,7 +27,7 @@ from sft.data.source import Row
 from sft.data.tokenise import Recipe, schema_of, tokenise
 from sft.errors import InputError
 
-FORMAT = 6
+FORMAT = 7
 """Raise when the meaning of the cached bytes changes."""
 
 SAMPLES_FILE = "samples.arrow"
