@@ -124,6 +124,7 @@ class DataConfig:
     train_max_samples: CountOrOff
     val_max_samples: CountOrOff
     cache_dir: UserPath
+    num_workers: Count | None
     format: Format
     bad_rows: Literal["error", "drop"]
     prompt_key: Text

@@ -183,6 +183,7 @@ def _cached(
                 cache_dir=Path(config.cache_dir),
                 build_here=build_here,
                 say=say,
+                num_workers=config.num_workers,
             )
             of_part.append(rows)
             rows_left = None if rows_left is None else rows_left - rows.rows

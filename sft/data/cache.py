@@ -13,7 +13,9 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from rich.progress import track
 from sft.data.rows import RowSource
 from sft.data.source import Row
 from sft.data.tokenise import Recipe, schema_of, tokenise
+from sft.data.workers import map_in_order, processes_for
 from sft.errors import InputError
 
 FORMAT = 7
@@ -62,10 +65,12 @@ def cached(
     cache_dir: Path,
     build_here: bool,
     say: Callable[[str], None],
+    num_workers: int | None = 1,
 ) -> CachedRows:
     """The cached samples of `source`, tokenising it first if need be.
 
-    bad_rows: "error" raises InputError listing the rows that cannot be used; "drop" leaves them out, and says so
+    bad_rows:    "error" raises InputError listing the rows that cannot be used; "drop" leaves them out, and says so
+    num_workers: processes that tokenise, None for one per core; the samples are the same for any number
 
     One process per node builds (build_here); the others wait for the directory to appear. No collective is
     held meanwhile, so tokenising may take longer than any timeout; if the builder dies, torchrun ends the rest.
@@ -77,7 +82,7 @@ def cached(
         cache_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(cache_dir / f"{key}.lock"):
             if not directory.exists():  # another run may have built it while we waited
-                _build(source, recipe, directory, max_rows, bad_rows, say)
+                _build(source, recipe, directory, max_rows, bad_rows, num_workers, say)
     while not directory.exists():
         time.sleep(0.05)
     facts = _read_facts(directory, source.name)
@@ -92,41 +97,51 @@ def _build(
     directory: Path,
     max_rows: int | None,
     bad_rows: str,
+    num_workers: int | None,
     say: Callable[[str], None],
 ) -> None:
     aside = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)  # a build that was killed; the lock says that it is not alive
     aside.mkdir()
     started = time.monotonic()
-    total: Counter[str] = Counter(rows=0, samples=0, tokens=0)
-    bad: list[str] = []
+    total = Counter(
+        {"rows": 0, "samples": 0, "tokens": 0, "untrained rows": 0, "rows with typed tokens": 0, "bad rows": 0}
+    )
+    first_bad: list[str] = []
     untrained: list[str] = []
     typed: list[str] = []
+    num_rows = _count(source, max_rows)
+    processes = processes_for(num_workers if source.is_plain else 1, -(-num_rows // ROWS_AT_ONCE))
+    chunks = _chunks(source, max_rows, num_rows)
+    parts = map_in_order(partial(tokenise, source=source, recipe=recipe), chunks, processes)
     try:
-        with pa.OSFile(str(aside / SAMPLES_FILE), "wb") as sink, pa.ipc.new_file(sink, schema_of(source)) as writer:
-            for rows in _with_progress(source, max_rows):
-                encoded = tokenise(rows, source, recipe)
-                if encoded.bad and bad_rows == "error":
-                    raise InputError(_listed(encoded.bad, len(rows)))
-                writer.write_batch(encoded.batch)
-                bad += encoded.bad
-                untrained = (untrained + encoded.untrained)[:MAX_PLACES]
-                typed = (typed + encoded.typed)[:MAX_PLACES]
-                total.update(encoded.counts)
+        with (
+            closing(parts),
+            pa.OSFile(str(aside / SAMPLES_FILE), "wb") as sink,
+            pa.ipc.new_file(sink, schema_of(source)) as writer,
+        ):
+            for part in parts:
+                if part.bad and bad_rows == "error":
+                    raise InputError(_listed(part.bad, part.rows))
+                writer.write_batch(part.batch)
+                first_bad = (first_bad + part.bad)[:MAX_BAD_ROWS_SHOWN]
+                untrained = (untrained + part.untrained)[:MAX_PLACES]
+                typed = (typed + part.typed)[:MAX_PLACES]
+                total.update(part.counts)
                 total.update(
                     {
-                        "rows": len(rows),
-                        "samples": len(encoded.batch),
-                        "tokens": len(encoded.batch["input_ids"].flatten()),
-                        "untrained rows": len(encoded.untrained),
-                        "rows with typed tokens": len(encoded.typed),
+                        "rows": part.rows,
+                        "samples": len(part.batch),
+                        "tokens": len(part.batch["input_ids"].flatten()),
+                        "untrained rows": len(part.untrained),
+                        "rows with typed tokens": len(part.typed),
+                        "bad rows": len(part.bad),
                     }
                 )
         facts = {
             "source": source.name,
             **total,
-            "bad rows": len(bad),
-            "first bad": bad[:MAX_BAD_ROWS_SHOWN],
+            "first bad": first_bad,
             "first untrained": untrained,
             "first with typed tokens": typed,
         }
@@ -177,16 +192,17 @@ def _remarks(facts: Mapping[str, Any]) -> Iterator[str]:
         yield f"{thoughts:,} thoughts are not trained: data.train_on=all, and the chat template drops them from history"
 
 
-def _with_progress(source: RowSource, max_rows: int | None) -> Iterator[list[Row]]:
+def _count(source: RowSource, max_rows: int | None) -> int:
+    return source.count() if max_rows is None else min(source.count(), max_rows)
+
+
+def _chunks(source: RowSource, max_rows: int | None, num_rows: int) -> Iterator[list[Row]]:
     """The rows in lists of ROWS_AT_ONCE; a progress bar where a person is watching."""
     rows: Iterable = itertools.islice(source.read(), max_rows)
-    total = source.count() if max_rows is None else min(source.count(), max_rows)
     console = Console(stderr=True)
-    watched = iter(
-        track(
-            rows, f"tokenising {source.name}", total, console=console, transient=True, disable=not console.is_terminal
-        )
-    )
+    disable = not console.is_terminal
+    title = f"tokenising {source.name}"
+    watched = iter(track(rows, title, num_rows, console=console, transient=True, disable=disable))
     return iter(lambda: list(itertools.islice(watched, ROWS_AT_ONCE)), [])
 
 

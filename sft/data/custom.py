@@ -85,6 +85,7 @@ def rows_of_class(
             vocabulary=len(tokenizer),
         ),
         max_length=config.max_length,
+        is_plain=False,
     )
 
 

@@ -35,6 +35,7 @@ class RowSource:
     around_number: what stands around a row's number in its `where`: ("train.jsonl:", "")
     fingerprint:   gives JSON values, equal only if the rows, and the way they are read, are equal
     max_length:    of a sample made from plain text, which is cut into several; conversations stay whole
+    is_plain:      rows hold JSON values alone, so that another process may convert them
     difficulty:    of a row, where a curriculum goes by a column; raises RowError for a row without such a number
     """
 
@@ -46,6 +47,7 @@ class RowSource:
     count: Callable[[], int]
     convert: Callable[[Row], Item]
     max_length: int
+    is_plain: bool
     difficulty: Callable[[Row], float] | None = None
 
 
@@ -88,6 +90,7 @@ def rows_of_file(
         if is_text
         else partial(to_conversation, columns=columns, template_options=dict(template_options)),
         max_length=max_length,
+        is_plain=True,
     )
 
 

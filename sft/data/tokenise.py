@@ -73,6 +73,7 @@ class Recipe:
 class Encoded:
     """A part of the rows, encoded."""
 
+    rows: int
     batch: pa.RecordBatch  # of schema_of(source), a sample each
     bad: list[str]  # what is wrong with each row that cannot be used
     untrained: list[str]  # rows without samples: nothing in them is trained
@@ -99,7 +100,7 @@ def tokenise(rows: Sequence[Row], source: RowSource, recipe: Recipe) -> Encoded:
     places = [where for where, _ in usable]
     untrained = [where for where, samples in zip(places, encoded, strict=True) if not samples]
     typed = [where for where, item in zip(places, items, strict=True) if _spells(recipe.special_tokens, item)]
-    return Encoded(_to_arrow(usable, encoded, source), bad, untrained, typed, counts)
+    return Encoded(len(rows), _to_arrow(usable, encoded, source), bad, untrained, typed, counts)
 
 
 def _encode(

@@ -18,7 +18,7 @@ def open_file(tmp_path):
 
     def open_file(
         path, *, tokenizer=None, columns=COLUMNS, options=None, max_rows=None, bad_rows="error", max_length=1000,
-        build_here=True, supervision=ASSISTANT,
+        build_here=True, supervision=ASSISTANT, num_workers=1, cache_dir=tmp_path / "cache",
     ):  # fmt: skip
         options = options or {}
         return cached(
@@ -26,9 +26,10 @@ def open_file(tmp_path):
             Recipe(tokenizer or tiny_tokenizer(), options, supervision),
             max_rows=max_rows,
             bad_rows=bad_rows,
-            cache_dir=tmp_path / "cache",
+            cache_dir=cache_dir,
             build_here=build_here,
             say=open_file.said.append,
+            num_workers=num_workers,
         )
 
     open_file.said = []

@@ -143,6 +143,28 @@ def test_row_numbers_count_on_over_batches(tmp_path, open_file, monkeypatch):
     assert [store.where(i) for i in range(5)] == [f"rows.jsonl:{line}" for line in range(1, 6)]
 
 
+@pytest.mark.parametrize("bad_rows", ["error", "drop"])
+def test_several_processes_write_the_bytes_that_one_writes(tmp_path, open_file, bad_rows):
+    rows = [*ROWS[:1500], {"question": "a"}, *ROWS[1500:]] if bad_rows == "drop" else ROWS
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    alone, together = (
+        open_file(path, bad_rows=bad_rows, num_workers=n, cache_dir=tmp_path / f"by_{n}").directory for n in (1, 3)
+    )
+    assert alone.name == together.name
+    for name in ("samples.arrow", "facts.json"):
+        assert (alone / name).read_bytes() == (together / name).read_bytes()
+
+
+def test_several_processes_name_the_rows_that_one_names(tmp_path, open_file):
+    rows = [*ROWS[:1100], {"question": "a"}, *ROWS[1100:1200], {"answer": "b"}, *ROWS[1200:], {"question": "c"}]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    for n in (1, 3):
+        with pytest.raises(InputError, match=r"2 of 1024 rows.*\n.*jsonl:1101: .*\n.*jsonl:1202: ") as error:
+            open_file(path, num_workers=n)
+        assert "jsonl:2503" not in str(error.value)
+    assert [item.name for item in (tmp_path / "cache").iterdir() if item.is_dir()] == []
+
+
 @pytest.fixture
 def store(tmp_path, open_file):
     """Three samples: question short and long, answer short and long."""
