@@ -24,7 +24,7 @@ from sft.errors import InputError
 from sft.types import Sample
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 __all__ = [
@@ -132,7 +132,7 @@ def _samples(renderings: Sequence[Rendering], backend: Tokenizer) -> list[Sample
     encodings = backend.encode_batch([rendering.text for rendering in renderings], add_special_tokens=False)
     prompt_ends = _PromptEnds(backend)
     tokens: list[Tokens] = [
-        prompt_ends.as_served(rendering, encoding.ids, encoding.offsets)
+        prompt_ends.as_served(rendering, encoding.ids, _Offsets(encoding))
         for rendering, encoding in zip(renderings, encodings, strict=True)
     ]
     spoken = iter(backend.decode_batch([ids[s] for ids, slices in tokens for s in slices], skip_special_tokens=False))
@@ -145,7 +145,20 @@ def _samples(renderings: Sequence[Rendering], backend: Tokenizer) -> list[Sample
     return samples
 
 
-def _slices(offsets: list[tuple[int, int]], spans: list[Span]) -> list[slice]:
+class _Offsets(Sequence[tuple[int, int]]):
+    """The characters [start, end) of every token. Few are asked for, and a list of all costs more than the masks."""
+
+    def __init__(self, encoding: Encoding):
+        self._at, self._length = encoding.token_to_chars, len(encoding)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, n: Any) -> Any:
+        return self._at(n)
+
+
+def _slices(offsets: Sequence[tuple[int, int]], spans: list[Span]) -> list[slice]:
     # A token belongs to the span in which it starts. Several tokens of one character share its offset.
     return [slice(bisect_left(offsets, (span.start, 0)), bisect_left(offsets, (span.end, 0))) for span in spans]
 
@@ -162,7 +175,7 @@ class _PromptEnds:
         self._tags = set(backend.get_added_tokens_decoder())
         self._served: dict[str, list[int]] = {}
 
-    def as_served(self, rendering: Rendering, ids: list[int], offsets: list[tuple[int, int]]) -> Tokens:
+    def as_served(self, rendering: Rendering, ids: list[int], offsets: Sequence[tuple[int, int]]) -> Tokens:
         """The ids of the text, and for each of its spans the ids that say it."""
         slices = _slices(offsets, rendering.spans)
         for n, span in enumerate(rendering.spans):

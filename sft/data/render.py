@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from sft.data.messages import REASONING_KEYS, clean_messages, clean_tools
+from sft.data.plain import around_questions, first_reply, is_plain, places_of_replies
 from sft.data.proof import (
     MaskError,
     check_content_is_kept,
@@ -105,7 +106,8 @@ def render(
         return _whole_text(row, weights, counts)
     _check_somebody_answers(messages, weights, where, supervision.train_on)
 
-    as_sampled = [row.turn(k, weight) for k, weight in enumerate(weights) if weight > 0]
+    trained = [k for k, weight in enumerate(weights) if weight > 0]
+    as_sampled = row.plain_turns(trained, weights) or [row.turn(k, weights[k]) for k in trained]
     if not as_sampled:
         return []
     text, last = as_sampled[-1]
@@ -171,6 +173,24 @@ class _Row:
         span = Span(k, start, len(text) - len(shape.after_stop), weight, is_sampled=True)
         check_reply_is_whole(self.messages[k], text[start : span.end], shape, self.shapes, k, self.where)
         return text, span
+
+    def plain_turns(self, trained: list[int], weights: list[float]) -> list[tuple[str, Span]] | None:
+        """As `turn` for all that are trained, in the whole text; None where only the long way can tell."""
+        if len(trained) < 2 or not is_plain(messages := self.messages[: trained[-1] + 1]):
+            return None
+        shape = self.shapes.words
+        around = around_questions(self.tokenizer, self.template, self.options, shape)
+        if around is None:
+            return None
+        try:
+            text, last = self.turn(trained[-1], weights[trained[-1]])
+            first_prompt = self.text(first_reply(messages), prompt=True)
+        except InputError:
+            return None  # the long way names the first turn that is wrong
+        places = places_of_replies(messages, text, first_prompt, shape, around)
+        if places is None or places[last.turn] != (last.start, last.end):
+            return None
+        return [(text, Span(k, *places[k], weights[k], is_sampled=True)) for k in trained]
 
     def _given(self, k: int, weight: float) -> tuple[str, Span]:
         """A message of another role: its content alone, where the template shows which part of the text that is."""
