@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
@@ -34,7 +34,9 @@ def processes_for(num_workers: int | None, num_inputs: int) -> int:
     return max(1, min(num_workers, num_inputs))
 
 
-def map_in_order(function: Callable[[Input], Result], inputs: Iterable[Input], num_processes: int) -> Iterator[Result]:
+def map_in_order(
+    function: Callable[[Input], Result], inputs: Iterable[Input], num_processes: int
+) -> Generator[Result, None, None]:
     """`function` of every input, in their order. Close it, or exhaust it, and no process is left.
 
     Forked: nothing is imported again, and `function` may be any closure; inputs and results are pickled. With one
@@ -65,7 +67,7 @@ def _start(function: Callable[[Any], Any], children: dict[Connection, BaseProces
     children[ours] = child
 
 
-def _results(children: dict[Connection, BaseProcess], inputs: Iterable[Any]) -> Iterator[Any]:
+def _results(children: dict[Connection, BaseProcess], inputs: Iterable[Any]) -> Generator[Any, None, None]:
     numbered = enumerate(inputs)
     idle, at_work, done = list(children), dict[Connection, int](), dict[int, Any]()
     turn = 0

@@ -9,7 +9,7 @@ from sft.data.plain import is_plain
 from sft.data.template import apply
 from sft.errors import InputError
 from tests.assets import CHATML, tiny_tokenizer
-from tests.unit.data.families import FAMILIES, assistant, user
+from tests.unit.data.families import assistant, user
 from tests.unit.data.test_templates import every_family, texts
 
 

@@ -1,0 +1,253 @@
+"""Rows per second from messages to samples: ours, TRL's and datasets.map's, on the same rows.
+
+    python scripts/bench_data.py [--rows 5000] [--rounds 3] [--rows-for-memory 0] [--data ROWS.jsonl --tokenizer DIR]
+
+Four fifths of the rows hold one question and one answer, the others five of each, all made here from a seed; so is
+the tokenizer, whose ChatML template marks the assistant's words for the rivals. Every contestant runs in a process of
+its own, in turn, and is timed from opened rows to finished samples, imports left out. Before anything is reported all
+must have made the same token ids. The rivals live in a virtual environment, made once (--venv).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from bench_result import spread, write_result
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from sft.data.cache import cached
+from sft.data.fit import fit
+from sft.data.formats import Columns
+from sft.data.rows import rows_of_file
+from sft.data.store import SampleStore
+from sft.data.tokenise import Recipe
+from sft.data.weights import Supervision
+
+SEED = 1
+VOCAB_SIZE = 6400
+RIVALS = ("trl==1.16.*", "torch==2.13.0", "datasets", "transformers")
+LONGER_THAN_ANY = 1 << 20  # tokens
+COLUMNS = Columns("auto", "question", "answer", (), (), False, "messages", "tools", "enable_thinking", "text")
+CHAT_TEMPLATE = (
+    "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\n' }}"
+    "{%- if message.role == 'assistant' %}{% generation %}{{- message.content + '<|im_end|>' }}{% endgeneration %}"
+    "{%- else %}{{- message.content + '<|im_end|>' }}{%- endif %}{{- '\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+)
+
+NAMES = ("Ada", "Bela", "Chidi", "Dora", "Emre", "Femi", "Gita", "Hana", "Ines", "Jun")
+THINGS = ("apples", "tickets", "stamps", "marbles", "books", "pencils", "shells", "coins", "cards", "buttons")
+DEEDS = ("buys", "finds", "is given", "loses", "sells", "gives away")
+
+
+def make_pair(rng: random.Random) -> list[dict[str, str]]:
+    """A word problem of some 60 words and its worked answer of some 100."""
+    name, thing, total = rng.choice(NAMES), rng.choice(THINGS), rng.randrange(500, 1000)
+    told, worked = [f"{name} has {total} {thing}."], [f"{name} starts with {total} {thing}."]
+    for day in range(1, rng.randrange(4, 8)):
+        deed, count = rng.choice(DEEDS), rng.randrange(2, 60)
+        after = total + count if DEEDS.index(deed) < 3 else total - count
+        sign = "+" if after > total else "-"
+        told.append(f"On day {day}, {name} {deed} {count} {thing} at the {rng.choice(NAMES)} street market.")
+        worked.append(
+            f"On day {day} the number changes by {count}, so that {total} {sign} {count} = {after} are there."
+        )
+        total = after
+    question = f"{' '.join(told)} How many {thing} does {name} have in the end?"
+    return [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": "\n".join([*worked, f"#### {total}"])},
+    ]
+
+
+def make_rows(path: Path, count: int, turns_of_every_fifth: int = 5) -> None:
+    rng = random.Random(SEED)
+    with path.open("w") as file:
+        for n in range(count):
+            pairs = turns_of_every_fifth if n % 5 == 4 else 1
+            messages = [message for _ in range(pairs) for message in make_pair(rng)]
+            file.write(json.dumps({"messages": messages}) + "\n")
+
+
+def make_tokenizer(path: Path, rows: Path) -> None:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(rows.read_text().splitlines()[:2000], trainer)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT_TEMPLATE
+    ).save_pretrained(path)
+
+
+def open_ours(rows: Path, tokenizer: Any, processes: int, cache_dir: Path) -> SampleStore:
+    """All that stands between a file and its samples, at a first start as at any later one."""
+    source = rows_of_file(rows, COLUMNS, {}, max_length=LONGER_THAN_ANY, say=lambda line: None)
+    made = cached(
+        source,
+        Recipe(tokenizer, {}, Supervision()),
+        max_rows=None,
+        bad_rows="error",
+        cache_dir=cache_dir,
+        build_here=True,
+        say=lambda line: None,
+        num_workers=processes,
+    )
+    store = SampleStore([made])
+    fit(store, max_length=LONGER_THAN_ANY, truncation="error")
+    return store
+
+
+def run_ours(processes: int, rows: Path, tokenizer_dir: Path) -> dict[str, Any]:
+    """In a process of its own: both starts timed, the samples' digest, and the most memory that one process had."""
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+    with tempfile.TemporaryDirectory() as cache_dir:
+        few = Path(cache_dir) / "few.jsonl"
+        with rows.open() as file:
+            few.write_text("".join(next(file) for _ in range(8)))
+        open_ours(few, tokenizer, 1, Path(cache_dir))  # imports, and the template's compilation
+        started = time.perf_counter()
+        open_ours(rows, tokenizer, processes, Path(cache_dir))
+        cold = time.perf_counter()
+        store = open_ours(rows, tokenizer, processes, Path(cache_dir))
+        warm = time.perf_counter()
+        peak = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        ids, trained = hashlib.sha256(), 0
+        for sample in (store[n] for n in range(len(store))):
+            ids.update(json.dumps(sample.input_ids.tolist()).encode())
+            trained += int((sample.loss_weights > 0).sum())
+    return {
+        "seconds": cold - started,
+        "warm_seconds": warm - cold,
+        "samples": len(store),
+        "ids": ids.hexdigest(),
+        "trained": trained,
+        "peak_rss_mb": {"parent": round(peak[0]), "largest_worker": round(peak[1]) if processes > 1 else 0},
+    }
+
+
+def make_venv(path: Path) -> Path:
+    """The Python of the rivals' environment."""
+    python = path / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(path)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "-q", *RIVALS], check=True)
+    return python
+
+
+def run_apart(command: list[str]) -> dict[str, Any]:
+    here = Path(__file__).parent
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": f"{here.parent}:{here}"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def contest(contestants: dict[str, list[str]], rounds: int) -> dict[str, list[dict[str, Any]]]:
+    """Every contestant once a round, the first of each round being another. Raises SystemExit if any differ in ids."""
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
+    names = list(contestants)
+    for k in range(rounds):
+        for name in names[k % len(names) :] + names[: k % len(names)]:
+            results[name].append(run_apart(contestants[name]))
+            print(f"round {k + 1}: {name:18} {results[name][-1]['seconds']:7.2f} s", flush=True)
+    made = {name: {(run["samples"], run["ids"], run["trained"]) for run in runs} for name, runs in results.items()}
+    if len(set.union(*made.values())) > 1:
+        raise SystemExit(f"not all made the same samples: {made}")
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=5000, help="rows to make (default 5000)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rows-for-memory", type=int, default=0, help="also measure the memory for so many short rows")
+    parser.add_argument("--data", type=Path, help="rows of your own, a jsonl file with messages")
+    parser.add_argument("--tokenizer", type=Path, help="tokenizer of your own; its template needs {% generation %}")
+    parser.add_argument("--venv", type=Path, default=Path(tempfile.gettempdir()) / "bench_data_rivals")
+    parser.add_argument("--ours", nargs=3, help=argparse.SUPPRESS)  # PROCESSES ROWS TOKENIZER: one contestant's run
+    arguments = parser.parse_args()
+    if arguments.ours:
+        processes, rows, tokenizer_dir = arguments.ours
+        print(json.dumps(run_ours(int(processes), Path(rows), Path(tokenizer_dir))))
+        return
+    rivals, cores = str(make_venv(arguments.venv)), len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as scratch:
+        rows, tokenizer_dir = arguments.data or Path(scratch) / "rows.jsonl", arguments.tokenizer
+        if arguments.data is None:
+            make_rows(rows, arguments.rows)
+        if tokenizer_dir is None:
+            make_tokenizer(tokenizer_dir := Path(scratch) / "tokenizer", rows)
+        given, here = [str(rows), str(tokenizer_dir)], Path(__file__)
+        contestants = {
+            f"{name}, {n} process{'es' * (n > 1)}": [*command, str(n), *given]
+            for name, command in {
+                "ours": [sys.executable, str(here), "--ours"],
+                "trl": [rivals, str(here.with_name("bench_trl.py")), "trl"],
+                "map": [rivals, str(here.with_name("bench_trl.py")), "map"],
+            }.items()
+            for n in dict.fromkeys((cores, 1))
+        }
+        load_before = os.getloadavg()
+        results = contest(contestants, arguments.rounds)
+        memory = None
+        if arguments.rows_for_memory:
+            many = Path(scratch) / "many.jsonl"
+            make_rows(many, arguments.rows_for_memory, turns_of_every_fifth=1)
+            run = run_apart([sys.executable, str(here), "--ours", str(cores), str(many), str(tokenizer_dir)])
+            memory = run | {"file_mb": round(many.stat().st_size / 1e6)}
+    count = next(iter(results.values()))[0]["samples"]
+    rates = {name: spread([count / run["seconds"] for run in runs]) for name, runs in results.items()}
+    (ours_all, ours_one, trl_all, trl_one, map_all, map_one) = [rates[name]["median"] for name in _six(rates)]
+    warm = spread([run["warm_seconds"] * 1e5 / count for run in results[next(iter(results))]])
+    ratios = {
+        "rows_per_s_vs_trl": ours_all / trl_one,  # both as they come: ours on every core, TRL in one process
+        "rows_per_s_vs_trl_same_processes": {"1": ours_one / trl_one, str(cores): ours_all / trl_all},
+        "rows_per_s_vs_map": ours_all / map_one,
+        "rows_per_s_vs_map_same_processes": {"1": ours_one / map_one, str(cores): ours_all / map_all},
+    }
+    made = {
+        "rows": count,
+        "rounds": arguments.rounds,
+        "seed": SEED,
+        "trained_tokens": results[_six(rates)[0]][0]["trained"],
+    }
+    load = {"before": load_before, "after": os.getloadavg()}
+    result = made | {"loadavg": load, "rows_per_s": rates, "ratios": ratios, "warm_start_s_per_100k_rows": warm}
+    path = write_result("data", "cpu", result | {"memory": memory})
+    for name, rate in rates.items():
+        print(f"{name:20} {rate['median']:8,.0f} rows/s  ({rate['min']:,.0f} to {rate['max']:,.0f})")
+    print(f"against TRL {ratios['rows_per_s_vs_trl']:.2f}, against map {ratios['rows_per_s_vs_map']:.2f}")
+    print(f"second start {warm['median']:.2f} s per 100,000 rows; memory {memory}")
+    print(f"written to {path}")
+
+
+def _six(rates: dict[str, Any]) -> list[str]:
+    """The names of all cores and of one process, of ours, TRL and map; the same twice on one core."""
+    return [name for who in ("ours", "trl", "map") for name in _two([name for name in rates if name.startswith(who)])]
+
+
+def _two(names: list[str]) -> list[str]:
+    return [names[0], names[-1]]
+
+
+if __name__ == "__main__":
+    main()
