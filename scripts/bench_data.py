@@ -3,9 +3,9 @@
     python scripts/bench_data.py [--rows 5000] [--rounds 3] [--rows-for-memory 0] [--data ROWS.jsonl --tokenizer DIR]
 
 Four fifths of the rows hold one question and one answer, the others five of each, all made here from a seed; so is
-the tokenizer, whose ChatML template marks the assistant's words for the rivals. Every contestant runs in a process of
-its own, in turn, and is timed from opened rows to finished samples, imports left out. Before anything is reported all
-must have made the same token ids. The rivals live in a virtual environment, made once (--venv).
+the tokenizer, whose ChatML template marks the assistant's words for the rivals. Contestants take turns, each round in
+another order; ours is timed from the file to opened samples, the others from opened rows to theirs, imports left out.
+Nothing is reported unless all made the same token ids. The rivals live in a virtual environment, made once (--venv).
 """
 
 from __future__ import annotations
@@ -115,9 +115,8 @@ def open_ours(rows: Path, tokenizer: Any, processes: int, cache_dir: Path) -> Sa
     return store
 
 
-def run_ours(processes: int, rows: Path, tokenizer_dir: Path) -> dict[str, Any]:
-    """In a process of its own: both starts timed, the samples' digest, and the most memory that one process had."""
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+def run_ours(processes: int, rows: Path, tokenizer: Any) -> dict[str, Any]:
+    """Both starts timed, and the samples' digest."""
     with tempfile.TemporaryDirectory() as cache_dir:
         few = Path(cache_dir) / "few.jsonl"
         with rows.open() as file:
@@ -128,7 +127,6 @@ def run_ours(processes: int, rows: Path, tokenizer_dir: Path) -> dict[str, Any]:
         cold = time.perf_counter()
         store = open_ours(rows, tokenizer, processes, Path(cache_dir))
         warm = time.perf_counter()
-        peak = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         ids, trained = hashlib.sha256(), 0
         for sample in (store[n] for n in range(len(store))):
             ids.update(json.dumps(sample.input_ids.tolist()).encode())
@@ -139,8 +137,18 @@ def run_ours(processes: int, rows: Path, tokenizer_dir: Path) -> dict[str, Any]:
         "samples": len(store),
         "ids": ids.hexdigest(),
         "trained": trained,
-        "peak_rss_mb": {"parent": round(peak[0]), "largest_worker": round(peak[1]) if processes > 1 else 0},
+        "peak_rss_mb": {
+            name: round(resource.getrusage(who).ru_maxrss / 1024)
+            for name, who in (("parent", resource.RUSAGE_SELF), ("largest_worker", resource.RUSAGE_CHILDREN))
+        },
     }
+
+
+def serve_ours(rows: Path, tokenizer_dir: Path) -> None:
+    """As bench_trl.py: a line "ours PROCESSES" in, a line of JSON out."""
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+    for line in sys.stdin:
+        print(json.dumps(run_ours(int(line.split()[1]), rows, tokenizer)), flush=True)
 
 
 def make_venv(path: Path) -> Path:
@@ -152,23 +160,35 @@ def make_venv(path: Path) -> Path:
     return python
 
 
-def run_apart(command: list[str]) -> dict[str, Any]:
-    here = Path(__file__).parent
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": f"{here.parent}:{here}"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+class Contestant:
+    """A process that runs what a line asks for."""
+
+    def __init__(self, command: list[str]):
+        here = Path(__file__).parent
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": f"{here.parent}:{here}"}
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True)
+
+    def run(self, what: str) -> dict[str, Any]:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(what, file=self._process.stdin, flush=True)
+        if not (line := self._process.stdout.readline()):
+            raise SystemExit(f"{what} failed, see above")
+        return json.loads(line)
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
 
 
-def contest(contestants: dict[str, list[str]], rounds: int) -> dict[str, list[dict[str, Any]]]:
+def contest(contestants: dict[str, Contestant], rounds: int) -> dict[str, list[dict[str, Any]]]:
     """Every contestant once a round, the first of each round being another. Raises SystemExit if any differ in ids."""
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
     names = list(contestants)
     for k in range(rounds):
         for name in names[k % len(names) :] + names[: k % len(names)]:
-            results[name].append(run_apart(contestants[name]))
-            print(f"round {k + 1}: {name:18} {results[name][-1]['seconds']:7.2f} s", flush=True)
+            results[name].append(contestants[name].run(name))
+            print(f"round {k + 1}: {name:8} {results[name][-1]['seconds']:7.2f} s", flush=True)
     made = {name: {(run["samples"], run["ids"], run["trained"]) for run in runs} for name, runs in results.items()}
     if len(set.union(*made.values())) > 1:
         raise SystemExit(f"not all made the same samples: {made}")
@@ -183,11 +203,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="rows of your own, a jsonl file with messages")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer of your own; its template needs {% generation %}")
     parser.add_argument("--venv", type=Path, default=Path(tempfile.gettempdir()) / "bench_data_rivals")
-    parser.add_argument("--ours", nargs=3, help=argparse.SUPPRESS)  # PROCESSES ROWS TOKENIZER: one contestant's run
+    parser.add_argument("--ours", nargs=2, type=Path, help=argparse.SUPPRESS)  # ROWS TOKENIZER: be the contestant
     arguments = parser.parse_args()
     if arguments.ours:
-        processes, rows, tokenizer_dir = arguments.ours
-        print(json.dumps(run_ours(int(processes), Path(rows), Path(tokenizer_dir))))
+        serve_ours(*arguments.ours)
         return
     rivals, cores = str(make_venv(arguments.venv)), len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as scratch:
@@ -196,40 +215,35 @@ def main() -> None:
             make_rows(rows, arguments.rows)
         if tokenizer_dir is None:
             make_tokenizer(tokenizer_dir := Path(scratch) / "tokenizer", rows)
-        given, here = [str(rows), str(tokenizer_dir)], Path(__file__)
-        contestants = {
-            f"{name}, {n} process{'es' * (n > 1)}": [*command, str(n), *given]
-            for name, command in {
-                "ours": [sys.executable, str(here), "--ours"],
-                "trl": [rivals, str(here.with_name("bench_trl.py")), "trl"],
-                "map": [rivals, str(here.with_name("bench_trl.py")), "map"],
-            }.items()
-            for n in dict.fromkeys((cores, 1))
-        }
-        load_before = os.getloadavg()
-        results = contest(contestants, arguments.rounds)
-        memory = None
+        here, load_before, memory = Path(__file__), os.getloadavg(), None
+        ours = Contestant([sys.executable, str(here), "--ours", str(rows), str(tokenizer_dir)])
+        others = Contestant([rivals, str(here.with_name("bench_trl.py")), str(rows), str(tokenizer_dir)])
+        try:
+            of = {"ours": ours, "trl": others, "map": others}
+            entries = {f"{name} {n}": who for name, who in of.items() for n in dict.fromkeys((cores, 1))}
+            results = contest(entries, arguments.rounds)
+        finally:
+            ours.end()
+            others.end()
         if arguments.rows_for_memory:
             many = Path(scratch) / "many.jsonl"
             make_rows(many, arguments.rows_for_memory, turns_of_every_fifth=1)
-            run = run_apart([sys.executable, str(here), "--ours", str(cores), str(many), str(tokenizer_dir)])
-            memory = run | {"file_mb": round(many.stat().st_size / 1e6)}
+            alone = Contestant([sys.executable, str(here), "--ours", str(many), str(tokenizer_dir)])
+            memory = alone.run(f"ours {cores}") | {"file_mb": round(many.stat().st_size / 1e6)}
+            alone.end()
     count = next(iter(results.values()))[0]["samples"]
     rates = {name: spread([count / run["seconds"] for run in runs]) for name, runs in results.items()}
-    (ours_all, ours_one, trl_all, trl_one, map_all, map_one) = [rates[name]["median"] for name in _six(rates)]
-    warm = spread([run["warm_seconds"] * 1e5 / count for run in results[next(iter(results))]])
+    ours_all, ours_one, trl_all, trl_one, map_all, map_one = (
+        rates[f"{name} {n}"]["median"] for name in of for n in (cores, 1)
+    )
+    warm = spread([run["warm_seconds"] * 1e5 / count for run in results[f"ours {cores}"]])
     ratios = {
         "rows_per_s_vs_trl": ours_all / trl_one,  # both as they come: ours on every core, TRL in one process
         "rows_per_s_vs_trl_same_processes": {"1": ours_one / trl_one, str(cores): ours_all / trl_all},
         "rows_per_s_vs_map": ours_all / map_one,
         "rows_per_s_vs_map_same_processes": {"1": ours_one / map_one, str(cores): ours_all / map_all},
     }
-    made = {
-        "rows": count,
-        "rounds": arguments.rounds,
-        "seed": SEED,
-        "trained_tokens": results[_six(rates)[0]][0]["trained"],
-    }
+    made = {"rows": count, "rounds": arguments.rounds, "seed": SEED, "cores_used": cores, "rivals": RIVALS}
     load = {"before": load_before, "after": os.getloadavg()}
     result = made | {"loadavg": load, "rows_per_s": rates, "ratios": ratios, "warm_start_s_per_100k_rows": warm}
     path = write_result("data", "cpu", result | {"memory": memory})
@@ -238,15 +252,6 @@ def main() -> None:
     print(f"against TRL {ratios['rows_per_s_vs_trl']:.2f}, against map {ratios['rows_per_s_vs_map']:.2f}")
     print(f"second start {warm['median']:.2f} s per 100,000 rows; memory {memory}")
     print(f"written to {path}")
-
-
-def _six(rates: dict[str, Any]) -> list[str]:
-    """The names of all cores and of one process, of ours, TRL and map; the same twice on one core."""
-    return [name for who in ("ours", "trl", "map") for name in _two([name for name in rates if name.startswith(who)])]
-
-
-def _two(names: list[str]) -> list[str]:
-    return [names[0], names[-1]]
 
 
 if __name__ == "__main__":
