@@ -122,9 +122,9 @@ def run_ours(processes: int, rows: Path, tokenizer: Any) -> dict[str, Any]:
         with rows.open() as file:
             few.write_text("".join(next(file) for _ in range(8)))
         open_ours(few, tokenizer, 1, Path(cache_dir))  # imports, and the template's compilation
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), sum(os.times()[:4])
         open_ours(rows, tokenizer, processes, Path(cache_dir))
-        cold = time.perf_counter()
+        cold, cpu_seconds = time.perf_counter(), sum(os.times()[:4]) - worked
         store = open_ours(rows, tokenizer, processes, Path(cache_dir))
         warm = time.perf_counter()
         ids, trained = hashlib.sha256(), 0
@@ -133,6 +133,7 @@ def run_ours(processes: int, rows: Path, tokenizer: Any) -> dict[str, Any]:
             trained += int((sample.loss_weights > 0).sum())
     return {
         "seconds": cold - started,
+        "cpu_seconds": cpu_seconds,  # of all processes: what a busy machine leaves alone
         "warm_seconds": warm - cold,
         "samples": len(store),
         "ids": ids.hexdigest(),
@@ -236,6 +237,7 @@ def main() -> None:
     ours_all, ours_one, trl_all, trl_one, map_all, map_one = (
         rates[f"{name} {n}"]["median"] for name in of for n in (cores, 1)
     )
+    cpu_ms = {name: spread([run["cpu_seconds"] * 1e3 / count for run in runs]) for name, runs in results.items()}
     warm = spread([run["warm_seconds"] * 1e5 / count for run in results[f"ours {cores}"]])
     ratios = {
         "rows_per_s_vs_trl": ours_all / trl_one,  # both as they come: ours on every core, TRL in one process
@@ -245,10 +247,17 @@ def main() -> None:
     }
     made = {"rows": count, "rounds": arguments.rounds, "seed": SEED, "cores_used": cores, "rivals": RIVALS}
     load = {"before": load_before, "after": os.getloadavg()}
-    result = made | {"loadavg": load, "rows_per_s": rates, "ratios": ratios, "warm_start_s_per_100k_rows": warm}
+    result = made | {
+        "loadavg": load,
+        "rows_per_s": rates,
+        "cpu_ms_per_row": cpu_ms,
+        "ratios": ratios,
+        "warm_start_s_per_100k_rows": warm,
+    }
     path = write_result("data", "cpu", result | {"memory": memory})
     for name, rate in rates.items():
-        print(f"{name:20} {rate['median']:8,.0f} rows/s  ({rate['min']:,.0f} to {rate['max']:,.0f})")
+        told = f"{rate['median']:8,.0f} rows/s  ({rate['min']:,.0f} to {rate['max']:,.0f})"
+        print(f"{name:8} {told}  {cpu_ms[name]['median']:.2f} ms of CPU per row")
     print(f"against TRL {ratios['rows_per_s_vs_trl']:.2f}, against map {ratios['rows_per_s_vs_map']:.2f}")
     print(f"second start {warm['median']:.2f} s per 100,000 rows; memory {memory}")
     print(f"written to {path}")
