@@ -62,6 +62,7 @@ def run(way: str, processes: int, path: str, tokenizer: Any) -> dict[str, Any]:
         prepared = prepare(rows, tokenizer, processes)
         seconds, cpu_seconds = time.perf_counter() - started, sum(os.times()[:4]) - worked
         ids, trained = hashlib.sha256(), 0
+        row: Any
         for row in prepared:
             ids.update(json.dumps(row["input_ids"]).encode())
             trained += sum(label != -100 for label in row["labels"])

@@ -34,6 +34,7 @@ FORMAT = 7
 """Raise when the meaning of the cached bytes changes."""
 
 SAMPLES_FILE = "samples.arrow"
+COUNTED = ("rows", "samples", "tokens", "untrained rows", "rows with typed tokens", "bad rows")
 ROWS_AT_ONCE = 1024
 MAX_BAD_ROWS_SHOWN = 10
 MAX_PLACES = 5  # rows that are named as examples of something
