@@ -63,6 +63,22 @@ def test_a_template_that_strips_words_is_taken_the_long_way_for_rows_that_show_i
     assert short == long and [len(one.spans) for one in short] == [3]
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        pytest.param("content", "content | replace('cat', 'dog' if not loop.last else 'cat')", id="rewrites a word"),
+        pytest.param(
+            "role", "role + ('!' if loop.index0 == 2 and messages | length < 5 else '')", id="marks short ones"
+        ),
+    ],
+)
+def test_a_template_that_rewrites_what_few_rows_show_is_taken_the_long_way(old, new):
+    tokenizer = tiny_tokenizer(CHATML.replace(f"message.{old}", f"(message.{new})"))
+    messages = [message for k in range(3) for message in (user(f"a{k}"), assistant(f"a cat {k}"))]
+    short, long = both_ways(tokenizer, messages)
+    assert short == long and len(short) > 1
+
+
 def test_what_is_not_plain_goes_the_long_way():
     pair = [user("a"), assistant("b")]
     assert is_plain([*pair, *pair]) and is_plain([{"role": "system", "content": ""}, *pair])

@@ -62,6 +62,14 @@ def test_a_process_that_is_lost_is_an_error(end, told):
         list(map_in_order(lambda n: end() if n == 3 else n, range(10), 2))
 
 
+def test_a_process_leaves_ctrl_c_to_its_parent():
+    def pressed(n: int) -> int:
+        os.kill(os.getpid(), signal.SIGINT)
+        return n
+
+    assert list(map_in_order(pressed, range(4), 2)) == [0, 1, 2, 3]
+
+
 PARENT = """
 import os, time
 from sft.data.workers import map_in_order
