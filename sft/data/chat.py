@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sft.data.proof import MaskError
-from sft.data.render import Conversation, Rendering, Span, render, template_options
+from sft.data.render import Conversation, Rendering, render, template_options
 from sft.data.template import chat_template, turn_shapes
+from sft.data.turns import Span
 from sft.data.weights import Supervision
 from sft.errors import InputError
 from sft.types import Sample

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft.data import render as rendering
+from sft.data import turns
 from sft.data.plain import is_plain
 from sft.data.template import apply
 from sft.errors import InputError
@@ -24,7 +25,7 @@ def both_ways(tokenizer, messages, **supervision):
 
     with pytest.MonkeyPatch.context() as patch:
         short = told()
-        patch.setattr(rendering, "is_plain", lambda messages: False)
+        patch.setattr(turns, "is_plain", lambda messages: False)
         return short, told()
 
 
@@ -51,7 +52,7 @@ def test_any_number_of_turns_takes_three_renderings_where_turns_stay_as_they_wer
     conversation = rendering.Conversation(messages, None, dict(family.options))
     rendering.render(conversation, family.tokenizer())  # learns what the template writes
     rendered = []
-    monkeypatch.setattr(rendering, "apply", lambda *given: rendered.append(given) or apply(*given))
+    monkeypatch.setattr(turns, "apply", lambda *given: rendered.append(given) or apply(*given))
     rendering.render(conversation, family.tokenizer())
     assert len(rendered) == (12 if family.name.startswith(REWRITING) else 3)
 
