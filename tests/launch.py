@@ -59,11 +59,12 @@ def succeed(overrides: Sequence[str], **options) -> subprocess.CompletedProcess[
 
 
 def clean_environment() -> dict[str, str]:
-    """A user's shell: nothing of an outer torchrun, one thread per rank, no GPU, the checkout importable."""
+    """A user's shell: this Python, no outer torchrun, one thread per rank, no GPU, the checkout importable."""
     torchrun_sets = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
     kept = {name: value for name, value in os.environ.items() if name not in torchrun_sets}
     paths = [str(REPOSITORY), *filter(None, [kept.get("PYTHONPATH")])]
     return kept | {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")]),  # as if activated
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(paths),
         "HF_HUB_OFFLINE": "1",

@@ -86,9 +86,18 @@ for pid in map_in_order(work, range(10_000), 3):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_no_process_outlives_its_parent(number):
     """Ctrl-C reaches the whole group and gives one traceback, the parent's."""
-    command = [sys.executable, "-c", PARENT]
+
+    def heed_ctrl_c():  # a job that a script starts in the background inherits that it is ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     parent = subprocess.Popen(
-        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", PARENT],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=heed_ctrl_c,
     )
     assert parent.stdout is not None and parent.stderr is not None
     pids = {int(parent.stdout.readline()) for _ in range(30)}
