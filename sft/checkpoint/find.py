@@ -65,4 +65,4 @@ def _may_hold_state(checkpoint: Path) -> bool:
     try:
         return has_state(read_manifest(checkpoint))
     except CheckpointError:
-        return (checkpoint / MANIFEST).parent.is_dir()  # damaged: to be named as such
+        return checkpoint.is_dir()  # damaged: to be named as such
