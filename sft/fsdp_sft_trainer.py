@@ -1,4 +1,4 @@
-"""Supervised fine-tuning, top to bottom: main -> run -> (build) -> fit -> train_step -> evaluate.
+"""Supervised fine-tuning, top to bottom: main -> run -> (build) -> fit -> train_step -> (validate, save).
 
     torchrun --standalone --nproc_per_node=2 -m sft.fsdp_sft_trainer data.train_files=... model.partial_pretrain=...
 
@@ -29,13 +29,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 
-import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
-from sft.build import Job, build, read_inputs
+from sft.build import Job, build
 from sft.config import SftConfig
-from sft.data import Dataset, prefetch
+from sft.data import prefetch
 from sft.distributed import (
     ALL_RANKS,
     LostRanksError,
@@ -48,15 +47,16 @@ from sft.distributed import (
     sum_over,
 )
 from sft.errors import InputError
+from sft.inputs import read_inputs
 from sft.lock import sole_use_of
-from sft.loss import token_ce_sum, token_ce_sum_and_hits
+from sft.loss import token_ce_sum
 from sft.optim import lr_at
-from sft.parallel import split_tokens
 from sft.report import describe_data, describe_step, is_complete, open_log, samples_per_source, start_meter
-from sft.requests import Listener, Requests, listening
+from sft.requests import Requests, listening
 from sft.save import finish, save_if_due
 from sft.track import RunLog, check_loggers
 from sft.types import Batch, StepStats, TrainState
+from sft.validate import validate_if_due
 
 MAX_SKIPS_IN_A_ROW = 5
 
@@ -200,63 +200,10 @@ def train_step(job: Job, micro_batches: list[Batch]) -> StepStats:
     )
 
 
-def validate_if_due(job: Job, run_log: RunLog, listener: Listener) -> dict[str, float]:
-    """The metrics of `evaluate` if validation is due after this step and was not yet done; otherwise none."""
-    if not is_due(job.config.trainer.test_freq, job) or job.state.validated == job.state.step:
-        return {}
-    metrics = evaluate(job, run_log, listener)
-    if metrics:
-        job.state.validated = job.state.step
-    return metrics
-
-
-@torch.no_grad()
-def evaluate(job: Job, run_log: RunLog, listener: Listener) -> dict[str, float]:
-    """Token-weighted loss, perplexity and accuracy over every validation sample, equal on any number of ranks.
-
-    Where data.val_files has several entries, the loss of each as well. Empty if the run was asked to stop meanwhile:
-    resuming begins with this validation.
-    """
-    assert job.val is not None
-    entering(f"validation after step {job.state.step}")
-    job.model.eval()
-    mesh, ids_of = job.mesh, job.val.mixture.ids
-    sums = {name: np.zeros(4) for name in ids_of}  # Σ w·CE, right predictions, Σ w, supervised tokens
-    forwards = [len(job.val.micro_batches(ids, dp_size=mesh.dp_size, dp_rank=mesh.dp_rank)) for ids in ids_of.values()]
-    batches = ((name, batch) for name, ids in ids_of.items() for batch in batches_of(job, job.val, ids))
-    for name, batch in run_log.progress(batches, "validation", sum(forwards)):
-        ce_sum, hits = torch.stack(token_ce_sum_and_hits(job.model, batch.to(job.world.device))).tolist()
-        sums[name] += (ce_sum, hits, batch.weight_sum, batch.num_supervised_tokens)
-        if listener.must_stop():
-            break
-    job.model.train()
-    if listener.must_stop():
-        return {}
-    totals = np.reshape(sum_over(ALL_RANKS, *np.concatenate(list(sums.values()))), (-1, 4))
-    ce_sum, hits, weight_sum, supervised_tokens = totals.sum(axis=0).tolist()
-    loss = ce_sum / weight_sum
-    metrics = {
-        "val/loss": loss,
-        "val/perplexity": math.exp(min(loss, 700.0)),  # e^700 is the last one a float holds
-        "val/token_accuracy": hits / supervised_tokens,
-    }
-    if len(sums) > 1:
-        losses = (totals[:, 0] / totals[:, 2]).tolist()
-        metrics |= {f"val/loss/{name}": loss for name, loss in zip(sums, losses, strict=True)}
-    return metrics
-
-
 def batches_from(job: Job, first: int) -> Iterator[list[Batch]]:
     """This rank's micro-batches of step `first`, of the next one, and so on."""
     for step in range(first, job.total_steps + 1):
-        yield list(batches_of(job, job.train, job.samples_of(step)))
-
-
-def batches_of(job: Job, dataset: Dataset, sample_ids: np.ndarray) -> Iterator[Batch]:
-    """The micro-batches in which this rank computes its part of `sample_ids`: its samples, and its tokens of them."""
-    mesh = job.mesh
-    for batch in dataset.batches(sample_ids, dp_size=mesh.dp_size, dp_rank=mesh.dp_rank):
-        yield split_tokens(batch, part=mesh.sp_rank, parts=mesh.sp_size)
+        yield list(job.batches(job.train, job.samples_of(step)))
 
 
 def clip_gradients(model: torch.nn.Module, max_norm: float) -> float:
@@ -287,11 +234,3 @@ def note_skipped(job: Job, stats: StepStats, run_log: RunLog) -> None:
             "Nothing was updated by them; their rows are in skipped_steps.jsonl. "
             "Look at these rows, lower optim.lr, or train in model.fsdp_config.compute_dtype=fp32."
         )
-
-
-def is_due(test_freq: int, job: Job) -> bool:
-    """Whether to validate after this step: every test_freq steps, or every epoch (-1); always after the last."""
-    if job.val is None or test_freq == 0:
-        return False
-    interval = job.steps_per_epoch if test_freq == -1 else test_freq
-    return job.state.step % interval == 0 or job.state.step == job.total_steps

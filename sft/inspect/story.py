@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from sft.build import DTYPES, build_bare_model, open_data, open_tokenizer, supervision_of
+from sft.build import DTYPES, build_bare_model
 from sft.config import SftConfig
 from sft.data import Dataset, stop_token_ids, template_fingerprint
 from sft.data.audit import Audit, audit, overlap, summary
 from sft.data.forecast import Forecast, forecast, sentence
 from sft.distributed import World, log_on_main_rank_only
 from sft.errors import InputError
+from sft.inputs import open_data, open_tokenizer, supervision_of
 from sft.inspect.lines import write_lines
 from sft.inspect.options import Options
 from sft.inspect.page import write_page

@@ -1,0 +1,94 @@
+"""What a run reads before the ranks meet: the model's directory, its tokenizer, the samples."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sft.config import SftConfig
+from sft.data import Dataset, Supervision, add_missing_tokens, find_template, open_dataset
+from sft.distributed import World, log
+from sft.errors import InputError
+from sft.model import find_model, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a rank reads by itself, outside of any process group: no collective waits while rows are tokenised."""
+
+    source: Path  # the model directory the weights come from
+    tokenizer: Any
+    chat_template: str | None  # the template trained with, where it is not the tokenizer's own
+    new_tokens: dict[str, int]  # special tokens that the tokenizer of the source does not have, with their ids
+    train: Dataset
+    val: Dataset | None
+
+
+def read_inputs(config: SftConfig, world: World) -> Inputs:
+    """Tokenizer and data. Raises InputError for a model that is not there and for rows that cannot be used."""
+    if config.model.external_lib:
+        importlib.import_module(config.model.external_lib)
+    source = find_model(config.model.partial_pretrain)
+    tokenizer, chat_template, new_tokens = open_tokenizer(config, source)
+    train, val = open_data(config, tokenizer, world)
+    return Inputs(source, tokenizer, chat_template, new_tokens, train, val)
+
+
+def open_tokenizer(config: SftConfig, source: Path) -> tuple[Any, str | None, dict[str, int]]:
+    """(tokenizer, the template it was given in place of its own, ids of the special tokens that this one needed).
+
+    A tokenizer without a template gets ChatML. Raises InputError for data.chat_template that is none, and where LoRA
+    would leave the embeddings of new tokens untrained.
+    """
+    tokenizer = load_tokenizer(source, trust_remote_code=config.model.trust_remote_code)
+    given = config.data.chat_template
+    if given is None and tokenizer.chat_template:
+        return tokenizer, None, {}
+    if given is None:
+        log.info("the tokenizer has no chat template: ChatML is used (data.chat_template=chatml).")
+    tokenizer.chat_template = find_template(given or "chatml")
+    added = add_missing_tokens(tokenizer, tokenizer.chat_template)
+    if added and config.model.lora_rank:
+        raise InputError(
+            f"data.chat_template={given or 'null (ChatML)'} needs {' and '.join(added)}, which the tokenizer does not "
+            f"have, and model.lora_rank={config.model.lora_rank} would leave their embeddings untrained; set "
+            "data.chat_template=instruction_response, which needs no new token, or model.lora_rank=0."
+        )
+    if added:
+        told = ", ".join(f"{token} = {token_id}" for token, token_id in added.items())
+        log.info("special tokens added to the tokenizer, and saved with the model: %s.", told)
+    return tokenizer, tokenizer.chat_template, added
+
+
+def supervision_of(config: SftConfig) -> Supervision:
+    """What is trained, as the data rooms want to know it."""
+    return Supervision(config.data.train_on, config.data.thinking_history)
+
+
+def open_data(config: SftConfig, tokenizer: Any, world: World) -> tuple[Dataset, Dataset | None]:
+    """The training and the validation samples, tokenised by one process per node, memory-mapped by all."""
+    max_tokens = config.data.max_tokens_per_gpu
+    if max_tokens is not None:
+        max_tokens *= config.ulysses_sequence_parallel_size  # each rank of the group holds its part of the row
+
+    def open_files(files: tuple[str, ...] | None, max_samples: int, curriculum: str | None = None) -> Dataset:
+        return open_dataset(
+            config.data,
+            files,
+            max_samples=max_samples,
+            max_tokens=max_tokens,
+            packed=config.use_remove_padding,
+            tokenizer=tokenizer,
+            build_here=world.local_rank == 0,
+            say=log.info,
+            curriculum=curriculum,
+            seed=config.trainer.seed,
+        )
+
+    train = open_files(config.data.train_files, config.data.train_max_samples, config.data.curriculum)
+    if len(train.mixture.sources) > 1:
+        log.info("%s", train.describe_epoch())
+    val = open_files(config.data.val_files, config.data.val_max_samples) if config.data.val_files else None
+    return train, val
