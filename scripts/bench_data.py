@@ -14,7 +14,6 @@ import argparse
 import hashlib
 import json
 import os
-import random
 import resource
 import subprocess
 import sys
@@ -23,9 +22,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench_material import RIVALS, SEED, make_rows, make_tokenizer, make_venv
 from bench_result import spread, write_result
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 from sft.data.cache import cached
 from sft.data.fit import fit
@@ -35,66 +34,9 @@ from sft.data.store import SampleStore
 from sft.data.tokenise import Recipe
 from sft.data.weights import Supervision
 
-SEED = 1
-VOCAB_SIZE = 6400
-RIVALS = ("trl==1.16.*", "torch==2.13.0", "datasets", "transformers")
 LONGER_THAN_ANY = 1 << 20  # tokens
+
 COLUMNS = Columns("auto", "question", "answer", (), (), False, "messages", "tools", "enable_thinking", "text")
-CHAT_TEMPLATE = (
-    "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\n' }}"
-    "{%- if message.role == 'assistant' %}{% generation %}{{- message.content + '<|im_end|>' }}{% endgeneration %}"
-    "{%- else %}{{- message.content + '<|im_end|>' }}{%- endif %}{{- '\n' }}{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
-)
-
-NAMES = ("Ada", "Bela", "Chidi", "Dora", "Emre", "Femi", "Gita", "Hana", "Ines", "Jun")
-THINGS = ("apples", "tickets", "stamps", "marbles", "books", "pencils", "shells", "coins", "cards", "buttons")
-DEEDS = ("buys", "finds", "is given", "loses", "sells", "gives away")
-
-
-def make_pair(rng: random.Random) -> list[dict[str, str]]:
-    """A word problem of some 60 words and its worked answer of some 100."""
-    name, thing, total = rng.choice(NAMES), rng.choice(THINGS), rng.randrange(500, 1000)
-    told, worked = [f"{name} has {total} {thing}."], [f"{name} starts with {total} {thing}."]
-    for day in range(1, rng.randrange(4, 8)):
-        deed, count = rng.choice(DEEDS), rng.randrange(2, 60)
-        after = total + count if DEEDS.index(deed) < 3 else total - count
-        sign = "+" if after > total else "-"
-        told.append(f"On day {day}, {name} {deed} {count} {thing} at the {rng.choice(NAMES)} street market.")
-        worked.append(
-            f"On day {day} the number changes by {count}, so that {total} {sign} {count} = {after} are there."
-        )
-        total = after
-    question = f"{' '.join(told)} How many {thing} does {name} have in the end?"
-    return [
-        {"role": "user", "content": question},
-        {"role": "assistant", "content": "\n".join([*worked, f"#### {total}"])},
-    ]
-
-
-def make_rows(path: Path, count: int, turns_of_every_fifth: int = 5) -> None:
-    rng = random.Random(SEED)
-    with path.open("w") as file:
-        for n in range(count):
-            pairs = turns_of_every_fifth if n % 5 == 4 else 1
-            messages = [message for _ in range(pairs) for message in make_pair(rng)]
-            file.write(json.dumps({"messages": messages}) + "\n")
-
-
-def make_tokenizer(path: Path, rows: Path) -> None:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(rows.read_text().splitlines()[:2000], trainer)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT_TEMPLATE
-    ).save_pretrained(path)
 
 
 def open_ours(rows: Path, tokenizer: Any, processes: int, cache_dir: Path) -> SampleStore:
@@ -150,15 +92,6 @@ def serve_ours(rows: Path, tokenizer_dir: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
     for line in sys.stdin:
         print(json.dumps(run_ours(int(line.split()[1]), rows, tokenizer)), flush=True)
-
-
-def make_venv(path: Path) -> Path:
-    """The Python of the rivals' environment."""
-    python = path / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(path)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", *RIVALS], check=True)
-    return python
 
 
 class Contestant:

@@ -1,0 +1,459 @@
+"""Tokens per second, memory and time to the first step: ours against TRL's SFTTrainer, on the same rows and model.
+
+    python scripts/bench_train.py [--shape tiny|qwen3-0.6b|qwen2.5-1.5b|8b-lora] [--rounds 3] [--steps 10] [--growth]
+
+Model (random weights), tokenizer and rows are made from a seed. Contestants take turns, each run in a process of its
+own, each round in another order:
+
+    ours          our defaults; packed rows of up to the rivals' micro-batch of tokens
+    trl_default   SFTTrainer, packing=True, else its defaults
+    trl_packed    the same without gradient checkpointing, bf16 weights, fused AdamW, the fastest attention installed
+    trl_padded    as trl_packed, with packing=False
+
+Before anything is timed, all train two steps on the same sixteen conversations, and must report the same losses.
+Tokens are real tokens, padding is none. "Tuned" is the faster of trl_packed and trl_padded. --growth then shows what
+more samples, longer ones and more ranks cost us. Writes benchmarks/train_<device>_<date>.json, and a picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench_material import RIVALS, SEED, make_model, make_rows, make_tokenizer, make_venv
+from bench_result import RESULTS, spread, write_result
+
+ROOT = Path(__file__).parent.parent
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+LR = 1e-4
+GATE_ROWS, GATE_TOLERANCE = 16, 0.01
+RIVAL_SETTINGS = {
+    "trl_default": {"tuned": False, "packing": True},
+    "trl_packed": {"tuned": True, "packing": True},
+    "trl_padded": {"tuned": True, "packing": False},
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model, and how much of it a step computes."""
+
+    architecture: dict[str, Any]
+    max_length: int
+    micro_batch: int  # packed rows of max_length tokens
+    lora_rank: int = 0
+
+
+QWEN = {"vocab_size": 151936, "head_dim": 128, "num_key_value_heads": 8}
+SHAPES = {
+    "tiny": Shape(
+        {
+            "vocab_size": 6400,
+            "hidden_size": 256,
+            "intermediate_size": 768,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 32,
+        },
+        max_length=2048,
+        micro_batch=2,
+    ),
+    "qwen3-0.6b": Shape(
+        QWEN | {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16},
+        max_length=8192,
+        micro_batch=1,
+    ),
+    "qwen2.5-1.5b": Shape(
+        QWEN
+        | {
+            "hidden_size": 1536,
+            "intermediate_size": 8960,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 12,
+            "num_key_value_heads": 2,
+        },
+        max_length=4096,
+        micro_batch=2,
+    ),
+    "8b-lora": Shape(
+        QWEN
+        | {
+            "hidden_size": 4096,
+            "intermediate_size": 12288,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 32,
+            "tie_word_embeddings": False,
+        },
+        max_length=4096,
+        micro_batch=1,
+        lora_rank=32,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a contestant did. Rates are of the steps after the first `warm_up`; losses are one per step."""
+
+    first_step_s: float  # from the start of its process to the end of its first optimizer step
+    tokens_per_s: float
+    supervised_tokens_per_s: float
+    padding_frac: float
+    peak_memory_gb: float
+    stall_s: float | None  # for the one checkpoint it saved on the way
+    losses: list[float]
+    limit_fraction: float | None = None
+
+
+@dataclass(frozen=True)
+class Bench:
+    model: Path
+    scratch: Path
+    shape: Shape
+    rivals: Path  # python of their environment
+    warm_up: int
+
+    def run(self, who: str, rows: Path, *, steps: int, samples: int, cache: Path, save: bool = False) -> Run:
+        if who == "ours":
+            return self.ours(rows, steps=steps, samples=samples, cache=cache, save=save)
+        # A packed row of theirs is max_length tokens; a padded one is a sample.
+        packing = RIVAL_SETTINGS[who]["packing"]
+        batch_size = GATE_ROWS if samples == GATE_ROWS else self.shape.micro_batch if packing else samples
+        return self.trl(who, rows, steps=steps, batch_size=batch_size, cache=cache, save=save)
+
+    def ours(
+        self,
+        rows: Path,
+        *,
+        steps: int,
+        samples: int,
+        cache: Path,
+        save: bool = False,
+        ranks: int = 1,
+        overrides: Sequence[str] = (),
+        environment: dict[str, str] | None = None,
+    ) -> Run:
+        shape = self.shape
+        with tempfile.TemporaryDirectory(dir=self.scratch) as directory:
+            run_dir = Path(directory) / "run"
+            keys = {
+                "data.train_files": rows,
+                "data.val_files": "null",
+                "data.cache_dir": cache,
+                "data.max_length": shape.max_length,
+                "data.train_batch_size": samples,
+                "data.max_tokens_per_gpu": shape.max_length * shape.micro_batch,
+                "model.partial_pretrain": self.model,
+                "model.lora_rank": shape.lora_rank,
+                "optim.lr": LR,
+                "optim.betas": "[0.9,0.999]",
+                "optim.weight_decay": 0,
+                "optim.lr_scheduler": "constant",
+                "optim.warmup_steps_ratio": 0,
+                "trainer.default_local_dir": run_dir,
+                "trainer.total_training_steps": steps,
+                "trainer.save_freq": steps - 1 if save else -1,
+                "trainer.logger": "[console,jsonl]",
+                "use_remove_padding": "true",
+            }
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+            command += ["-m", "sft.fsdp_sft_trainer", *(f"{key}={value}" for key, value in keys.items()), *overrides]
+            started = time.time()
+            with (Path(directory) / "output").open("w+") as output:
+                process = subprocess.Popen(
+                    command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=os.environ | (environment or {})
+                )
+                first_step = _first_line(run_dir / "metrics.jsonl", process)
+                if process.wait() or first_step is None:
+                    output.seek(0)
+                    raise SystemExit(f"{' '.join(command)} failed:\n{output.read()}")
+                output.seek(0)
+                stall = re.search(r"training waited ([\d.]+) s", output.read())
+            records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+        timed = records[self.warm_up :] or records
+        seconds = sum(record["perf/step_time_s"] for record in timed)
+        rate = sum(record["perf/tokens_per_sec_per_gpu"] * record["perf/step_time_s"] for record in timed) * ranks
+        supervised = sum(
+            record["perf/tokens_per_sec_per_gpu"] * record["perf/step_time_s"] * record["perf/supervised_frac"]
+            for record in timed
+        )
+        return Run(
+            first_step_s=first_step - started,
+            tokens_per_s=rate / seconds,
+            supervised_tokens_per_s=supervised * ranks / seconds,
+            padding_frac=sum(record["perf/padding_frac"] for record in timed) / len(timed),
+            peak_memory_gb=max(record["perf/max_memory_allocated_gb"] for record in records),
+            stall_s=float(stall[1]) if stall and save else None,
+            losses=[record["train/loss"] for record in records],
+            limit_fraction=sum(record["perf/mfu"] * record["perf/step_time_s"] for record in timed) / seconds,
+        )
+
+    def trl(self, who: str, rows: Path, *, steps: int, batch_size: int, cache: Path, save: bool = False) -> Run:
+        with tempfile.TemporaryDirectory(dir=self.scratch) as directory:
+            job = RIVAL_SETTINGS[who] | {
+                "model": str(self.model),
+                "rows": str(rows),
+                "output_dir": directory,
+                "cache_dir": str(cache),
+                "steps": steps,
+                "save_at": steps - 1 if save else 10**9,
+                "batch_size": batch_size,
+                "max_length": self.shape.max_length,
+                "lora_rank": self.shape.lora_rank,
+                "lr": LR,
+                "attention": _fastest_attention(self.rivals),
+            }
+            script = str(Path(__file__).with_name("bench_train_trl.py"))
+            environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(cache)}
+            started = time.time()
+            done = subprocess.run(
+                [str(self.rivals), script, json.dumps(job)], env=environment, capture_output=True, text=True
+            )
+        if done.returncode:
+            raise SystemExit(f"{who} failed:\n{done.stderr[-4000:]}")
+        told = json.loads(done.stdout.splitlines()[-1])
+        begin = self.warm_up if steps > self.warm_up else 0
+        real, supervised, padding = (sum(counts) for counts in zip(*told["tokens"][begin:], strict=True))
+        seconds = sum(told["seconds"][begin:])
+        return Run(
+            first_step_s=told["first_step_ended"] - started,
+            tokens_per_s=real / seconds,
+            supervised_tokens_per_s=supervised / seconds,
+            padding_frac=padding / (real + padding),
+            peak_memory_gb=told["peak_memory_gb"],
+            stall_s=told["stall_s"],
+            losses=told["losses"],
+        )
+
+
+def _first_line(path: Path, process: subprocess.Popen[bytes]) -> float | None:
+    """When the first whole line appears in a file; None if the process ends without it."""
+    while True:
+        ended = process.poll() is not None
+        if path.exists() and path.read_bytes().count(b"\n"):
+            return time.time()
+        if ended:
+            return None
+        time.sleep(0.01)
+
+
+def _fastest_attention(python: Path) -> str:
+    found = subprocess.run([str(python), "-c", "import flash_attn"], capture_output=True).returncode == 0
+    return "flash_attention_2" if found and DEVICE == "cuda" else "sdpa"
+
+
+def check_losses(bench: Bench, rows: Path) -> dict[str, list[float]]:
+    """The losses of two steps on the same samples, by contestant. Raises SystemExit unless they agree."""
+    few = bench.scratch / "gate.jsonl"
+    few.write_text("".join(rows.read_text().splitlines(keepends=True)[:GATE_ROWS]))
+    losses = {
+        who: bench.run(who, few, steps=2, samples=GATE_ROWS, cache=bench.scratch / f"gate_{who}").losses
+        for who in ("ours", *RIVAL_SETTINGS)
+    }
+    for who, others in losses.items():
+        if any(abs(b / a - 1) > GATE_TOLERANCE for a, b in zip(losses["ours"], others, strict=True)):
+            raise SystemExit(f"{who} trains something else: losses {others}, ours {losses['ours']}")
+    return losses
+
+
+def contest(bench: Bench, rows: Path, *, rounds: int, steps: int, samples: int) -> dict[str, dict[str, list[Run]]]:
+    """{contestant: {"cold": runs, "warm": runs}}; the warm ones are one step long, on the token cache of the cold."""
+    runs: dict[str, dict[str, list[Run]]] = {who: {"cold": [], "warm": []} for who in ("ours", *RIVAL_SETTINGS)}
+    names = list(runs)
+    for k in range(rounds):
+        for who in names[k % len(names) :] + names[: k % len(names)]:
+            with tempfile.TemporaryDirectory(dir=bench.scratch) as cache:
+                cold = bench.run(who, rows, steps=steps, samples=samples, cache=Path(cache), save=True)
+                warm = bench.run(who, rows, steps=1, samples=samples, cache=Path(cache))
+            runs[who]["cold"].append(cold)
+            runs[who]["warm"].append(warm)
+            told = f"first step {cold.first_step_s:5.1f} s, warm {warm.first_step_s:5.1f} s"
+            print(f"round {k + 1}: {who:12} {cold.tokens_per_s:9,.0f} tokens/s, {told}", flush=True)
+    return runs
+
+
+def summary(runs: dict[str, list[Run]]) -> dict[str, Any]:
+    """Median, smallest and largest of every figure of one contestant."""
+    cold = runs["cold"]
+    names = ["tokens_per_s", "supervised_tokens_per_s", "padding_frac", "peak_memory_gb", "stall_s", "limit_fraction"]
+    figures = {name: [getattr(run, name) for run in cold] for name in names}
+    figures["first_step_cold_s"] = [run.first_step_s for run in cold]
+    figures["first_step_warm_s"] = [run.first_step_s for run in runs["warm"]]
+    return {name: spread(values) for name, values in figures.items() if None not in values}
+
+
+def ratios(figures: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Ours to theirs, of medians."""
+
+    def of(who: str, what: str) -> float:
+        return figures[who][what]["median"]
+
+    tuned = max(("trl_packed", "trl_padded"), key=lambda who: of(who, "tokens_per_s"))
+    return {
+        "tokens_per_s_vs_trl_default": of("ours", "tokens_per_s") / of("trl_default", "tokens_per_s"),
+        "tokens_per_s_vs_trl_tuned": of("ours", "tokens_per_s") / of(tuned, "tokens_per_s"),
+        "first_step_vs_trl_cold": of("ours", "first_step_cold_s") / of("trl_default", "first_step_cold_s"),
+        "first_step_vs_trl_warm": of("ours", "first_step_warm_s") / of("trl_default", "first_step_warm_s"),
+        "peak_memory_vs_trl": of("ours", "peak_memory_gb") / of(tuned, "peak_memory_gb"),
+        "limit_fraction": of("ours", "limit_fraction"),
+    }
+
+
+def growth(bench: Bench, rows: Path, samples: int) -> dict[str, list[dict[str, Any]]]:
+    """What it costs us to have more of something, one run each."""
+    shape, scratch = bench.shape, bench.scratch
+
+    def entry(name: str, value: int, cold: Run, **more: Any) -> dict[str, Any]:
+        seen = {"first_step_s": cold.first_step_s, "tokens_per_s": cold.tokens_per_s}
+        print(f"{name} {value}: {json.dumps(seen | more)}", flush=True)
+        return {name: value} | seen | {"peak_memory_gb": cold.peak_memory_gb} | more
+
+    by_rows, by_length, by_ranks, by_sp = [], [], [], []
+    for count in (1_000, 10_000, 100_000):
+        make_rows(many := scratch / "many.jsonl", count, turns_of_every_fifth=1)
+        cache = scratch / f"many_{count}"
+        cold, warm = (bench.ours(many, steps=1, samples=samples, cache=cache) for _ in range(2))
+        by_rows.append(entry("samples", count, cold, warm_first_step_s=warm.first_step_s))
+    steps = bench.warm_up + 4
+    for length in (512, 1024, 2048, 4096, 8192):
+        make_rows(long := scratch / "long.jsonl", 64, turns_of_every_fifth=1, pairs=max(1, round(length / 240)))
+        run = bench.ours(
+            long,
+            steps=steps,
+            samples=max(1, 8192 // length),
+            cache=scratch / "long",
+            overrides=[f"data.max_length={length}", "data.truncation=right", "data.max_tokens_per_gpu=8192"],
+        )
+        by_length.append(entry("max_length", length, run))
+    one_thread = {"OMP_NUM_THREADS": "1"} if DEVICE == "cpu" else {}
+    devices = torch.cuda.device_count() if DEVICE == "cuda" else len(os.sched_getaffinity(0))
+    tokens = shape.max_length * shape.micro_batch
+    for ranks in (1, 2) if devices > 1 else ():
+        run = bench.ours(
+            rows,
+            steps=steps,
+            samples=2 * samples,
+            cache=scratch / "ranks",
+            ranks=ranks,
+            environment=one_thread,
+        )
+        by_ranks.append(entry("ranks", ranks, run))
+    for sp in (1, 2) if devices > 1 else ():
+        run = bench.ours(
+            rows,
+            steps=steps,
+            samples=2 * samples,
+            cache=scratch / "ranks",
+            ranks=2,
+            environment=one_thread,
+            overrides=[f"ulysses_sequence_parallel_size={sp}", f"data.max_tokens_per_gpu={tokens}"],
+        )
+        by_sp.append(entry("sp", sp, run))
+    return {"samples": by_rows, "max_length": by_length, "ranks": by_ranks, "sp": by_sp}
+
+
+def draw(figures: dict[str, dict[str, Any]], path: Path) -> None:
+    """Bars of tokens per second and of the time to the first step, with their ranges."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = {
+        "tokens/s (more is better)": "tokens_per_s",
+        "start to first step, s (less is better)": "first_step_cold_s",
+        "the same with tokens cached, s": "first_step_warm_s",
+        "peak memory, GB": "peak_memory_gb",
+    }
+    drawing, axes = pyplot.subplots(1, len(panels), figsize=(3.2 * len(panels), 3.4), constrained_layout=True)
+    for axis, (title, what) in zip(axes, panels.items(), strict=True):
+        for n, (who, numbers) in enumerate(figures.items()):
+            number = numbers[what]
+            reach = [[number["median"] - number["min"]], [number["max"] - number["median"]]]
+            axis.bar(n, number["median"], yerr=reach, capsize=3, color="tab:blue" if who == "ours" else "0.7")
+        axis.set_title(title, fontsize=9)
+        axis.set_xticks(range(len(figures)), [who.replace("_", "\n") for who in figures], fontsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    drawing.savefig(path, dpi=120)
+    pyplot.close(drawing)
+
+
+def table(figures: dict[str, dict[str, Any]]) -> str:
+    """Markdown, for docs/performance.md."""
+
+    def cell(number: dict[str, float], form: str) -> str:
+        return f"{number['median']:{form}} ({number['min']:{form}} to {number['max']:{form}})"
+
+    lines = [
+        "| | tokens/s | of them supervised | padding | first step | with tokens cached | peak memory | save |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for who, n in figures.items():
+        cells = [cell(n["tokens_per_s"], ",.0f"), f"{n['supervised_tokens_per_s']['median']:,.0f}"]
+        cells += [f"{n['padding_frac']['median']:.1%}", cell(n["first_step_cold_s"], ".1f") + " s"]
+        cells += [cell(n["first_step_warm_s"], ".1f") + " s", f"{n['peak_memory_gb']['median']:.2f} GB"]
+        cells += [f"{n['stall_s']['median']:.2f} s" if "stall_s" in n else ""]
+        lines.append(f"| {who} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="tiny" if DEVICE == "cpu" else "qwen3-0.6b")
+    parser.add_argument("--rows", type=int, default=2000, help="conversations to make (default 2000)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=10, help="steps of a run, the first three not timed (default 10)")
+    parser.add_argument("--growth", action="store_true", help="also more samples, longer ones, more ranks")
+    parser.add_argument("--venv", type=Path, default=Path(tempfile.gettempdir()) / "bench_data_rivals")
+    arguments = parser.parse_args()
+    rivals, shape = make_venv(arguments.venv), SHAPES[arguments.shape]
+    with tempfile.TemporaryDirectory() as scratch:
+        rows, model = Path(scratch) / "rows.jsonl", Path(scratch) / "model"
+        make_rows(rows, arguments.rows)
+        make_tokenizer(model, rows)
+        make_model(model, shape.architecture)
+        bench = Bench(model, Path(scratch), shape, rivals, warm_up=3)
+        # As many samples as fill the rivals' micro-batch of packed rows: make_rows says 339 tokens in the mean.
+        samples = max(1, round(shape.max_length * shape.micro_batch / 339))
+        load_before = os.getloadavg()
+        gate = check_losses(bench, rows)
+        runs = contest(bench, rows, rounds=arguments.rounds, steps=arguments.steps, samples=samples)
+        grown = growth(bench, rows, samples) if arguments.growth else None
+    figures = {who: summary(those) for who, those in runs.items()}
+    made = {
+        "shape": arguments.shape,
+        "architecture": shape.architecture,
+        "rows": arguments.rows,
+        "samples_per_step": samples,
+        "max_length": shape.max_length,
+        "rows_per_micro_batch": shape.micro_batch,
+        "rounds": arguments.rounds,
+        "steps": arguments.steps,
+        "seed": SEED,
+        "rivals": RIVALS,
+        "rival_attention": _fastest_attention(rivals),
+        "loadavg": {"before": load_before, "after": os.getloadavg()},
+    }
+    result = {"first_losses": gate, "contestants": figures, "ratios": ratios(figures), "growth": grown}
+    device = DEVICE if DEVICE == "cpu" else torch.cuda.get_device_name().lower().replace(" ", "-")
+    path = write_result("train" if arguments.shape == "tiny" else f"train_{arguments.shape}", device, made | result)
+    draw(figures, RESULTS / f"{path.stem}.png")
+    print(table(figures))
+    print(json.dumps(result["ratios"], indent=2))
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()
