@@ -136,7 +136,7 @@ BAD = [
     ("model.use_shm=true", ["model.use_shm=true is not possible here"]),
     ("trainer.nnodes=0", ["trainer.nnodes=0", "torchrun"]),
     # what Hydra would answer with a traceback
-    ("+experiment=foo", ["experiment=foo does not exist", "gsm8k_qwen, lora, multiturn, quickstart"]),
+    ("+experiment=foo", ["experiment=foo does not exist", "gsm8k_qwen, lora, modern_llm_gpu"]),
     ("data=foo", ["data=foo does not exist", "sft"]),
     ("optim=null", ["'optim=null' sets a whole group"]),
     ("optim.lr=[1", ["'optim.lr=[1' cannot be read", "quotes"]),

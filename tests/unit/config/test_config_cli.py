@@ -107,13 +107,20 @@ def test_cfg_job_prints_the_composed_values(here: Path) -> None:
     assert done.stderr == ""
 
 
+def test_cfg_job_prints_a_preset(here: Path) -> None:
+    done = start(here, "+experiment=open_r1_distill", "--cfg", "job")
+    assert done.returncode == 0
+    for value in ("train_batch_size: 128", "max_length: 32768", "lr: 4.0e-05", "min_lr_ratio: 0.1", "total_epochs: 5"):
+        assert value in done.stdout
+
+
 def test_help_shows_the_command_the_groups_and_the_keys(here: Path) -> None:
     done = start(here, "--help")
     assert done.returncode == 0
     for fragment in (
         "torchrun",
         "-m sft.fsdp_sft_trainer",
-        "experiment: gsm8k_qwen, lora, multiturn, quickstart",
+        "experiment: gsm8k_qwen, lora, modern_llm_gpu, modern_llm_local, multiturn, open_r1_distill, quickstart",
         "lr:",
     ):
         assert fragment in done.stdout

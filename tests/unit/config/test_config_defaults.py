@@ -77,6 +77,68 @@ trainer.init_from_checkpoint: null
 ulysses_sequence_parallel_size: 1
 use_remove_padding: false
 """
+DOCUMENTED_PRESETS = """
+quickstart:
+  data.train_batch_size: 128
+  optim.lr: 0.003
+  trainer.total_training_steps: 400
+  use_remove_padding: true
+gsm8k_qwen:
+  data.prompt_key: extra_info
+  data.response_key: extra_info
+  data.prompt_dict_keys: [question]
+  data.response_dict_keys: [answer]
+  model.partial_pretrain: Qwen/Qwen2.5-0.5B-Instruct
+  model.lora_rank: 0
+lora:
+  data.prompt_key: extra_info
+  model.partial_pretrain: Qwen/Qwen2.5-0.5B-Instruct
+  model.lora_rank: 32
+  model.lora_alpha: 16
+  model.target_modules: all-linear
+  optim.lr: 0.0001
+multiturn:
+  data.multiturn.enable: true
+  data.multiturn.messages_key: messages
+open_r1_distill:
+  data.train_files: open-r1/Mixture-of-Thoughts/all:train
+  data.train_batch_size: 128
+  data.micro_batch_size_per_gpu: 2
+  data.max_length: 32768
+  model.partial_pretrain: open-r1/Qwen2.5-Math-7B-RoPE-300k
+  model.enable_gradient_checkpointing: true
+  model.fsdp_config.compute_dtype: bf16
+  optim.lr: 0.00004
+  optim.clip_grad: 0.2
+  optim.lr_scheduler: cosine
+  optim.warmup_steps_ratio: 0.03
+  optim.min_lr_ratio: 0.1
+  trainer.total_epochs: 5
+  trainer.seed: 42
+modern_llm_local:
+  data.train_files: tatsu-lab/alpaca
+  data.train_batch_size: 32
+  data.micro_batch_size_per_gpu: 2
+  data.max_length: 1024
+  data.chat_template: instruction_response
+  optim.lr: 0.00001
+  optim.lr_scheduler: cosine
+  optim.warmup_steps_ratio: 0.0
+  optim.weight_decay: 0.01
+  trainer.total_training_steps: 5000
+  trainer.log_freq: 100
+  trainer.save_freq: 2000
+  trainer.seed: 42
+modern_llm_gpu:
+  data.mixture: [tatsu-lab/alpaca, databricks/databricks-dolly-15k, Open-Orca/OpenOrca:50000]
+  data.train_batch_size: 64
+  data.micro_batch_size_per_gpu: 8
+  data.max_length: 1024
+  optim.lr: 0.00001
+  optim.warmup_steps_ratio: 0.0
+  trainer.total_training_steps: 10000
+  trainer.seed: 42
+"""
 PRESETS = sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml"))
 
 
@@ -99,12 +161,41 @@ def test_yaml_and_schema_hold_the_same_keys_in_the_same_sections() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_passes_the_door(preset: str, runnable: list[str]) -> None:
-    config = load_config([f"+experiment={preset}", *runnable])
+    config = load_config([f"+experiment={preset}", "data.mixture=null", *runnable])
     assert config.data.train_files == ("rows.jsonl",)
 
 
+@pytest.mark.parametrize("preset", yaml.safe_load(DOCUMENTED_PRESETS))
+def test_the_documented_values_of_presets(preset: str) -> None:
+    composed = flatten(compose([f"+experiment={preset}"]))
+    for key, documented in yaml.safe_load(DOCUMENTED_PRESETS)[preset].items():
+        assert composed[key] == documented, key
+
+
+@pytest.mark.parametrize(
+    ("preset", "ranks"), [("open_r1_distill", 8), ("modern_llm_local", 1), ("modern_llm_gpu", 1), ("modern_llm_gpu", 8)]
+)
+def test_presets_with_data_of_the_hub_run_as_they_are(
+    preset: str, ranks: int, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    assert load_config([f"+experiment={preset}"], warn=pytest.fail).trainer.seed == 42
+
+
+def test_modern_llms_schedule_at_known_steps() -> None:
+    from sft.optim import lr_at
+
+    optim = compose(["+experiment=modern_llm_local"])["optim"]
+    names = ("lr", "warmup_steps_ratio", "min_lr_ratio")
+    rates = [
+        lr_at(step, 5000, schedule=optim["lr_scheduler"], **{name: optim[name] for name in names})
+        for step in (1000, 2000, 3000, 4000, 5000)
+    ]
+    assert rates == pytest.approx([9.045e-06, 6.545e-06, 3.455e-06, 9.549e-07, 0], rel=1e-3, abs=1e-12)
+
+
 def test_presets_say_what_they_promise(runnable: list[str]) -> None:
-    assert {"gsm8k_qwen", "lora", "multiturn", "quickstart"} <= set(PRESETS)
+    assert set(PRESETS) == set(yaml.safe_load(DOCUMENTED_PRESETS))
     assert load_config(["+experiment=multiturn", *runnable]).data.multiturn.enable
     gsm8k = load_config(["+experiment=gsm8k_qwen", *runnable])
     assert (gsm8k.data.prompt_key, gsm8k.data.prompt_dict_keys) == ("extra_info", ("question",))
