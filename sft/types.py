@@ -6,8 +6,8 @@ micro-batch in one row), R x C the padded layout (one row per sample, padded to 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -83,6 +83,23 @@ class StepStats:
 
 
 @dataclass
+class Course:
+    """How the losses went, as far as judging a run (sft/judge.py) needs it; the same on all ranks, JSON values only."""
+
+    first_loss: float | None = None  # of the first step
+    last_loss: float | None = None  # of the last one
+    stretches: list[float] = field(default_factory=list)  # mean training loss of each stretch of the run
+    in_stretch: list[float] = field(default_factory=lambda: [0.0, 0])  # [sum, steps] of the one under way
+    since_validation: list[float] = field(default_factory=lambda: [0.0, 0])  # the same, since the last validation
+    validations: list[list[float]] = field(default_factory=list)  # the last ones: [val/loss, training loss before it]
+    last_val: dict[str, float] = field(default_factory=dict)  # all metrics of the last validation
+    best_step: int = -1  # of the validation that was best; -1: none yet
+    best_value: float | None = None
+    stale: int = 0  # validations since then
+    warned: dict[str, str] = field(default_factory=dict)  # kind of warning -> what was said
+
+
+@dataclass
 class TrainState:
     """Where the run stands; with weights and optimizer it is all that resuming needs."""
 
@@ -91,5 +108,12 @@ class TrainState:
     tokens_seen: int = 0
     skipped_in_a_row: int = 0
     skipped_total: int = 0
-    validated: int = 0  # the last step that was validated
+    validated: int = -1  # the last step that was validated; 0: before the first
     updates: int = 0  # optimizer and schedule moved this often: step - skipped_total
+    course: Course = field(default_factory=Course)
+
+    @classmethod
+    def of(cls, stored: dict[str, Any]) -> TrainState:
+        """What dataclasses.asdict made of it; checkpoints of earlier versions lack the course."""
+        counts = {name: value for name, value in stored.items() if name != "course"}
+        return cls(**counts, course=Course(**stored.get("course", {})))

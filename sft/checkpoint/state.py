@@ -52,7 +52,7 @@ def load(
         if not force:
             raise CheckpointError(_another_run(checkpoint, changed))
         log.warning("trainer.resume_force=true: %s is continued although %s", checkpoint, "; ".join(changed.values()))
-    state = TrainState(**manifest["state"])
+    state = TrainState.of(manifest["state"])
     _create_moments(optimizer, state.updates)
     fill(_state_tensors(model, optimizer), checkpoint)
     if manifest["world_size"] == world.size:
@@ -111,10 +111,20 @@ def _restore_random_state(state: dict[str, torch.Tensor]) -> None:
 
 
 def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, str]:
+    theirs, ours = _flat(theirs), _flat(ours)
     return {
         key: f"{key}: the checkpoint has {theirs.get(key)!r}, this run {ours.get(key)!r}"
         for key in sorted(theirs.keys() | ours.keys())
         if theirs.get(key) != ours.get(key)
+    }
+
+
+def _flat(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """{"lora": {"rank": 4}} -> {"lora.rank": 4}"""
+    return {
+        f"{key}.{inner}" if inner else key: told
+        for key, value in fingerprint.items()
+        for inner, told in (value.items() if isinstance(value, dict) and value else [("", value)])
     }
 
 
