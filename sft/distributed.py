@@ -204,6 +204,14 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def seed_rank(seed: int, world: World) -> None:
+    """From here on every rank draws numbers of its own: dropout masks of one rank must not be those of another.
+
+    Resuming puts the random state of the checkpoint in their place.
+    """
+    torch.manual_seed(int(np.random.SeedSequence([seed, world.rank]).generate_state(1, np.uint64)[0]))
+
+
 def log_on_main_rank_only(world: World) -> None:
     """Show `log.info` and louder once per run, not once per rank; libraries speak only on rank 0 as well."""
     handler = logging.StreamHandler(sys.stderr)

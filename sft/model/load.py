@@ -58,11 +58,18 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool) -> Any:
 
 
 def load_config(directory: Path, *, trust_remote_code: bool) -> PretrainedConfig:
-    """The architecture of a model directory."""
+    """The architecture of a model directory. Raises InputError for one whose weights are quantised."""
     try:
-        return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"model.partial_pretrain={directory}: no usable config.json there ({error}).") from error
+    if settings := getattr(config, "quantization_config", None):
+        method = settings.get("quant_method") if isinstance(settings, dict) else settings
+        raise InputError(
+            f"model.partial_pretrain={directory} is quantised ({method}); weights are trained as they are and sharded, "
+            "and what LoRA freezes is kept in bf16: take the model it was made of."
+        )
+    return config
 
 
 def build_skeleton(

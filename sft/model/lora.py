@@ -201,6 +201,9 @@ def _load_adapter(model: PreTrainedModel, directory: Path) -> None:
             + "\n  ".join(problems[:MAX_NAMES_SHOWN])
         )
     stored.copy_into(wanted)
+    trained_on, here = (str(config.base_model_name_or_path or "") for config in (theirs, ours))
+    if trained_on and Path(trained_on).name != Path(here).name:
+        log.warning("%s was trained on %s and now changes %s: is that the same model?", directory, trained_on, here)
 
 
 def _what_makes_an_adapter() -> list[tuple[str, str]]:

@@ -115,6 +115,13 @@ def test_resume_is_bit_equal(kind, trained):
         assert all(torch.equal(expected[key], found[key]) for key in expected), name
 
 
+def test_ranks_drop_out_inputs_of_their_own(trained):
+    """Equal masks on all ranks would drop the same places of every micro-batch."""
+    state = trained["plain"] / "global_step_2" / "state"
+    one, other = (load_file(state / f"rng_0000{rank}.safetensors")["cpu"] for rank in (0, 1))
+    assert not torch.equal(one, other)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_warm_start_begins_where_the_adapter_ended(kind, trained):
     cold, warm, merged = (
@@ -139,7 +146,7 @@ def test_the_frozen_weights_in_memory_never_move(base, tmp_path):
         job = trainer.build(config, world, inputs)
         hashes = weight_hashes(job.model)
         for step in range(1, 4):
-            trainer.train_step(job, list(trainer.batches_of(job, job.train, job.samples_of(step))))
+            trainer.train_step(job, list(job.batches(job.train, job.samples_of(step))))
             moved = {name for name, digest in weight_hashes(job.model).items() if digest != hashes[name]}
             assert moved
             assert all(".lora_" in name for name in moved)
@@ -159,7 +166,8 @@ def weight_hashes(model) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.lora_alpha=16", "belongs to another run:\n  lora:"),
+        ("model.lora_alpha=16", "belongs to another run:\n  lora.alpha: the checkpoint has 8, this run 16\nUse"),
+        ("model.lora_rank=8", "belongs to another run:\n  lora.rank: the checkpoint has 4, this run 8\nUse"),
         (
             "model.target_modules=[q_prj]",
             "model.target_modules: 'q_prj' is no module of the model; did you mean q_proj",

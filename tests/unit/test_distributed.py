@@ -1,10 +1,11 @@
-"""Under which keys the ranks meet: a restart must not find those of the ranks that died."""
+"""Under which keys the ranks meet: a restart must not find those of the ranks that died. And what each one draws."""
 
 import logging
 
 import pytest
+import torch
 
-from sft.distributed import World, _keys_of_this_run
+from sft.distributed import World, _keys_of_this_run, seed_rank
 
 RANK_0 = World(0, 2, 0)
 
@@ -16,6 +17,16 @@ def keys(monkeypatch, **torchrun_sets):
     for name, value in torchrun_sets.items():
         monkeypatch.setenv(name, value)
     return _keys_of_this_run(RANK_0).rpartition("_")[2]
+
+
+def test_every_rank_draws_its_own_numbers_and_the_same_ones_again():
+    def drawn(seed: int, rank: int) -> list[float]:
+        seed_rank(seed, World(rank=rank, size=2, local_rank=rank))
+        return torch.rand(4).tolist()
+
+    with torch.random.fork_rng():
+        assert drawn(1, 0) == drawn(1, 0)
+        assert len({tuple(drawn(seed, rank)) for seed in (1, 2) for rank in (0, 1)}) == 4
 
 
 def test_every_run_and_every_restart_has_keys_of_its_own(monkeypatch):

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, Qwen3MoeConfig
 
+from sft.data.collate import collate
 from sft.errors import InputError
 from sft.export import _write_renamed_weights, _write_weights
+from sft.loss import token_ce_sum
 from sft.model import build_skeleton, load_config, load_weights, lora, named_weights, trained_weights
+from sft.types import Sample
 from tests.assets import tiny_model_dir
 
 pytestmark = pytest.mark.usefixtures("world_of_one")
@@ -177,6 +182,28 @@ def test_a_module_that_cannot_be_saved_is_named(modules: list[str], fragment: st
     assert fragment in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", ["head", "modules_to_save"])
+def test_the_loss_sees_what_trains_in_the_head(kind: str, untied: Path) -> None:
+    """It asks the head for some rows only, and must not take its frozen weight for all it does."""
+    model = adapted(untied, **KINDS[kind])
+    disturb(model)
+    weights = [[0, 0, 1, 1, 1], [0, 1, 1]]
+    samples = [Sample(np.arange(len(w), dtype=np.int32), np.array(w, dtype=np.float32)) for w in weights]
+    batch = collate(samples, packed=False, pad_id=0)
+    found = token_ce_sum(model, batch)
+    expected = torch.nn.functional.cross_entropy(
+        model(input_ids=batch.input_ids, position_ids=batch.position_ids).logits.flatten(0, 1),
+        batch.labels.flatten(),
+        reduction="sum",
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad and "lm_head" in name}
+    ours, theirs = (torch.autograd.grad(loss, list(trained.values())) for loss in (found, expected))
+    assert trained
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
 def test_all_linear_leaves_the_head_alone(untied: Path) -> None:
     names = set(lora.adapters(adapted(untied)))
     assert len(names) == 2 * 7
@@ -208,6 +235,24 @@ def test_another_adapter_than_configured_is_refused(settings, fragment: str, unt
     with pytest.raises(InputError) as caught:
         adapted(untied, adapter=tmp_path / "adapter", **settings)
     assert fragment in str(caught.value)
+
+
+def test_an_adapter_of_another_model_is_refused_or_at_least_named(
+    untied: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("sft"), "propagate", True)
+    lora.save_adapter(adapted(untied), tmp_path / "adapter", write=True)
+    wider = tiny_model_dir(tmp_path / "wider", intermediate_size=192, tie=False)
+    with pytest.raises(InputError, match="has another shape"):
+        adapted(wider, adapter=tmp_path / "adapter")
+    deeper = tiny_model_dir(tmp_path / "deeper", num_hidden_layers=3, tie=False)
+    with pytest.raises(InputError, match=r"it lacks base_model\.model\.model\.layers\.2"):
+        adapted(deeper, adapter=tmp_path / "adapter")
+    with caplog.at_level("WARNING", logger="sft"):
+        adapted(untied, adapter=tmp_path / "adapter", base="elsewhere/base")
+        assert not caplog.messages  # the same model in another place
+        adapted(untied, adapter=tmp_path / "adapter", base="org/other")
+    assert "was trained on org/base and now changes org/other" in caplog.text
 
 
 def test_adapters_that_changed_their_base_are_refused(untied: Path, tmp_path: Path) -> None:
