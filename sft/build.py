@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from sft import checkpoint
+from sft import checkpoint, judge
 from sft.config import SftConfig
 from sft.data import Dataset, plan, stop_token_ids, template_fingerprint
-from sft.distributed import World
+from sft.distributed import World, seed_rank
+from sft.hub import Hub, open_hub
 from sft.inputs import Inputs, supervision_of
 from sft.model import (
     adapter_settings,
@@ -51,6 +52,15 @@ class Job:
     fingerprint: dict[str, Any]  # what a checkpoint must share with this run to continue it
     began_with: str  # the directory whose weights the run had at step 0
     stop_token_ids: list[int]
+    hub: Hub | None  # on rank 0, where trainer.hub_model_id is set
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to train: the last step is done, or early stopping is out of patience."""
+        trainer = self.config.trainer
+        return self.state.step >= self.total_steps or judge.out_of_patience(
+            self.state.course, trainer.early_stop_metric, trainer.early_stop_patience
+        )
 
     @property
     def train(self) -> Dataset:
@@ -82,6 +92,8 @@ class Job:
 
 def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
     """Mesh, sharded model, optimizer, and the state to continue from."""
+    trainer = config.trainer
+    judge.check_metric(trainer.early_stop_metric, inputs.val.mixture.ids if inputs.val else {})
     mesh = build_mesh(
         world.size,
         world.device.type,
@@ -103,6 +115,7 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
         "train_batch_size": config.data.train_batch_size,
     }
     steps_per_epoch = plan.steps_per_epoch(len(inputs.train.mixture), config.data.train_batch_size)
+    seed_rank(trainer.seed, world)
     state, began_with = resume(config, model, optimizer, inputs.source, world, fingerprint)
     return Job(
         config=config,
@@ -132,6 +145,11 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
         stop_token_ids=stop_token_ids(
             inputs.tokenizer, supervision_of(config), **config.data.apply_chat_template_kwargs
         ),
+        hub=open_hub(
+            trainer.hub_model_id, Path(trainer.default_local_dir), trainer.hub_private, trainer.hub_dry_run_dir
+        )
+        if world.is_main
+        else None,
     )
 
 

@@ -53,10 +53,11 @@ from sft.loss import token_ce_sum
 from sft.optim import lr_at
 from sft.report import describe_data, describe_step, is_complete, open_log, samples_per_source, start_meter
 from sft.requests import Requests, listening
-from sft.save import finish, save_if_due
+from sft.save import finish, save_if_best, save_if_due
+from sft.summary import Start, summarise
 from sft.track import RunLog, check_loggers
 from sft.types import Batch, StepStats, TrainState
-from sft.validate import validate_if_due
+from sft.validate import validate_if_due, watch
 
 MAX_SKIPS_IN_A_ROW = 5
 
@@ -120,15 +121,17 @@ def fit(job: Job) -> RunResult:
         return RunResult(state.step, {}, job.run_dir)
 
     metrics: dict[str, float] = {}
-    requests = Requests()
+    requests, start = Requests(), Start.of(job)
     with listening(job.run_dir, job.world) as listener, open_log(job) as run_log:
         for line in [*describe_data(job), describe_step(job)] if job.world.is_main else []:
             run_log.say(line)
         meter = start_meter(job, run_log)
         batches = prefetch(batches_from(job, state.step + 1))
-        if missed := validate_if_due(job, run_log, listener):  # the run was stopped in the middle of it
+        if missed := validate_if_due(job, run_log, listener):  # before the first step, or where the run was stopped
             run_log.log(state.step, missed)
-        while state.step < job.total_steps and not requests.stop:
+            watch(job, missed, run_log)
+            save_if_best(job, run_log)
+        while not job.is_over and not requests.stop:
             entering(f"step {state.step + 1}")
             waited_since = time.perf_counter()
             micro_batches = next(batches)
@@ -139,6 +142,7 @@ def fit(job: Job) -> RunResult:
             metrics = meter.measure(stats, data_wait_s) | samples_per_source(job)
             metrics |= validate_if_due(job, run_log, listener)
             run_log.log(state.step, metrics)
+            watch(job, metrics, run_log)
             if stats.skipped:
                 note_skipped(job, stats, run_log)
             requests = listener.agree(is_writing=job.saver.is_writing)
@@ -146,8 +150,13 @@ def fit(job: Job) -> RunResult:
             meter.restart_clock()
         if requests.stop:
             run_log.say(f"stopped after step {state.step} of {job.total_steps}; the same command goes on from here")
+            summarise(job, start, run_log, ended="stopped")
+            if job.hub:
+                job.hub.close(wait=False)
             return RunResult(state.step, metrics, job.run_dir, stopped=True, stopped_by_signal=requests.signal)
-        finish(job, run_log)
+        finish(job, run_log, start)
+    if job.hub:
+        job.hub.close()
     return RunResult(state.step, metrics, job.run_dir)
 
 

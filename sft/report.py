@@ -52,9 +52,20 @@ def write_facts(job: Job, **more: Any) -> None:
             train_samples=len(job.train),
             steps=job.total_steps,
             fingerprint=job.fingerprint,
+            data=data_facts(job),
             began_with=job.began_with,
             **more,
         )
+
+
+def data_facts(job: Job) -> dict[str, list[dict[str, Any]]]:
+    """Every data file, with its rows and a hash of them, the tokenizer, the template and what is trained."""
+    sets = {"train": job.train, "val": job.val}
+    return {
+        name: [{"file": rows.name, "rows": rows.rows, "hash": rows.key} for rows in dataset.files]
+        for name, dataset in sets.items()
+        if dataset is not None
+    }
 
 
 def start_meter(job: Job, run_log: RunLog) -> Meter:
@@ -106,7 +117,7 @@ def samples_per_source(job: Job) -> dict[str, float]:
 
 
 def is_complete(job: Job) -> bool:
-    """Whether the run is at its last step and the model of that step is there: run.json says so after the export.
+    """Whether the run is over and its model is there: run.json says so after the export.
 
     Rank 0 looks, for it wrote the file; all ranks call this and get its answer.
     """
@@ -114,7 +125,7 @@ def is_complete(job: Job) -> bool:
         exported_step = json.loads((job.run_dir / "run.json").read_text()).get("exported_step")
     except (OSError, ValueError):
         exported_step = None
-    (finished,) = sum_over(ALL_RANKS, job.world.is_main and exported_step == job.state.step >= job.total_steps)
+    (finished,) = sum_over(ALL_RANKS, job.world.is_main and exported_step == job.state.step and job.is_over)
     return finished > 0
 
 

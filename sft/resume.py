@@ -59,6 +59,7 @@ def resume(
     elif trainer.init_from_checkpoint is not None:
         began_with = str(start_elsewhere(config, model, world))
     checkpoint.forget_after(run_dir, state.step)
+    checkpoint.mend_best(run_dir, state.course.best_step)
     return state, began_with
 
 

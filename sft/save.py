@@ -5,11 +5,15 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from sft import checkpoint
 from sft.build import Job
+from sft.card import TAG
 from sft.checkpoint import MODEL_DIR, Kind
+from sft.distributed import on_main_rank
 from sft.export import export, publish
 from sft.report import write_facts
 from sft.requests import Requests
+from sft.summary import Start, summarise, write_card
 from sft.track import RunLog
 
 
@@ -22,16 +26,27 @@ def save_if_due(job: Job, requests: Requests, run_log: RunLog) -> None:
 
 
 def kind_due(job: Job, requests: Requests) -> Kind | None:
-    """Which kind of checkpoint this step ends with: by interval, on demand, because the run stops. BOTH joins two."""
+    """Which kind of checkpoint this step ends with: by interval, on demand, as the best, as a stop. BOTH joins two."""
     trainer, step = job.config.trainer, job.state.step
-    if step == job.total_steps and not requests.stop:
+    if job.is_over and not requests.stop:
         return None  # finish saves BOTH
     state = requests.stop or (trainer.save_freq > 0 and step % trainer.save_freq == 0)
-    model = trainer.save_hf_freq > 0 and step % trainer.save_hf_freq == 0
+    model = is_best(job) or (trainer.save_hf_freq > 0 and step % trainer.save_hf_freq == 0)
     asked = {requests.save} | ({"STATE"} if state else set()) | ({"SAMPLER"} if model else set())
     if "BOTH" in asked or {"STATE", "SAMPLER"} <= asked:
         return "BOTH"
     return "STATE" if "STATE" in asked else "SAMPLER" if "SAMPLER" in asked else None
+
+
+def is_best(job: Job) -> bool:
+    """Whether trainer.save_best wants the model of this step: its validation was the best so far."""
+    return job.config.trainer.save_best and job.state.course.best_step == job.state.step
+
+
+def save_if_best(job: Job, run_log: RunLog) -> None:
+    """As save_if_due, of a validation that was made up for when the run went on."""
+    if is_best(job) and not job.is_over:
+        save(job, "SAMPLER", run_log, wait=True)
 
 
 def save(job: Job, kind: Kind, run_log: RunLog, *, wait: bool) -> None:
@@ -48,17 +63,53 @@ def save(job: Job, kind: Kind, run_log: RunLog, *, wait: bool) -> None:
             chat_template=job.inputs.chat_template,
             new_tokens=job.inputs.new_tokens,
         )
+        write_card(job, target)
 
     before = job.saver.settle()
     path = job.saver.save(kind, job.state, job.model, job.optimizer, write_model=write_model, wait=wait)
     waited = f"training waited {time.perf_counter() - started:.1f} s"
     for committed in filter(None, (before, path)):
         run_log.say(f"saved {committed} ({waited})")
+    if kind != "STATE" and job.hub:
+        job.hub.push(model_of(job, job.state.step), job.state.step)
+    if is_best(job) and kind != "STATE":
+        checkpoint.mark_best(job.run_dir, job.state.step)
 
 
-def finish(job: Job, run_log: RunLog) -> None:
-    """The last checkpoint, which is always BOTH, and its model in the run directory itself."""
+def model_of(job: Job, step: int) -> Path:
+    """Where the checkpoint of `step` has its model."""
+    return job.run_dir / f"global_step_{step}" / MODEL_DIR
+
+
+def finish(job: Job, run_log: RunLog, start: Start) -> None:
+    """The last checkpoint, which is always BOTH, and its model (or the best one) in the run directory itself."""
     save(job, "BOTH", run_log, wait=True)
-    publish(job.run_dir / f"global_step_{job.state.step}" / MODEL_DIR, job.run_dir)
-    write_facts(job, exported_step=job.state.step)
-    run_log.say(f"the model is in {job.run_dir}: AutoModelForCausalLM.from_pretrained({str(job.run_dir)!r})")
+    step = step_to_publish(job, run_log)
+    if job.hub and step != job.state.step:
+        job.hub.push(model_of(job, step), step)
+    on_main_rank(f"looking at {job.run_dir}", lambda: keep_own_readme(job.run_dir))
+    publish(model_of(job, step), job.run_dir)
+    write_facts(job, exported_step=job.state.step, published_step=step)
+    ended = "finished" if job.state.step >= job.total_steps else "early stop"
+    summarise(job, start, run_log, ended=ended, published_step=step)
+
+
+def step_to_publish(job: Job, run_log: RunLog) -> int:
+    """The step whose model the run ends with: the last one, or with trainer.load_best_at_end the best."""
+    last, best = job.state.step, job.state.course.best_step
+    if not job.config.trainer.load_best_at_end or best < 1 or best == last:
+        return last
+    chosen = job.run_dir / f"global_step_{best}"
+    problems = checkpoint.verify(chosen, world=job.world)
+    if not problems and not checkpoint.has_model(checkpoint.read_manifest(chosen)):
+        problems = ["it holds no model"]
+    if problems:
+        run_log.warn(f"{chosen}, the best, is not usable ({'; '.join(problems)}): the run ends with its last model")
+    return last if problems else best
+
+
+def keep_own_readme(run_dir: Path) -> None:
+    """A README.md that is no card of ours stays, under another name."""
+    readme = run_dir / "README.md"
+    if readme.is_file() and TAG not in readme.read_text(errors="replace"):
+        readme.rename(run_dir / "README.own.md")

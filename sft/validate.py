@@ -1,12 +1,14 @@
-"""Validation: when it is due, and its numbers over every sample."""
+"""Validation: when it is due, its numbers over every sample, and what the run makes of them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 
+from sft import judge
 from sft.build import Job
 from sft.distributed import ALL_RANKS, entering, sum_over
 from sft.loss import token_ce_sum_and_hits
@@ -25,11 +27,36 @@ def validate_if_due(job: Job, run_log: RunLog, listener: Listener) -> dict[str, 
 
 
 def is_due(test_freq: int, job: Job) -> bool:
-    """Whether to validate after this step: every test_freq steps, or every epoch (-1); always after the last."""
-    if job.val is None or test_freq == 0:
+    """Whether to validate after this step: every test_freq steps, or every epoch (-1); always after the last.
+
+    Before the first step only if trainer.val_before_train says so.
+    """
+    if job.val is None:
+        return False
+    if job.state.step == 0:
+        return job.config.trainer.val_before_train
+    if test_freq == 0:
         return False
     interval = job.steps_per_epoch if test_freq == -1 else test_freq
     return job.state.step % interval == 0 or job.state.step == job.total_steps
+
+
+def watch(job: Job, metrics: Mapping[str, float], run_log: RunLog) -> None:
+    """Remember how a step and its validation went, and say what looks wrong, each kind of it once."""
+    state, trainer, optim = job.state, job.config.trainer, job.config.optim
+    if "train/loss" in metrics:
+        judge.note_training(state.course, metrics["train/loss"], state.step, job.total_steps)
+    if "val/loss" in metrics:
+        judge.note_validation(state.course, metrics)
+    if "val/loss" in metrics and state.step > 0:  # the model one begins with is no result of the run
+        name = trainer.early_stop_metric or judge.DEFAULT_METRIC
+        judge.note_metric(state.course, name, metrics[name], step=state.step, min_delta=trainer.early_stop_min_delta)
+    said = judge.warnings(
+        state.course, step=state.step, total_steps=job.total_steps, warmup_steps_ratio=optim.warmup_steps_ratio
+    )
+    for text in said.values():
+        run_log.warn(text)
+    state.course.warned |= said
 
 
 @torch.no_grad()

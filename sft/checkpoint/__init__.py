@@ -25,11 +25,12 @@ from sft.checkpoint.commit import Saver
 from sft.checkpoint.find import newest, verify
 from sft.checkpoint.init import Origin, find_origin, start_from
 from sft.checkpoint.ledger import KINDS, Kind
-from sft.checkpoint.manifest import MODEL_DIR, CheckpointError, has_state, read_manifest
+from sft.checkpoint.manifest import MODEL_DIR, CheckpointError, has_model, has_state, read_manifest
 from sft.checkpoint.state import load
-from sft.checkpoint.tidy import forget_after, prepare, start_over
+from sft.checkpoint.tidy import BEST, forget_after, mark_best, mend_best, prepare, start_over
 
 __all__ = [
+    "BEST",
     "KINDS",
     "MODEL_DIR",
     "CheckpointError",
@@ -38,8 +39,11 @@ __all__ = [
     "Saver",
     "find_origin",
     "forget_after",
+    "has_model",
     "has_state",
     "load",
+    "mark_best",
+    "mend_best",
     "newest",
     "prepare",
     "read_manifest",

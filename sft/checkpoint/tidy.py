@@ -59,6 +59,31 @@ def retain(run_dir: Path, keep: int | None) -> None:
             shutil.rmtree(leftover)
 
 
+def mark_best(run_dir: Path, step: int) -> None:
+    """Let `best` point to the checkpoint of `step`. Every rank calls it."""
+
+    def link() -> None:
+        aside = run_dir / f".{BEST}.partial"
+        aside.unlink(missing_ok=True)
+        aside.symlink_to(f"global_step_{step}")
+        aside.replace(run_dir / BEST)
+
+    on_main_rank(f"marking the best checkpoint of {run_dir}", link)
+
+
+def mend_best(run_dir: Path, step: int) -> None:
+    """Where `best` leads nowhere since its checkpoint was set aside: to the one of `step`, the best of what is left."""
+
+    def mend() -> None:
+        best = run_dir / BEST
+        if best.is_symlink() and not best.exists():
+            best.unlink()
+            if (run_dir / f"global_step_{step}").is_dir():
+                best.symlink_to(f"global_step_{step}")
+
+    on_main_rank(f"looking where {run_dir / BEST} leads", mend)
+
+
 def prepare(run_dir: Path) -> None:
     """Put right what a run that was killed may have left: a checkpoint half replaced, a line missing in the ledger."""
 

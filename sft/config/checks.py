@@ -6,6 +6,7 @@ Every problem names its keys in full: the door leaves out a problem that names a
 from __future__ import annotations
 
 import glob
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sft.config.mixture import mixture_problems
+from sft.config.outcome import hub_problems, judgement_problems
 from sft.config.report import Report, choices, divisors_around, multiples_around, shown
 from sft.config.schema import DataConfig, ModelConfig, SftConfig, TrainerConfig
 
@@ -32,6 +34,8 @@ def check(config: SftConfig, world_size: int, report: Report) -> None:
         *_data_problems(config.data),
         *_model_problems(config.model),
         *_trainer_problems(config.trainer),
+        *judgement_problems(config),
+        *hub_problems(config.trainer),
     ):
         report.problem(problem)
     if Path(config.trainer.default_local_dir).resolve() == Path(config.model.partial_pretrain).resolve():
@@ -47,6 +51,8 @@ def check(config: SftConfig, world_size: int, report: Report) -> None:
         report.warn(f"data.curriculum_epochs={config.data.curriculum_epochs} has no effect: data.curriculum=null.")
     if config.data.val_files is None and config.trainer.test_freq > 0:
         report.warn(f"trainer.test_freq={config.trainer.test_freq} has no effect: data.val_files=null.")
+    if config.data.val_files is None and config.trainer.val_before_train:
+        report.warn("trainer.val_before_train=true has no effect: data.val_files=null.")
 
 
 def _batch_problems(config: SftConfig, world_size: int) -> Iterator[str]:
@@ -178,9 +184,26 @@ def _complaint_about_model(model: str) -> str | None:
     found = f"found {_few(sorted(inside.name for inside in path.iterdir()))}"
     if not (path / "config.json").is_file():
         return f"has no config.json ({found}); give a directory that save_pretrained wrote."
+    if quantised := how_quantised(path):
+        return (
+            f"is quantised ({quantised}); weights are trained as they are and sharded, and what LoRA freezes is kept "
+            "in bf16: take the model it was made of."
+        )
     if any(path.glob("*.safetensors")):
         return None
     return f"has no *.safetensors ({found}); convert other weights with save_pretrained, they can carry code."
+
+
+def how_quantised(directory: Path) -> str | None:
+    """What config.json says of a model whose weights are quantised; None of any other."""
+    try:
+        settings = json.loads((directory / "config.json").read_text()).get("quantization_config")
+    except (OSError, ValueError, AttributeError):
+        return None  # whoever reads it next says what is wrong with it
+    if not settings:
+        return None
+    bits = settings.get("bits") or (4 if settings.get("load_in_4bit") else 8 if settings.get("load_in_8bit") else None)
+    return settings.get("quant_method", "by an unknown method") + (f", {bits} bit" if bits else "")
 
 
 def _is_importable(module: str) -> bool:

@@ -34,6 +34,7 @@ ALIASES = {
     "seed": "trainer.seed",
     "save_steps": "trainer.save_freq",
     "eval_steps": "trainer.test_freq",
+    "early_stopping_patience": "trainer.early_stop_patience",
 }
 
 MICRO_BATCH = "data.micro_batch_size_per_gpu"
@@ -58,8 +59,14 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 1
 
 
+QUANTISED = "what LoRA freezes is kept in bf16 and sharded over the ranks, not quantised"
+
 RETIRED = {
     "data.pad_mode": Retired(lambda value: isinstance(value, str), "use_remove_padding decides how samples are padded"),
+    "load_in_4bit": Retired(lambda value: value is False, QUANTISED),
+    "load_in_8bit": Retired(lambda value: value is False, QUANTISED),
+    "model.load_in_4bit": Retired(lambda value: value is False, QUANTISED),
+    "model.load_in_8bit": Retired(lambda value: value is False, QUANTISED),
     "data.use_shm": Retired(lambda value: value is False, "files are read where they are"),
     "model.use_shm": Retired(lambda value: value is False, "each rank reads only its own slices of the weights"),
     "trainer.checkpoint.load_contents": Retired(lambda value: isinstance(value, list), "resuming restores everything"),
@@ -71,7 +78,7 @@ RETIRED = {
     "trainer.n_gpus_per_node": Retired(_is_count, "torchrun --nproc-per-node decides"),
     "trainer.nnodes": Retired(_is_count, "torchrun --nnodes decides"),
 }
-"""Keys of verl's documented commands without a meaning here: harmless values pass with a warning, others are errors."""
+"""Keys of others' documented commands without a meaning here: harmless values warn, others are errors."""
 
 
 def settle_aliases(

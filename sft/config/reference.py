@@ -45,7 +45,9 @@ def reference() -> str:
         "| `grad_accum`, `gradient_accumulation_steps` | `data.micro_batch_size_per_gpu` "
         "= train_batch_size / (dp x accumulation) |\n"
     )
-    parts.append("\n## Retired keys\n\nIn verl's commands, without a meaning here.\n\n| key | why |\n|---|---|\n")
+    parts.append(
+        "\n## Retired keys\n\nIn the commands of verl and others, without a meaning here.\n\n| key | why |\n|---|---|\n"
+    )
     parts += [f"| `{key}` | {retired.reason} |\n" for key, retired in RETIRED.items()]
     if NOT_YET:
         parts.append("\n## Not built yet\n\nRefused at any other value.\n\n| key | value |\n|---|---|\n")

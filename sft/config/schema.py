@@ -47,6 +47,16 @@ Betas = Annotated[tuple[Decay, Decay], Field(description="two numbers, each at l
 Text = Annotated[str, Field(strict=True, min_length=1, description="text")]
 Name = Annotated[Text, BeforeValidator(_digits_are_text), Field(description="text")]  # experiment_name=7 is a name
 UserPath = Annotated[Text, AfterValidator(_expand_home), Field(description="a path")]
+ValMetric = Annotated[
+    Text,
+    Field(
+        pattern=r"^val/(loss|perplexity|token_accuracy|loss/.+)$",
+        description="val/loss, val/perplexity, val/token_accuracy or val/loss/<file>",
+    ),
+]
+HubModel = Annotated[
+    Text, Field(pattern=r"^([\w-][\w.-]*/)?[\w-][\w.-]*$", description="a hub id org/name, or name for one of your own")
+]
 Template = Annotated[UserPath, Field(description="jinja text, a file or a name")]
 Model = Annotated[UserPath, Field(description="a model directory or a hub id org/name")]
 Files = Annotated[
@@ -200,6 +210,12 @@ class TrainerConfig:
     logger: Trackers
     log_freq: Count
     test_freq: CountOrOff
+    val_before_train: Flag
+    early_stop_metric: ValMetric | None
+    early_stop_patience: Count
+    early_stop_min_delta: AtLeast0
+    save_best: Flag
+    load_best_at_end: Flag
     save_freq: CountOrOff
     save_hf_freq: CountOrOff
     async_save: Flag
@@ -208,6 +224,9 @@ class TrainerConfig:
     resume_from_path: UserPath | None
     resume_force: Flag
     init_from_checkpoint: UserPath | None
+    hub_model_id: HubModel | None
+    hub_private: Flag
+    hub_dry_run_dir: UserPath | None
     timeout_s: Count
 
 

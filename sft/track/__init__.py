@@ -18,11 +18,21 @@ from typing import Any, TypeVar
 from sft.config.secrets import without_secrets
 from sft.track.console import Console, step_line
 from sft.track.curve import LossCurve
-from sft.track.facts import write_run_json
-from sft.track.files import MetricsFile, TrainingLog, append_line
+from sft.track.curve import draw as draw_curve
+from sft.track.facts import facts_of_process, write_run_json
+from sft.track.files import MetricsFile, TrainingLog, append_line, replace_file
 from sft.track.trackers import TrackedRun, TrackerThread, check_loggers
 
-__all__ = ["RunLog", "check_loggers", "open_run", "without_secrets", "write_run_json"]
+__all__ = [
+    "RunLog",
+    "check_loggers",
+    "draw_curve",
+    "facts_of_process",
+    "open_run",
+    "replace_file",
+    "without_secrets",
+    "write_run_json",
+]
 
 Item = TypeVar("Item")
 

@@ -19,14 +19,18 @@ STARTED_AT = timestamp()  # of this process; run.json is written again when the 
 
 def write_run_json(run_dir: str | Path, **facts: Any) -> None:
     """Write `run_dir`/run.json: versions, command, start time, commit, and the caller's facts (world size, hashes)."""
-    known = {
+    content = json.dumps(facts_of_process() | facts, indent=2, ensure_ascii=False) + "\n"
+    replace_file(Path(run_dir) / "run.json", content.encode())
+
+
+def facts_of_process() -> dict[str, Any]:
+    """Versions, command, start time, commit."""
+    return {
         "started_at": STARTED_AT,
         "command": masked_command(sys.argv),
         "git_commit": _git_commit(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
     }
-    content = json.dumps(known | facts, indent=2, ensure_ascii=False) + "\n"
-    replace_file(Path(run_dir) / "run.json", content.encode())
 
 
 def masked_command(argv: list[str]) -> list[str]:

@@ -12,6 +12,8 @@ from tests.dist.conftest import read_metrics
 from tests.launch import succeed
 
 MODEL = {
+    "README.md",
+    "loss.png",
     "config.json",
     "generation_config.json",
     "model.safetensors",
@@ -23,8 +25,8 @@ FILES = {
     *(f"global_step_3/huggingface/{name}" for name in MODEL),
     "checkpoints.jsonl",
     "config.yaml",
-    "loss.png",
     "metrics.jsonl",
+    "result.json",
     "run.json",
     "training.log",
     "global_step_3/manifest.json",

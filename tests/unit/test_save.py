@@ -5,17 +5,17 @@ from types import SimpleNamespace
 import pytest
 
 from sft.requests import Requests
-from sft.save import kind_due
+from sft.save import keep_own_readme, kind_due
+from sft.types import Course
 
 NOTHING_ASKED = Requests()
 
 
-def kind_at(step, requests=NOTHING_ASKED, *, save_freq=4, save_hf_freq=6, last=100):
-    trainer = SimpleNamespace(save_freq=save_freq, save_hf_freq=save_hf_freq)
-    return kind_due(
-        SimpleNamespace(config=SimpleNamespace(trainer=trainer), state=SimpleNamespace(step=step), total_steps=last),  # pyright: ignore[reportArgumentType]
-        requests,
-    )
+def kind_at(step, requests=NOTHING_ASKED, *, save_freq=4, save_hf_freq=6, last=100, best_step=-1, save_best=False):
+    trainer = SimpleNamespace(save_freq=save_freq, save_hf_freq=save_hf_freq, save_best=save_best)
+    state = SimpleNamespace(step=step, course=Course(best_step=best_step))
+    job = SimpleNamespace(config=SimpleNamespace(trainer=trainer), state=state, is_over=step >= last)
+    return kind_due(job, requests)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(("step", "kind"), [(1, None), (4, "STATE"), (6, "SAMPLER"), (8, "STATE"), (12, "BOTH")])
@@ -42,3 +42,21 @@ def test_a_run_that_stops_can_be_resumed():
 
 def test_the_last_step_is_saved_by_finish():
     assert kind_at(100) is None
+
+
+def test_the_best_model_is_saved_where_that_is_asked_for():
+    assert kind_at(5, best_step=5, save_best=True) == "SAMPLER"
+    assert kind_at(4, best_step=4, save_best=True) == "BOTH"
+    assert kind_at(5, Requests(stop=True), best_step=5, save_best=True) == "BOTH"
+    assert kind_at(5, best_step=3, save_best=True) is None
+    assert kind_at(5, best_step=5) is None
+
+
+def test_a_readme_that_is_no_card_stays_under_another_name(tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    keep_own_readme(tmp_path)
+    keep_own_readme(tmp_path)
+    assert (tmp_path / "README.own.md").read_text() == "mine" and not (tmp_path / "README.md").exists()
+    (tmp_path / "README.md").write_text("tags:\n- fsdp-sft-trainer\n")
+    keep_own_readme(tmp_path)
+    assert (tmp_path / "README.md").exists()

@@ -2,7 +2,7 @@
 
 import json
 
-from sft.checkpoint import forget_after, prepare, start_over
+from sft.checkpoint import forget_after, mark_best, mend_best, prepare, start_over
 from sft.checkpoint.promote import promote
 from tests.unit.checkpoint.conftest import start_run
 
@@ -40,10 +40,24 @@ def test_the_best_and_the_promoted_stay(tmp_path, world_of_one):
     run = start_run(tmp_path / "job", world_of_one)
     save_steps(run, {1: "BOTH", 2: "BOTH"})
     promote(run.dir / "checkpoints.jsonl", step=1)
-    (run.dir / "best").symlink_to("global_step_2")
+    mark_best(run.dir, 1)
+    mark_best(run.dir, 2)
     later = start_run(tmp_path / "job", world_of_one, keep=1)
     save_steps(later, {3: "STATE", 4: "STATE", 5: "STATE"})
     assert steps_of(run.dir) == [1, 2, 5]
+
+
+def test_the_best_leads_somewhere_after_going_back(run):
+    save_steps(run, {1: "BOTH", 2: "BOTH"})
+    mark_best(run.dir, 2)
+    mend_best(run.dir, 1)
+    assert (run.dir / "best").resolve().name == "global_step_2"  # it is there: nothing to mend
+    forget_after(run.dir, 1)
+    mend_best(run.dir, 1)
+    assert (run.dir / "best").resolve() == (run.dir / "global_step_1").resolve()
+    forget_after(run.dir, 0)
+    mend_best(run.dir, -1)
+    assert not (run.dir / "best").is_symlink()
 
 
 def test_leftovers_of_a_killed_run_are_gone_after_the_next_save(run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,14 @@ BAD = [
     ("trainer.default_local_dir=./model", ["would overwrite model.partial_pretrain"]),
     ("grad_accum=3", ["grad_accum=3 does not divide data.train_batch_size=256 over dp=1", "255 or 258"]),
     ("grad_accum=0", ["grad_accum=0 must be a whole number of at least 1"]),
+    # judgement and hub
+    ("trainer.early_stop_metric=loss", ["trainer.early_stop_metric=", "val/loss, val/perplexity, val/token_accuracy"]),
+    ("trainer.early_stop_patience=0", ["trainer.early_stop_patience=0 must be a whole number of at least 1"]),
+    ("trainer.load_best_at_end=true", ["trainer.load_best_at_end=true needs trainer.save_best=true"]),
+    ("trainer.hub_model_id=a/b/c", ["trainer.hub_model_id=", "a hub id org/name"]),
+    ("trainer.hub_model_id=me/tiny", ["trainer.hub_model_id=me/tiny needs a login", "hf auth login", "HF_TOKEN"]),
+    ("trainer.hub_dry_run_dir=dry", ["trainer.hub_dry_run_dir=", "would be ignored: trainer.hub_model_id=null"]),
+    ("model.load_in_4bit=true", ["model.load_in_4bit=true is not possible here", "bf16", "not quantised"]),
     # files and models
     ("data.train_files=nowhere.parquet", ['data.train_files="nowhere.parquet" does not exist (looked for /']),
     ("data.val_files=[rows.jsonl,gone.jsonl]", ['data.val_files="gone.jsonl" does not exist']),
@@ -153,9 +162,48 @@ def problems_of(overrides: list[str]) -> list[str]:
     return caught.value.problems
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False}, "bitsandbytes, 4 bit"),
+        ({"quant_method": "gptq", "bits": 8}, "gptq, 8 bit"),
+        ({"quant_method": "fp8"}, "fp8"),
+    ],
+)
+def test_a_quantised_model_is_refused(settings: dict, told: str, here: Path, runnable: list[str]) -> None:
+    (here / "model" / "config.json").write_text(json.dumps({"quantization_config": settings}))
+    (problem,) = problems_of(runnable)
+    assert f'model.partial_pretrain="./model" is quantised ({told})' in problem
+    assert "take the model it was made of" in problem
+
+
 def test_a_format_without_messages_and_multiturn_contradict_each_other(runnable: list[str]) -> None:
     (problem,) = problems_of([*runnable, "data.format=alpaca", "data.multiturn.enable=true"])
     assert "data.format=alpaca" in problem and "data.multiturn.enable=false" in problem
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_logged_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
+def test_judgement_needs_validations(runnable: list[str]) -> None:
+    judged = [*runnable, "trainer.early_stop_metric=val/loss", "trainer.save_best=true"]
+    (problem,) = problems_of([*judged, "data.val_files=null"])
+    assert "trainer.early_stop_metric=val/loss and trainer.save_best=true needs validations" in problem
+    (problem,) = problems_of([*judged, "trainer.test_freq=0"])
+    assert "trainer.test_freq=0 makes none" in problem
+
+
+def test_a_dry_run_and_the_other_ranks_need_no_login(runnable: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pushed = [*runnable, "trainer.hub_model_id=me/tiny"]
+    assert load_config([*pushed, "trainer.hub_dry_run_dir=dry"]).trainer.hub_private
+    monkeypatch.setenv("RANK", "1")
+    load_config(pushed)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_x")
+    load_config(pushed)
 
 
 @pytest.mark.parametrize(("override", "fragments"), BAD, ids=[override for override, _ in BAD])

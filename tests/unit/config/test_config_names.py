@@ -26,6 +26,7 @@ GOOD_VALUES = {
     "optim.warmup_steps_ratio": (0.5, 0.25),
     "optim.weight_decay": (0.5, 0.25),
     "trainer.default_local_dir": ("a", "b"),
+    "trainer.early_stop_patience": (7, 8),
     "trainer.save_freq": (7, 8),
     "trainer.test_freq": (7, 8),
     "trainer.total_epochs": (7, 8),

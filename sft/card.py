@@ -1,0 +1,153 @@
+"""README.md of a model: what it was made of and how, as the Hugging Face hub shows it.
+
+Pure: facts in, markdown out. Paths lose everything above the data file or model they name; values of secret names
+are masked, as in config.yaml.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+CURVE = "loss.png"
+TAG = "fsdp-sft-trainer"
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card tells."""
+
+    name: str
+    opens_as: str  # for from_pretrained
+    base_model: str  # a hub id or a directory
+    datasets: Sequence[str]  # as configured: hub ids, files
+    data: Mapping[str, Sequence[Mapping[str, Any]]]  # train, val -> {file, rows, hash} of each file
+    template: str  # where the chat template comes from
+    template_hash: str
+    step: int
+    total_steps: int
+    epochs: float
+    samples: int
+    tokens: int
+    train_loss: tuple[float | None, float | None]  # first and last
+    metrics: Mapping[str, float]  # of the last validation
+    settings: Mapping[str, Any]  # dotted key -> value
+    versions: Mapping[str, str | None]
+    command: Sequence[str]
+    world_size: int
+    has_curve: bool
+    has_adapter: bool
+
+
+def model_card(facts: CardFacts) -> str:
+    """The whole page, front matter included."""
+    return "\n".join(
+        [
+            "---",
+            yaml.safe_dump(_front_matter(facts), sort_keys=False, allow_unicode=True).strip(),
+            "---",
+            "",
+            f"# {facts.name}",
+            "",
+            _opening(facts),
+            "",
+            *([f"![training and validation loss]({CURVE})", ""] if facts.has_curve else []),
+            "## Results",
+            "",
+            *_table(("", "value"), _results(facts)),
+            "",
+            "## Data",
+            "",
+            *_table(("set", "file", "rows", "sha256 of rows and tokens"), _data(facts)),
+            "",
+            f"Chat template: {facts.template}, sha256 `{facts.template_hash}`. It is saved with the tokenizer.",
+            "",
+            "## Training",
+            "",
+            *_table(("key", "value"), [(f"`{key}`", f"`{_shown(value)}`") for key, value in facts.settings.items()]),
+            "",
+            f"{facts.world_size} ranks. The command:",
+            "",
+            "```",
+            " ".join(without_home(part) for part in facts.command),
+            "```",
+            "",
+            "## Versions",
+            "",
+            *_table(("package", "version"), [(name, told) for name, told in facts.versions.items() if told]),
+            "",
+            "## Use",
+            "",
+            "```python",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            f'model = AutoModelForCausalLM.from_pretrained("{facts.opens_as}")',
+            f'tokenizer = AutoTokenizer.from_pretrained("{facts.opens_as}")',
+            "```",
+            "",
+        ]
+    )
+
+
+def _front_matter(facts: CardFacts) -> dict[str, Any]:
+    datasets = [match.group() for name in facts.datasets if (match := HUB_ID.match(name)) and is_hub_id(name)]
+    matter: dict[str, Any] = {"base_model": facts.base_model} if is_hub_id(facts.base_model) else {}
+    matter |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    matter["tags"] = ["sft", TAG] + ["lora"] * facts.has_adapter
+    return matter | ({"datasets": sorted(set(datasets))} if datasets else {})
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name is one of the hub, and no path of this machine."""
+    return HUB_ID.match(name) is not None and not Path(name.partition(":")[0]).exists() and not _is_file_name(name)
+
+
+def _is_file_name(name: str) -> bool:
+    return name.endswith((".parquet", ".jsonl", ".json")) or any(sign in name for sign in "*?[~")
+
+
+def _opening(facts: CardFacts) -> str:
+    base = facts.base_model
+    shown = f"[{base}](https://huggingface.co/{base})" if is_hub_id(base) else f"`{Path(base).name}`"
+    with_lora = " with LoRA, merged (the adapter alone is in `lora_adapter/`)," if facts.has_adapter else ""
+    progress = f"step {facts.step} of {facts.total_steps}, {facts.epochs:.2f} epochs"
+    return f"{shown}, fine-tuned{with_lora} on the data below: {progress}."
+
+
+def _results(facts: CardFacts) -> list[tuple[str, str]]:
+    first, last = facts.train_loss
+    rows = [("training loss, first -> last", f"{first:.4f} -> {last:.4f}")] if first and last else []
+    rows += [(f"`{name}`", f"{value:.4f}") for name, value in facts.metrics.items()]
+    return [*rows, ("samples seen", f"{facts.samples:,}"), ("tokens seen", f"{facts.tokens:,}")]
+
+
+def _data(facts: CardFacts) -> list[tuple[str, ...]]:
+    return [
+        (name, f"`{Path(str(file['file'])).name}`", f"{file['rows']:,}", f"`{file['hash']}`")
+        for name, files in facts.data.items()
+        for file in files
+    ]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_shown(item) for item in value)}]"
+    if isinstance(value, str):
+        return without_home(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def without_home(text: str) -> str:
+    """Paths below the home directory begin with ~."""
+    return text.replace(f"{Path.home()}/", "~/")
