@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sft import checkpoint, judge
-from sft.config import SftConfig
+from sft.config import FsdpConfig, SftConfig
 from sft.data import Dataset, plan, stop_token_ids, template_fingerprint
 from sft.distributed import World, seed_rank
 from sft.hub import Hub, open_hub
@@ -28,7 +28,16 @@ from sft.model import (
 )
 from sft.model import fingerprint as model_fingerprint
 from sft.optim import adamw
-from sft.parallel import Mesh, build_mesh, checkpoint_activations, exchange_heads, shard, split_tokens
+from sft.parallel import (
+    Mesh,
+    Sharding,
+    build_mesh,
+    checkpoint_activations,
+    compile_layers,
+    exchange_heads,
+    shard,
+    split_tokens,
+)
 from sft.resume import resume
 from sft.types import Batch, TrainState
 
@@ -42,6 +51,7 @@ class Job:
     config: SftConfig
     world: World
     mesh: Mesh
+    sharding: Sharding
     model: PreTrainedModel  # a causal LM, sharded by FSDP2
     optimizer: torch.optim.Optimizer
     inputs: Inputs
@@ -98,10 +108,12 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
         world.size,
         world.device.type,
         sp_size=config.ulysses_sequence_parallel_size,
+        dp_replicate=config.model.fsdp_config.dp_replicate,
         timeout=timedelta(seconds=config.trainer.timeout_s),
     )
     tokens = max(inputs.new_tokens.values(), default=-1) + 1
-    model = build_model(config, inputs.source, mesh, world, tokens=tokens)
+    sharding = sharding_of(config.model.fsdp_config)
+    model = build_model(config, inputs.source, mesh, sharding, world, tokens=tokens)
     optim = config.optim
     optimizer = adamw(model, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
     fingerprint = {
@@ -121,6 +133,7 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
         config=config,
         world=world,
         mesh=mesh,
+        sharding=sharding,
         model=model,
         optimizer=optimizer,
         inputs=inputs,
@@ -153,7 +166,20 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
     )
 
 
-def build_model(config: SftConfig, source: Path, mesh: Mesh, world: World, *, tokens: int = 0) -> PreTrainedModel:
+def sharding_of(fsdp: FsdpConfig) -> Sharding:
+    """How the weights are spread over the ranks."""
+    return Sharding(
+        DTYPES[fsdp.compute_dtype],
+        offload=fsdp.cpu_offload or fsdp.offload_params,
+        reshard_after_forward=fsdp.reshard_after_forward,
+        reduce_once=fsdp.reduce_gradients != "every_micro_batch",
+        min_group_params=fsdp.wrap_policy.min_num_params,
+    )
+
+
+def build_model(
+    config: SftConfig, source: Path, mesh: Mesh, sharding: Sharding, world: World, *, tokens: int = 0
+) -> PreTrainedModel:
     """The model of `source`, sharded over mesh.fsdp; no rank ever holds all of it. With LoRA, adapters inside.
 
     tokens: how many the vocabulary must hold; one that is too small grows.
@@ -162,10 +188,13 @@ def build_model(config: SftConfig, source: Path, mesh: Mesh, world: World, *, to
     model, grown = build_bare_model(config, source, tokens=tokens)
     if mesh.sp_size > 1:
         exchange_heads(model, mesh.sp_group)
+    layers = decoder_layers(model)
     if config.model.enable_gradient_checkpointing:
-        checkpoint_activations(model)
-    shard(model, decoder_layers(model), mesh.fsdp, DTYPES[config.model.fsdp_config.compute_dtype])
-    load_weights(model, source, world.device, trust_remote_code=trust, grown_vocabulary=grown)
+        checkpoint_activations(layers, selective=config.model.gradient_checkpointing_kind == "selective")
+    if config.model.compile:
+        compile_layers(layers)
+    shard(model, layers, mesh.fsdp, sharding)
+    load_weights(model, source, world.device, offload=sharding.offload, trust_remote_code=trust, grown_vocabulary=grown)
     if config.model.lora_rank:
         from sft.model import lora
 

@@ -163,10 +163,19 @@ def _who_is_lost(store: Store, world: World, timeout: timedelta) -> str:
     )
 
 
-def sum_over(group: dist.ProcessGroup | None, *values: float) -> list[float]:
-    """The sums of `values` over every rank of `group`, exact in float64, on every rank."""
-    total = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(total, group=group)  # a CPU tensor: travels by gloo, never waits for the device
+def sum_over(group: dist.ProcessGroup | None, *values: float | torch.Tensor) -> list[float]:
+    """The sums of `values` over every rank of `group`, exact in float64, on every rank.
+
+    Plain numbers travel by gloo and never wait for the device. With scalars of a device among them, the sum is made
+    there, and the host waits for it once.
+    """
+    devices = [value.device for value in values if isinstance(value, torch.Tensor)]
+    total = torch.tensor([0.0 if isinstance(value, torch.Tensor) else value for value in values], dtype=torch.float64)
+    total = total.to(devices[0] if devices else "cpu")
+    for index, value in enumerate(values):
+        if isinstance(value, torch.Tensor):
+            total[index] = value.detach()
+    dist.all_reduce(total, group=group)
     return total.tolist()
 
 

@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-from torch.distributed.tensor import DTensor
 
 from sft.build import Job, build
 from sft.config import SftConfig
@@ -50,7 +49,8 @@ from sft.errors import InputError
 from sft.inputs import read_inputs
 from sft.lock import sole_use_of
 from sft.loss import token_ce_sum
-from sft.optim import lr_at
+from sft.optim import lr_at, scale_gradients, squared_norm_of_gradients
+from sft.parallel import begin_micro_batch
 from sft.report import describe_data, describe_step, is_complete, open_log, samples_per_source, start_meter
 from sft.requests import Requests, listening
 from sft.save import finish, save_if_best, save_if_due
@@ -126,7 +126,7 @@ def fit(job: Job) -> RunResult:
         for line in [*describe_data(job), describe_step(job)] if job.world.is_main else []:
             run_log.say(line)
         meter = start_meter(job, run_log)
-        batches = prefetch(batches_from(job, state.step + 1))
+        parts = prefetch(parts_from(job, state.step + 1))
         if missed := validate_if_due(job, run_log, listener):  # before the first step, or where the run was stopped
             run_log.log(state.step, missed)
             watch(job, missed, run_log)
@@ -134,10 +134,10 @@ def fit(job: Job) -> RunResult:
         while not job.is_over and not requests.stop:
             entering(f"step {state.step + 1}")
             waited_since = time.perf_counter()
-            micro_batches = next(batches)
+            micro_batches, weight_sum = next(parts)
             data_wait_s = time.perf_counter() - waited_since
 
-            stats = train_step(job, micro_batches)
+            stats = train_step(job, micro_batches, weight_sum)
             count(state, stats)
             metrics = meter.measure(stats, data_wait_s) | samples_per_source(job)
             metrics |= validate_if_due(job, run_log, listener)
@@ -160,29 +160,35 @@ def fit(job: Job) -> RunResult:
     return RunResult(state.step, metrics, job.run_dir)
 
 
-def train_step(job: Job, micro_batches: list[Batch]) -> StepStats:
+def train_step(job: Job, micro_batches: list[Batch], weight_sum: float) -> StepStats:
     """One optimizer step over all ranks: loss = Σ w·CE / Σ w, however the samples are split.
 
-    If loss or gradient is not finite on any rank, every rank knows it and nothing is updated.
+    micro_batches: this rank's part. weight_sum: Σ w of all parts, known before forward: a rank without supervised
+    tokens would divide by its own zero. If loss or gradient is not finite on any rank, every rank knows it and nothing
+    is updated.
     """
     model, optimizer, optim = job.model, job.optimizer, job.config.optim
-    # Count before forward: a rank without supervised tokens would divide by its own zero.
-    weight_sum, samples, tokens, supervised_tokens, positions = sum_over(
+    ce_sum = torch.zeros((), device=job.world.device)
+    for number, batch in enumerate(micro_batches, start=1):
+        begin_micro_batch(model, job.sharding, is_last=number == len(micro_batches))
+        ce = token_ce_sum(model, batch.to(job.world.device))
+        (ce / weight_sum).backward()
+        ce_sum += ce.detach()
+
+    # The one place where the step talks to the other ranks, and where the host waits for the device.
+    ce_sum, square_sum, weights, samples, tokens, supervised_tokens, positions = sum_over(
         ALL_RANKS,
+        ce_sum,
+        squared_norm_of_gradients(model) / job.mesh.dp_replicate,  # that many ranks hold the same part
         sum(batch.weight_sum for batch in micro_batches),
         sum(batch.num_samples for batch in micro_batches),
         sum(batch.num_tokens for batch in micro_batches),
         sum(batch.num_supervised_tokens for batch in micro_batches),
         sum(batch.input_ids.numel() for batch in micro_batches),
     )
-    ce_sum = torch.zeros((), device=job.world.device)
-    for batch in micro_batches:
-        ce = token_ce_sum(model, batch.to(job.world.device))
-        (ce / weight_sum).backward()
-        ce_sum += ce.detach()
-
-    (loss,) = (total / weight_sum for total in sum_over(ALL_RANKS, ce_sum.item()))
-    grad_norm = clip_gradients(model, optim.clip_grad)
+    refuse_other_data(weights, weight_sum)
+    loss, grad_norm = ce_sum / weight_sum, math.sqrt(square_sum)
+    finite = math.isfinite(loss) and math.isfinite(grad_norm)  # sums over all ranks: every rank sees the same
     lr = lr_at(
         job.state.updates + 1,
         job.total_steps,
@@ -191,8 +197,8 @@ def train_step(job: Job, micro_batches: list[Batch]) -> StepStats:
         warmup_steps_ratio=optim.warmup_steps_ratio,
         min_lr_ratio=optim.min_lr_ratio,
     )
-    finite = math.isfinite(loss) and math.isfinite(grad_norm)  # sums over all ranks: every rank sees the same
     if finite:
+        scale_gradients(model, min(1.0, optim.clip_grad / (grad_norm + 1e-6)))
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.step()
@@ -209,16 +215,20 @@ def train_step(job: Job, micro_batches: list[Batch]) -> StepStats:
     )
 
 
-def batches_from(job: Job, first: int) -> Iterator[list[Batch]]:
-    """This rank's micro-batches of step `first`, of the next one, and so on."""
+def parts_from(job: Job, first: int) -> Iterator[tuple[list[Batch], float]]:
+    """(this rank's micro-batches, Σ w over all ranks) of step `first`, of the next one, and so on."""
     for step in range(first, job.total_steps + 1):
-        yield list(job.batches(job.train, job.samples_of(step)))
+        sample_ids = job.samples_of(step)
+        yield list(job.batches(job.train, sample_ids)), job.train.weight_sum(sample_ids)
 
 
-def clip_gradients(model: torch.nn.Module, max_norm: float) -> float:
-    """Scale all gradients so that their norm over all ranks is at most max_norm; returns the norm before."""
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+def refuse_other_data(weights: float, weight_sum: float) -> None:
+    """Raise InputError where the ranks did not compute what every one of them believes to be the step."""
+    if not math.isclose(weights, weight_sum, rel_tol=1e-9):
+        raise InputError(
+            f"the ranks read different data: the loss weights of a step are {weight_sum:.6g} by this rank's files and "
+            f"{weights:.6g} in what all ranks computed; give every node the same data files, or one data.cache_dir."
+        )
 
 
 def count(state: TrainState, stats: StepStats) -> None:

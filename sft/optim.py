@@ -9,6 +9,8 @@ import math
 
 import torch
 
+from sft.shards import local_part
+
 DECAY_FRACTION_OF_WSD = 0.1
 """Share of the steps after warm-up in which warmup-stable-decay decays (verl: stable_ratio = 0.9)."""
 
@@ -21,6 +23,28 @@ def adamw(model: torch.nn.Module, *, lr: float, betas: tuple[float, float], weig
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=betas, fused=True)
+
+
+@torch.no_grad()
+def squared_norm_of_gradients(model: torch.nn.Module) -> torch.Tensor:
+    """Σ g² over the parts of all gradients that this rank holds: float64 scalar on their device, no communication."""
+    parts = _local_gradients(model)
+    if not parts:  # a rank may hold no part of any weight that trains
+        return torch.zeros((), dtype=torch.float64)
+    norms = torch._foreach_norm(parts, 2, torch.float32)  # in one pass, and not in a gradient's own bf16
+    return torch.stack(norms).double().square().sum()
+
+
+@torch.no_grad()
+def scale_gradients(model: torch.nn.Module, factor: float) -> None:
+    """Multiply all gradients by `factor`, which is the same on every rank."""
+    if factor != 1 and (parts := _local_gradients(model)):
+        torch._foreach_mul_(parts, factor)
+
+
+def _local_gradients(model: torch.nn.Module) -> list[torch.Tensor]:
+    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    return [part for gradient in gradients if (part := local_part(gradient)).numel()]
 
 
 def lr_at(

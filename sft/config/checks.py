@@ -43,8 +43,8 @@ def check(config: SftConfig, world_size: int, report: Report) -> None:
             f"trainer.default_local_dir={shown(config.trainer.default_local_dir)} would overwrite "
             "model.partial_pretrain; choose another directory."
         )
-    if config.model.strategy == "fsdp":
-        report.warn("model.strategy=fsdp: the same as fsdp2.")
+    for warning in _model_warnings(config.model):
+        report.warn(warning)
     if config.data.balance_dp_token and config.data.max_tokens_per_gpu is not None:
         report.warn("data.balance_dp_token=true has no effect: data.max_tokens_per_gpu already balances tokens.")
     if config.data.curriculum is None and config.data.curriculum_epochs > 1:
@@ -63,6 +63,13 @@ def _batch_problems(config: SftConfig, world_size: int) -> Iterator[str]:
             f"try {choices(divisors_around(world_size, sp))}."
         )
         return
+    copies, groups = config.model.fsdp_config.dp_replicate, world_size // sp
+    if groups % copies:
+        over = f" / ulysses_sequence_parallel_size={sp}" if sp > 1 else ""
+        yield (
+            f"model.fsdp_config.dp_replicate={copies} must divide the number of ranks, {world_size}{over}; "
+            f"try {choices(divisors_around(groups, copies))}."
+        )
     if sp > 1 and not config.use_remove_padding:
         yield (
             f"ulysses_sequence_parallel_size={sp} splits rows of samples that lie end to end, which "
@@ -151,6 +158,22 @@ def _model_problems(model: ModelConfig) -> Iterator[str]:
             "install it, put its directory on PYTHONPATH, or set null."
         )
     yield from _lora_problems(model)
+
+
+def _model_warnings(model: ModelConfig) -> Iterator[str]:
+    fsdp = model.fsdp_config
+    if model.strategy == "fsdp":
+        yield "model.strategy=fsdp: the same as fsdp2."
+    if fsdp.offload_params and not fsdp.cpu_offload:
+        yield (
+            "model.fsdp_config.offload_params=true: the same as cpu_offload=true (parameters, gradients and optimizer "
+            "state live in CPU memory)."
+        )
+    if model.gradient_checkpointing_kind != "full" and not model.enable_gradient_checkpointing:
+        yield (
+            f"model.gradient_checkpointing_kind={model.gradient_checkpointing_kind} has no effect: "
+            "model.enable_gradient_checkpointing=false."
+        )
 
 
 def _lora_problems(model: ModelConfig) -> Iterator[str]:

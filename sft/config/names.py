@@ -42,9 +42,6 @@ ACCUMULATION = ("grad_accum", "gradient_accumulation_steps")
 """Micro-batches per step: here the micro-batch is stated, and their number follows."""
 
 NOT_YET = {
-    "model.fsdp_config.cpu_offload": False,
-    "model.fsdp_config.offload_params": False,
-    "model.fsdp_config.wrap_policy.min_num_params": 0,
     "model.use_liger": False,
 }
 """Documented keys that this version cannot honour yet, with the one value each may have. Built it? Delete the row."""

@@ -166,6 +166,9 @@ class FsdpConfig:
     compute_dtype: Literal["bf16", "fp32"]
     cpu_offload: Flag
     offload_params: Flag
+    reshard_after_forward: Flag
+    reduce_gradients: Literal["auto", "once", "every_micro_batch"]
+    dp_replicate: Count
     wrap_policy: WrapPolicyConfig
 
 
@@ -177,6 +180,8 @@ class ModelConfig:
     strategy: Literal["fsdp2", "fsdp"]
     fsdp_config: FsdpConfig
     enable_gradient_checkpointing: Flag
+    gradient_checkpointing_kind: Literal["full", "selective"]
+    compile: Flag
     use_liger: Flag
     lora_rank: CountOrZero
     lora_alpha: Count

@@ -79,6 +79,10 @@ class Dataset:
         for ids in self.micro_batches(sample_ids, dp_size=dp_size, dp_rank=dp_rank):
             yield collate([self.samples[i] for i in ids], packed=self.packed, pad_id=self.pad_id)
 
+    def weight_sum(self, sample_ids: np.ndarray) -> float:
+        """Σ loss_weights of all tokens that are predicted in `sample_ids`, whichever ranks compute them."""
+        return float(sum(self.samples[i].loss_weights[1:].sum(dtype=np.float64) for i in sample_ids))
+
     def micro_batches(self, sample_ids: np.ndarray, *, dp_size: int, dp_rank: int) -> list[np.ndarray]:
         """The sample ids of these micro-batches."""
         return plan.micro_batches(

@@ -125,15 +125,20 @@ def load_weights(
     device: torch.device,
     *,
     trust_remote_code: bool,
+    offload: bool = False,
     grown_vocabulary: bool = False,
 ) -> None:
     """Give the (sharded) skeleton memory on `device` and fill it from `directory`, each rank with its own slices.
 
+    offload: weights stay in CPU memory; only buffers, which are not sharded, are on the device
     grown_vocabulary: the skeleton has more rows per token than the files; new ones start as the mean of the others.
     """
-    model.to_empty(device=device)
+    model.to_empty(device="cpu" if offload else device)
     model.tie_weights()
     _initialise_buffers(model)
+    for module in model.modules() if offload else ():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
     read_weights(model, directory, trust_remote_code=trust_remote_code, grown_vocabulary=grown_vocabulary)
 
 

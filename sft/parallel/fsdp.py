@@ -2,23 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 
-def shard(model: torch.nn.Module, layers: list[torch.nn.Module], mesh: DeviceMesh, compute_dtype: torch.dtype) -> None:
+@dataclass(frozen=True)
+class Sharding:
+    """How the weights are spread, and which memory each rank gives so that it waits less for the others."""
+
+    compute_dtype: torch.dtype
+    offload: bool = False  # weights, gradients and optimizer state live in CPU memory
+    reshard_after_forward: bool = True  # False: weights stay whole from the first forward of a step to its end
+    reduce_once: bool = True  # sum gradients over the ranks once per step; every rank holds whole ones until then
+    min_group_params: int = 0  # decoder layers are gathered together until they have that many
+
+
+def shard(model: torch.nn.Module, layers: list[torch.nn.Module], mesh: DeviceMesh, sharding: Sharding) -> None:
     """Shard `model` in place over `mesh`: one group per layer, one for what remains (embeddings, norm, head).
 
+    mesh: its last axis shards the weights; where it has two, the first one replicates them.
     Layers compute in compute_dtype; gradients are reduced in fp32 and are *sums* over the ranks, because the
     loss is divided by the token count of the whole step before backward.
     """
-    precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
-    for layer in layers:
-        fully_shard(layer, mesh=mesh, mp_policy=precision)
-    fully_shard(model, mesh=mesh, mp_policy=precision)
+    precision = MixedPrecisionPolicy(param_dtype=sharding.compute_dtype, reduce_dtype=torch.float32)
+    offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if sharding.offload else OffloadPolicy()
+    # None: layers give their weights back after forward, and the root, which backward needs at once, does not.
+    reshard = None if sharding.reshard_after_forward else False
+    for group in (*join_layers(layers, sharding.min_group_params), model):
+        fully_shard(group, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=reshard)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # gloo cannot pre-multiply, so the divide factor alone would fail on CPU.
             module.set_force_sum_reduction_for_comms(True)
             module.set_gradient_divide_factor(1.0)
+
+
+def join_layers(
+    layers: Sequence[torch.nn.Module], min_group_params: int
+) -> list[torch.nn.Module | list[torch.nn.Module]]:
+    """The layers in order; neighbours are joined while a group holds fewer than min_group_params parameters."""
+    groups: list[torch.nn.Module | list[torch.nn.Module]] = []
+    joined: list[torch.nn.Module] = []
+    parameters = 0
+    for layer in layers:
+        joined.append(layer)
+        parameters += sum(weight.numel() for weight in layer.parameters())
+        if parameters >= min_group_params or layer is layers[-1]:
+            groups.append(joined if len(joined) > 1 else layer)
+            joined, parameters = [], 0
+    return groups
+
+
+def begin_micro_batch(model: torch.nn.Module, sharding: Sharding, *, is_last: bool) -> None:
+    """Say what the next backward ends with: before the last one of a step, what must not happen yet can wait."""
+    assert isinstance(model, FSDPModule)
+    model.set_requires_gradient_sync(is_last or not sharding.reduce_once)
+    model.set_reshard_after_backward(is_last or sharding.reshard_after_forward)

@@ -1,6 +1,14 @@
 """One loss, whatever the split: micro-batches, layout, ranks and checkpointing never change the number."""
 
 import pytest
+import torch
+import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sft import fsdp_sft_trainer as trainer
+from sft import load_config
+from sft.distributed import World, process_group
+from sft.errors import InputError
 
 STEPS = ["trainer.total_training_steps=4"]  # the third step is the smaller one that ends the epoch
 LAYOUTS = {"packed": ["use_remove_padding=true"], "padded": ["use_remove_padding=false"]}
@@ -83,3 +91,45 @@ def test_same_seed_same_bits_another_seed_another_order(base, run_all):
     first, again, other = run_all([[*base, *STEPS], [*base, *STEPS], [*base, *STEPS, "trainer.seed=2"]], 2)
     assert curve(first) == curve(again)
     assert curve(first) != curve(other)
+
+
+class HostReads(TorchDispatchMode):
+    """Counts what makes the host wait for a device: .item(), float(tensor), and copies to the CPU alike."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*arguments, **(options or {}))
+
+
+@pytest.fixture
+def job(base, tmp_path):
+    """A run of one rank in this process, before its first step."""
+    options = ["data.micro_batch_size_per_gpu=1", f"trainer.default_local_dir={tmp_path / 'run'}"]
+    config, world = load_config([*base, *STEPS, *options]), World.from_environment()
+    inputs = trainer.read_inputs(config, world)
+    with process_group(world):
+        yield trainer.build(config, world, inputs)
+
+
+def test_a_step_asks_the_other_ranks_once_and_never_waits_for_the_device_between_micro_batches(job, monkeypatch):
+    calls = []
+    all_reduce = dist.all_reduce
+    monkeypatch.setattr(dist, "all_reduce", lambda *a, **k: (calls.append(1), all_reduce(*a, **k))[1])
+    micro_batches, weight_sum = next(trainer.parts_from(job, 1))
+    assert len(micro_batches) == 4
+    with HostReads() as reads:
+        trainer.train_step(job, micro_batches, weight_sum)
+    assert len(calls) == 1
+    assert reads.count == 0  # the sums of the step come over in one piece, by tolist()
+
+
+def test_the_weights_of_a_step_are_known_before_it_is_computed(job):
+    """Whoever computes it: a rank divides by what it reads in the files, not by what it is told."""
+    micro_batches, weight_sum = next(trainer.parts_from(job, 1))
+    assert weight_sum == sum(batch.weight_sum for batch in micro_batches) > 0
+    with pytest.raises(InputError, match="the ranks read different data"):
+        trainer.train_step(job, micro_batches[1:], weight_sum)

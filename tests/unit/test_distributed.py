@@ -1,11 +1,12 @@
-"""Under which keys the ranks meet: a restart must not find those of the ranks that died. And what each one draws."""
+"""Under which keys the ranks meet - a restart must not find those of the ranks that died - what each one draws, and
+how they add up."""
 
 import logging
 
 import pytest
 import torch
 
-from sft.distributed import World, _keys_of_this_run, seed_rank
+from sft.distributed import ALL_RANKS, World, _keys_of_this_run, seed_rank, sum_over
 
 RANK_0 = World(0, 2, 0)
 
@@ -44,3 +45,14 @@ def test_nodes_that_count_restarts_differently_meet_and_need_a_new_store(monkeyp
         monkeypatch, **nodes, TORCHELASTIC_RESTART_COUNT="0"
     )
     assert ("Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in caplog.text) == warned
+
+
+def test_sums_of_numbers_and_of_tensors_are_exact_and_in_order(world_of_one):
+    loss = torch.tensor(0.5, requires_grad=True)
+    assert sum_over(ALL_RANKS, 2**53 - 1, loss, True, torch.tensor(2.0**60, dtype=torch.float64)) == [
+        2**53 - 1,
+        0.5,
+        1.0,
+        2.0**60,
+    ]
+    assert sum_over(ALL_RANKS, 3) == [3.0]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sft.optim import adamw, lr_at
+from sft.optim import adamw, lr_at, scale_gradients, squared_norm_of_gradients
 
 
 def rates(steps, total, schedule="cosine", lr=1e-5, warmup=0.0, minimum=0.0):
@@ -47,3 +47,25 @@ def test_vectors_do_not_decay():
     decay = {tuple(p.shape): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert decay == {(2, 4): 0.1, (4,): 0.0, (2,): 0.0}
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 5  # the frozen matrix is not there
+
+
+def test_norm_and_scale_of_gradients_are_those_of_torch():
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 2))
+    model[0].weight.requires_grad_(False)
+    model(torch.randn(3, 8, generator=torch.Generator().manual_seed(0))).square().sum().backward()
+    expected = float(torch.nn.utils.clip_grad_norm_(model.parameters(), float("inf")))
+    assert float(squared_norm_of_gradients(model)) ** 0.5 == pytest.approx(expected, rel=1e-6)
+    scale_gradients(model, 0.25)
+    assert float(squared_norm_of_gradients(model)) ** 0.5 == pytest.approx(expected / 4, rel=1e-6)
+
+
+def test_the_norm_of_bf16_gradients_is_taken_in_fp32():
+    weight = torch.nn.Parameter(torch.zeros(1000, dtype=torch.bfloat16))
+    weight.grad = torch.full((1000,), 0.1, dtype=torch.bfloat16)
+    module = torch.nn.Module()
+    module.weight = weight
+    assert float(squared_norm_of_gradients(module)) == pytest.approx(1000 * float(weight.grad[0]) ** 2, rel=1e-6)
+
+
+def test_a_rank_without_gradients_adds_nothing():
+    assert float(squared_norm_of_gradients(torch.nn.Linear(2, 2))) == 0

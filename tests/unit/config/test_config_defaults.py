@@ -39,10 +39,15 @@ model.strategy: fsdp2
 model.fsdp_config.wrap_policy.min_num_params: 0
 model.fsdp_config.cpu_offload: false
 model.fsdp_config.offload_params: false
+model.fsdp_config.reshard_after_forward: true
+model.fsdp_config.reduce_gradients: auto
+model.fsdp_config.dp_replicate: 1
 model.fsdp_config.model_dtype: fp32
 model.fsdp_config.compute_dtype: bf16
 model.external_lib: null
 model.enable_gradient_checkpointing: false
+model.gradient_checkpointing_kind: full
+model.compile: false
 model.trust_remote_code: false
 model.lora_rank: 0
 model.lora_alpha: 16

@@ -141,6 +141,9 @@ def test_a_quiet_configuration_warns_of_nothing(runnable: list[str]) -> None:
 
 def test_notes(runnable: list[str]) -> None:
     assert load(*runnable, "model.strategy=fsdp")[1] == ["model.strategy=fsdp: the same as fsdp2."]
+    assert "same as cpu_offload" in load(*runnable, "model.fsdp_config.offload_params=true")[1][0]
+    assert load(*runnable, "model.fsdp_config.offload_params=true", "model.fsdp_config.cpu_offload=true")[1] == []
+    assert "no effect" in load(*runnable, "model.gradient_checkpointing_kind=selective")[1][0]
     assert "no effect" in load(*runnable, "data.val_files=null", "trainer.test_freq=10")[1][0]
     assert "no effect" in load(*runnable, "data.balance_dp_token=true", "data.max_tokens_per_gpu=2048")[1][0]
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, MistralConfig, 
 
 from sft.errors import InputError
 from sft.model import build_skeleton, decoder_layers, grow_vocabulary, load_config, load_weights
-from sft.parallel import build_mesh, shard
+from sft.parallel import Sharding, build_mesh, shard
 from tests.assets import tiny_model_dir
 
 SIZES = {
@@ -42,7 +42,7 @@ def load_sharded(directory, *, packed=True):
         load_config(directory, trust_remote_code=False), packed=packed, dtype=torch.float32, trust_remote_code=False
     )
     assert all(parameter.is_meta for parameter in model.parameters())
-    shard(model, decoder_layers(model), build_mesh(1, "cpu").fsdp, torch.float32)
+    shard(model, decoder_layers(model), build_mesh(1, "cpu").fsdp, Sharding(torch.float32))
     load_weights(model, directory, torch.device("cpu"), trust_remote_code=False)
     return model.eval()
 
