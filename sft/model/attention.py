@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, AttentionMaskInterface, PretrainedConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, PretrainedConfig
 
 from sft.errors import InputError
 
@@ -20,9 +20,12 @@ PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
 
 
 def register_kernels() -> None:
-    """Make the packed kernels known to transformers. They need no mask: they know where samples end."""
+    """Make the packed kernels known to transformers. They need no mask: they know where samples end.
+
+    So there is none in AttentionMaskInterface: for a name that is there, transformers looks through the position_ids
+    of every micro-batch for samples, and the host waits for the device.
+    """
     AttentionInterface.register(PACKED_SDPA, _packed_attention)
-    AttentionMaskInterface.register(PACKED_SDPA, lambda *args, **kwargs: None)
 
 
 def choose_attention(config: PretrainedConfig, *, packed: bool) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from sft.errors import InputError
 from sft.types import IGNORE_INDEX, Batch
@@ -78,7 +78,6 @@ def exchange_heads(model: PreTrainedModel, group: dist.ProcessGroup) -> None:
     kernel = model.config._attn_implementation
     name = f"{kernel}_ulysses"
     AttentionInterface.register(name, _whole_rows(AttentionInterface()[kernel], group))
-    AttentionMaskInterface.register(name, AttentionMaskInterface()[kernel])
     model.set_attn_implementation(name)
     if model.config._attn_implementation != name:  # transformers only warns, and every rank would attend to its part
         raise InputError(

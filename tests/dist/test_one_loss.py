@@ -108,7 +108,7 @@ class HostReads(TorchDispatchMode):
 @pytest.fixture
 def job(base, tmp_path):
     """A run of one rank in this process, before its first step."""
-    options = ["data.micro_batch_size_per_gpu=1", f"trainer.default_local_dir={tmp_path / 'run'}"]
+    options = ["data.micro_batch_size_per_gpu=1", *LAYOUTS["packed"], f"trainer.default_local_dir={tmp_path / 'run'}"]
     config, world = load_config([*base, *STEPS, *options]), World.from_environment()
     inputs = trainer.read_inputs(config, world)
     with process_group(world):
