@@ -13,11 +13,13 @@ import torch
 from transformers import PreTrainedModel
 
 from sft import checkpoint, judge
-from sft.config import FsdpConfig, SftConfig
+from sft.config import SftConfig
 from sft.data import Dataset, plan, stop_token_ids, template_fingerprint
-from sft.distributed import World, seed_rank
+from sft.distributed import World, log, max_over_all_ranks, seed_rank
+from sft.footprint import STEPS, Footprint, explaining_memory, footprint
 from sft.hub import Hub, open_hub
 from sft.inputs import Inputs, supervision_of
+from sft.memory import device_bytes
 from sft.model import (
     adapter_settings,
     build_skeleton,
@@ -51,6 +53,7 @@ class Job:
     config: SftConfig
     world: World
     mesh: Mesh
+    memory: Footprint
     sharding: Sharding
     model: PreTrainedModel  # a causal LM, sharded by FSDP2
     optimizer: torch.optim.Optimizer
@@ -86,18 +89,14 @@ class Job:
 
     def samples_of(self, step: int) -> np.ndarray:
         """Sample ids of a step, the same on every rank and in every run with this data, seed and batch size."""
-        return plan.step_samples(
-            step,
-            mixture=self.train.mixture,
-            batch_size=self.config.data.train_batch_size,
-            seed=self.config.trainer.seed,
-        )
+        return samples_of(self.config, self.inputs, step)
 
     def batches(self, dataset: Dataset, sample_ids: np.ndarray) -> Iterator[Batch]:
         """The micro-batches in which this rank computes its part of `sample_ids`: its samples, its tokens of them."""
         mesh = self.mesh
         for batch in dataset.batches(sample_ids, dp_size=mesh.dp_size, dp_rank=mesh.dp_rank):
-            yield split_tokens(batch, part=mesh.sp_rank, parts=mesh.sp_size)
+            mine = split_tokens(batch, part=mesh.sp_rank, parts=mesh.sp_size)
+            yield mine.pinned() if self.world.device.type == "cuda" else mine
 
 
 def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
@@ -112,8 +111,19 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
         timeout=timedelta(seconds=config.trainer.timeout_s),
     )
     tokens = max(inputs.new_tokens.values(), default=-1) + 1
-    sharding = sharding_of(config.model.fsdp_config)
-    model = build_model(config, inputs.source, mesh, sharding, world, tokens=tokens)
+    model, grown = build_bare_model(config, inputs.source, tokens=tokens)
+    memory = measure(config, model, inputs, world)
+    log.info("%s", memory.line())
+    fsdp = config.model.fsdp_config
+    sharding = Sharding(
+        DTYPES[fsdp.compute_dtype],
+        offload=fsdp.cpu_offload or fsdp.offload_params,
+        reshard_after_forward=fsdp.reshard_after_forward,
+        reduce_once=memory.load.whole_gradients,
+        min_group_params=fsdp.wrap_policy.min_num_params,
+    )
+    with explaining_memory(memory, "loading the model"):
+        place(model, config, inputs.source, mesh, sharding, world, grown=grown)
     optim = config.optim
     optimizer = adamw(model, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
     fingerprint = {
@@ -133,6 +143,7 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
         config=config,
         world=world,
         mesh=mesh,
+        memory=memory,
         sharding=sharding,
         model=model,
         optimizer=optimizer,
@@ -166,29 +177,48 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
     )
 
 
-def sharding_of(fsdp: FsdpConfig) -> Sharding:
-    """How the weights are spread over the ranks."""
-    return Sharding(
-        DTYPES[fsdp.compute_dtype],
-        offload=fsdp.cpu_offload or fsdp.offload_params,
-        reshard_after_forward=fsdp.reshard_after_forward,
-        reduce_once=fsdp.reduce_gradients != "every_micro_batch",
-        min_group_params=fsdp.wrap_policy.min_num_params,
+def samples_of(config: SftConfig, inputs: Inputs, step: int) -> np.ndarray:
+    """Sample ids of a step."""
+    batch_size, seed = config.data.train_batch_size, config.trainer.seed
+    return plan.step_samples(step, mixture=inputs.train.mixture, batch_size=batch_size, seed=seed)
+
+
+def measure(config: SftConfig, skeleton: PreTrainedModel, inputs: Inputs, world: World) -> Footprint:
+    """The estimate of memory, the same on every rank: by the smallest device, and the samples of the first steps."""
+    first_steps = min(STEPS, plan.steps_per_epoch(len(inputs.train.mixture), config.data.train_batch_size))
+    counted = np.zeros(len(inputs.train), np.int64)
+    for step in range(1, first_steps + 1):
+        for index in samples_of(config, inputs, step):
+            counted[index] = inputs.train.supervised_tokens(index)
+    (smallest,) = max_over_all_ranks(-device_bytes(world.device))
+    return footprint(
+        config,
+        skeleton,
+        inputs.train,
+        world.size,
+        device=world.device.type,
+        device_bytes=int(-smallest),
+        supervised_tokens=counted,
     )
 
 
-def build_model(
-    config: SftConfig, source: Path, mesh: Mesh, sharding: Sharding, world: World, *, tokens: int = 0
-) -> PreTrainedModel:
-    """The model of `source`, sharded over mesh.fsdp; no rank ever holds all of it. With LoRA, adapters inside.
+def place(
+    model: PreTrainedModel,
+    config: SftConfig,
+    source: Path,
+    mesh: Mesh,
+    sharding: Sharding,
+    world: World,
+    *,
+    grown: bool,
+) -> None:
+    """Shard the skeleton over mesh.fsdp and fill it from `source`; no rank ever holds all of it.
 
-    tokens: how many the vocabulary must hold; one that is too small grows.
+    grown: the vocabulary of the skeleton is larger than that of the files
     """
-    trust = config.model.trust_remote_code
-    model, grown = build_bare_model(config, source, tokens=tokens)
+    trust, layers = config.model.trust_remote_code, decoder_layers(model)
     if mesh.sp_size > 1:
         exchange_heads(model, mesh.sp_group)
-    layers = decoder_layers(model)
     if config.model.enable_gradient_checkpointing:
         checkpoint_activations(layers, selective=config.model.gradient_checkpointing_kind == "selective")
     if config.model.compile:
@@ -199,7 +229,6 @@ def build_model(
         from sft.model import lora
 
         lora.start_adapters(model, seed=config.trainer.seed, adapter=config.model.lora_adapter_path)
-    return model
 
 
 def build_bare_model(config: SftConfig, source: Path, *, tokens: int = 0) -> tuple[PreTrainedModel, bool]:

@@ -46,6 +46,7 @@ from sft.distributed import (
     sum_over,
 )
 from sft.errors import InputError
+from sft.footprint import OutOfMemory, explaining_memory
 from sft.inputs import read_inputs
 from sft.lock import sole_use_of
 from sft.loss import token_ce_sum
@@ -83,7 +84,8 @@ def main(config: SftConfig) -> None:
     except LostRanksError as error:
         end_at_once(1, f"error: {error}" if str(error) else "")
     except InputError as error:
-        here = world.local_rank == 0  # what is wrong with a file may be wrong on one node only
+        # What is wrong with a file may be wrong on one node only; of memory, every rank has its own.
+        here = world.local_rank == 0 or isinstance(error, OutOfMemory)
         end_at_once(2, (f"error: {error}" if world.is_main else f"error on rank {world.rank}: {error}") if here else "")
     if result.stopped_by_signal:
         sys.exit(128 + result.stopped_by_signal)
@@ -137,7 +139,8 @@ def fit(job: Job) -> RunResult:
             micro_batches, weight_sum = next(parts)
             data_wait_s = time.perf_counter() - waited_since
 
-            stats = train_step(job, micro_batches, weight_sum)
+            with explaining_memory(job.memory, f"step {state.step + 1}"):
+                stats = train_step(job, micro_batches, weight_sum)
             count(state, stats)
             metrics = meter.measure(stats, data_wait_s) | samples_per_source(job)
             metrics |= validate_if_due(job, run_log, listener)
@@ -217,6 +220,8 @@ def train_step(job: Job, micro_batches: list[Batch], weight_sum: float) -> StepS
 
 def parts_from(job: Job, first: int) -> Iterator[tuple[list[Batch], float]]:
     """(this rank's micro-batches, Σ w over all ranks) of step `first`, of the next one, and so on."""
+    if job.world.device.type == "cuda":
+        torch.cuda.set_device(job.world.device)  # of the thread that prefetches: it pins memory
     for step in range(first, job.total_steps + 1):
         sample_ids = job.samples_of(step)
         yield list(job.batches(job.train, sample_ids)), job.train.weight_sum(sample_ids)

@@ -1,12 +1,14 @@
 """What a run needs of a GPU's memory, from sizes alone: an estimate, in bytes per rank.
 
-States (weights, gradients, AdamW's two moments) are split over all ranks: ZeRO stage 3, Rajbhandari et al. 2019.
+States (weights, gradients, AdamW's two moments) are split over the ranks that share them: ZeRO stage 3, Rajbhandari
+et al. 2019.
 Activations are counted as the tensors that one decoder layer keeps for its backward pass, in the manner of Korthikanti
 et al. 2022, for the layers of today (RMS norms in fp32, rotary positions, grouped heads, gated MLP, attention that
 keeps no [T, T] matrix):
 
     16·D + c·(4·D + 3·Q + 2·KV + 4·I)     bytes per token and layer
     c·D                                   with gradient checkpointing, and all of the above for one layer
+    c·(3·D + 2·Q + 2·KV + 2·I)            the same where it keeps the results of matmuls and attention
 
 c bytes of compute dtype, D width, Q and KV widths of all query and of all key heads, I width of the MLP (of the
 experts that a token meets). What it leaves out: fragments of the allocator, buffers of NCCL, CUDA itself (some GB).
@@ -14,7 +16,10 @@ experts that a token meets). What it leaves out: fragments of the allocator, buf
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -42,12 +47,15 @@ class ModelSize:
 class Load:
     """How a run uses the model. tokens and logits: of the largest micro-batch of one rank, padding included."""
 
-    ranks: int
+    ranks: int  # that share the states between them
     tokens: int
     logits: int  # rows: the positions that the LM head meets
     master_bytes: int  # of a weight that trains, its gradient and each of its moments
     compute_bytes: int
-    checkpointing: bool
+    checkpointing: Literal["full", "selective"] | None = None
+    offload: bool = False  # states live in CPU memory
+    whole_weights: bool = False  # kept by every rank from forward to the end of the step
+    whole_gradients: bool = False  # kept by every rank, in fp32, until the last micro-batch
 
 
 @dataclass(frozen=True)
@@ -77,31 +85,49 @@ def estimate(model: ModelSize, load: Load) -> Memory:
         4 * model.width + 3 * model.query_width + 2 * model.key_width + 4 * model.mlp_width
     )
     kept_layers = 1 if load.checkpointing else model.layers
-    checkpoints = c * model.width * model.layers if load.checkpointing else 0
+    checkpoints = 0
+    if load.checkpointing:
+        checkpoints = c * model.width * model.layers
+    if load.checkpointing == "selective":
+        kept = 2 * model.width + 2 * model.query_width + 2 * model.key_width + 2 * model.mlp_width
+        checkpoints += c * kept * model.layers
     trained_share = model.trainable / (model.trainable + model.frozen)
-    alive = model.outside + 2 * model.layer  # the next layer is gathered while this one computes
+    # The next layer is gathered while this one computes.
+    alive = model.trainable + model.frozen if load.whole_weights else model.outside + 2 * model.layer
     largest = max(model.outside, model.layer)
+    here = 0 if load.offload else 1
     return Memory(
-        weights=(model.trainable * m + model.frozen * c) // n,
-        gradients=model.trainable * m // n,
-        optimizer=2 * model.trainable * m // n,
+        weights=here * (model.trainable * m + model.frozen * c) // n,
+        gradients=4 * model.trainable if load.whole_gradients else here * model.trainable * m // n,
+        optimizer=here * 2 * model.trainable * m // n,
         gathered=alive * c + int(trained_share * (c * (model.outside + model.layer) + 4 * largest)),
         activations=load.tokens * (kept_layers * in_layer + checkpoints),
         logits=model.vocabulary * (2 * c * load.logits + 3 * 4 * min(load.logits, LOGITS_AT_ONCE)),
     )
 
 
-def savings(model: ModelSize, load: Load) -> dict[str, int]:
+def savings(model: ModelSize, load: Load, *, can_offload: bool = True) -> dict[str, int]:
     """Bytes per rank that each knob would save, the most first; a knob already turned is not there."""
     now = estimate(model, load).total
+    checkpointing = "model.enable_gradient_checkpointing=true"
+    if load.checkpointing == "selective":
+        checkpointing = "model.gradient_checkpointing_kind=full"
     turned = {
-        "model.enable_gradient_checkpointing=true": replace(load, checkpointing=True),
+        checkpointing: replace(load, checkpointing="full"),
+        "model.fsdp_config.reshard_after_forward=true": replace(load, whole_weights=False),
+        "model.fsdp_config.reduce_gradients=every_micro_batch": replace(load, whole_gradients=False),
         "half of data.max_tokens_per_gpu or data.micro_batch_size_per_gpu": replace(
             load, tokens=load.tokens // 2, logits=load.logits // 2
         ),
         "twice as many ranks": replace(load, ranks=2 * load.ranks),
         "model.fsdp_config.model_dtype=bf16": replace(load, master_bytes=2),
     }
+    if load.checkpointing is None:
+        turned[f"{checkpointing} model.gradient_checkpointing_kind=selective"] = replace(
+            load, checkpointing="selective"
+        )
+    if can_offload:
+        turned["model.fsdp_config.cpu_offload=true"] = replace(load, offload=True)
     saved = {knob: now - estimate(model, other).total for knob, other in turned.items()}
     return {knob: saved[knob] for knob in sorted(saved, key=lambda knob: -saved[knob]) if saved[knob] > 0}
 
@@ -130,6 +156,17 @@ def model_size(model: PreTrainedModel, layers: list[torch.nn.Module]) -> ModelSi
         mlp_width=_mlp_width(config),
         vocabulary=config.vocab_size,
     )
+
+
+def device_bytes(device: torch.device) -> int:
+    """Memory that one rank may use: of its GPU, or its share of what this container or computer has."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        if Path(file).is_file() and (text := Path(file).read_text().strip()).isdecimal():
+            limit = min(limit, int(text))
+    return limit // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _mlp_width(config) -> int:

@@ -31,7 +31,8 @@ def squared_norm_of_gradients(model: torch.nn.Module) -> torch.Tensor:
     parts = _local_gradients(model)
     if not parts:  # a rank may hold no part of any weight that trains
         return torch.zeros((), dtype=torch.float64)
-    norms = torch._foreach_norm(parts, 2, torch.float32)  # in one pass, and not in a gradient's own bf16
+    # In one pass, and not in a gradient's own bf16.
+    norms = torch._foreach_norm(parts, 2, torch.float32)  # pyright: ignore[reportPrivateImportUsage]
     return torch.stack(norms).double().square().sum()
 
 
@@ -39,7 +40,7 @@ def squared_norm_of_gradients(model: torch.nn.Module) -> torch.Tensor:
 def scale_gradients(model: torch.nn.Module, factor: float) -> None:
     """Multiply all gradients by `factor`, which is the same on every rank."""
     if factor != 1 and (parts := _local_gradients(model)):
-        torch._foreach_mul_(parts, factor)
+        torch._foreach_mul_(parts, factor)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _local_gradients(model: torch.nn.Module) -> list[torch.Tensor]:

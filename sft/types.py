@@ -6,7 +6,7 @@ micro-batch in one row), R x C the padded layout (one row per sample, padded to 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,12 +60,15 @@ class Batch:
         """The same batch on `device`; cu_seqlens stays on the CPU, where the kernels are planned."""
         if device.type == "cpu":
             return self
-        on_device = {
-            field.name: getattr(self, field.name).to(device, non_blocking=True)
-            for field in fields(self)
-            if field.name in {"input_ids", "labels", "loss_weights", "position_ids", "supervised_columns"}
-        }
-        return replace(self, **on_device)
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in self._travels().items()})
+
+    def pinned(self) -> Batch:
+        """The same batch in page-locked memory, from where `to` copies while the host goes on."""
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in self._travels().items()})
+
+    def _travels(self) -> dict[str, torch.Tensor]:
+        names = ("input_ids", "labels", "loss_weights", "position_ids", "supervised_columns")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)

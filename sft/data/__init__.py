@@ -83,6 +83,10 @@ class Dataset:
         """Σ loss_weights of all tokens that are predicted in `sample_ids`, whichever ranks compute them."""
         return float(sum(self.samples[i].loss_weights[1:].sum(dtype=np.float64) for i in sample_ids))
 
+    def supervised_tokens(self, sample_id: int) -> int:
+        """How many tokens of a sample carry loss."""
+        return int((self.samples[sample_id].loss_weights[1:] > 0).sum())
+
     def micro_batches(self, sample_ids: np.ndarray, *, dp_size: int, dp_rank: int) -> list[np.ndarray]:
         """The sample ids of these micro-batches."""
         return plan.micro_batches(

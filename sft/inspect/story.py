@@ -12,23 +12,21 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from sft.build import DTYPES, build_bare_model
+from sft.build import build_bare_model
 from sft.config import SftConfig
 from sft.data import Dataset, stop_token_ids, template_fingerprint
 from sft.data.audit import Audit, audit, overlap, summary
-from sft.data.forecast import Forecast, forecast, sentence
+from sft.data.forecast import sentence
 from sft.distributed import World, log_on_main_rank_only
 from sft.errors import InputError
+from sft.footprint import footprint, look_ahead
 from sft.inputs import open_data, open_tokenizer, supervision_of
 from sft.inspect.lines import write_lines
 from sft.inspect.options import Options
 from sft.inspect.page import write_page
 from sft.inspect.show import audit_lines, show_sample
 from sft.inspect.tokens import SeenSample, see
-from sft.memory import Load, estimate, gigabytes, model_size, savings
-from sft.model import decoder_layers, find_model
-
-STEPS = 8  # of the first epoch: enough to say how much is padding
+from sft.model import find_model
 
 
 class DataError(InputError):
@@ -69,9 +67,11 @@ def tell(config: SftConfig, options: Options) -> None:
     if val is not None:
         say(val_lines(train, val, stops))
     say(tokenizer_lines(config, tokenizer, stops, is_own=own_template is None))
-    view = look_ahead(config, train, numbers, ranks)
+    view = look_ahead(config, train, ranks)
     say(iter([f"plan: {sentence(view, train, config.data.train_batch_size)}"]))
-    say(memory_lines(config, source, view, ranks, tokens=max(new_tokens.values(), default=-1) + 1))
+    model, _ = build_bare_model(config, source, tokens=max(new_tokens.values(), default=-1) + 1)
+    memory = footprint(config, model, train, ranks, supervised_tokens=numbers.supervised_tokens)
+    say(iter(memory.table().splitlines()))
     write_files(options, train, chosen, tokenizer, lines, numbers)
 
 
@@ -108,46 +108,6 @@ def tokenizer_lines(config: SftConfig, tokenizer: Any, stops: list[int], *, is_o
     special = sum(token.special for token in tokenizer.added_tokens_decoder.values())
     ends = ", ".join(f"{name} {getattr(tokenizer, f'{name}_token') or 'none'}" for name in ("bos", "eos", "pad"))
     yield f"tokenizer: {type(tokenizer).__name__}, {len(tokenizer):,} tokens, {special} special; {ends}"
-
-
-def look_ahead(config: SftConfig, train: Dataset, numbers: Audit, ranks: int) -> Forecast:
-    """The run as these ranks would do it, from its first steps."""
-    steps_per_epoch = -(-len(train.mixture) // config.data.train_batch_size)
-    sp_size = config.ulysses_sequence_parallel_size
-    return forecast(
-        train,
-        steps=range(1, min(STEPS, steps_per_epoch) + 1),
-        batch_size=config.data.train_batch_size,
-        seed=config.trainer.seed,
-        total_steps=config.trainer.total_training_steps or config.trainer.total_epochs * steps_per_epoch,
-        dp_size=ranks // sp_size,
-        sp_size=sp_size,
-        supervised_tokens=numbers.supervised_tokens,
-    )
-
-
-def memory_lines(config: SftConfig, source: Path, view: Forecast, ranks: int, *, tokens: int) -> Iterator[str]:
-    """About how much memory a rank needs, and what would save some."""
-    fsdp = config.model.fsdp_config
-    model, _ = build_bare_model(config, source, tokens=tokens)
-    size = model_size(model, decoder_layers(model))
-    load = Load(
-        ranks=ranks,
-        tokens=view.most_positions // view.sp_size,
-        logits=view.most_logits // view.sp_size,
-        master_bytes=DTYPES[fsdp.model_dtype].itemsize,
-        compute_bytes=DTYPES[fsdp.compute_dtype].itemsize,
-        checkpointing=config.model.enable_gradient_checkpointing,
-    )
-    trains = f", {size.trainable / 1e6:,.1f} M of them train" if size.frozen else ""
-    yield (
-        f"memory: an estimate for {ranks} rank{'s' * (ranks > 1)}, a model of "
-        f"{(size.trainable + size.frozen) / 1e6:,.1f} M parameters{trains}, and micro-batches of up to {load.tokens:,} "
-        "tokens per rank"
-    )
-    yield f"  {estimate(size, load)}"
-    if saved := savings(size, load):
-        yield "  would save: " + "; ".join(f"{knob} {gigabytes(number)}" for knob, number in saved.items())
 
 
 def write_files(

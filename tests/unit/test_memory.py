@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from sft.memory import Load, ModelSize, estimate, gigabytes, model_size, savings
 from tests.assets import tiny_model_dir
 
-LOAD = Load(ranks=1, tokens=512, logits=100, master_bytes=4, compute_bytes=2, checkpointing=False)
+LOAD = Load(ranks=1, tokens=512, logits=100, master_bytes=4, compute_bytes=2)
 BILLION = ModelSize(
     trainable=10**9, frozen=0, layer=3 * 10**7, outside=10**8, layers=30, width=2048, query_width=2048,
     key_width=512, mlp_width=8192, vocabulary=150_000,
@@ -65,9 +65,32 @@ def test_frozen_weights_have_neither_gradients_nor_moments():
 
 
 def test_checkpointing_keeps_one_layer_and_the_input_of_each():
-    memory = estimate(BILLION, replace(LOAD, checkpointing=True))
+    memory = estimate(BILLION, replace(LOAD, checkpointing="full"))
     in_layer = estimate(BILLION, LOAD).activations // BILLION.layers
     assert memory.activations == in_layer + LOAD.tokens * 2 * 2048 * BILLION.layers
+
+
+def test_selective_checkpointing_lies_between():
+    full, selective, none = (
+        estimate(BILLION, replace(LOAD, checkpointing=kind)).activations for kind in ("full", "selective", None)
+    )
+    assert full < selective < none
+    results = 2 * (2 * 2048 + 2 * 2048 + 2 * 512 + 2 * 8192)  # of matmuls and attention, per token and layer
+    assert selective - full == LOAD.tokens * results * BILLION.layers
+
+
+def test_what_is_kept_whole_does_not_shrink_with_the_ranks():
+    eight = replace(LOAD, ranks=8)
+    plain = estimate(BILLION, eight)
+    assert estimate(BILLION, replace(eight, whole_gradients=True)).gradients == 4 * 10**9 > plain.gradients
+    whole = estimate(BILLION, replace(eight, whole_weights=True))
+    assert whole.gathered - plain.gathered == 2 * (10**9 - 10**8 - 2 * 3 * 10**7)
+
+
+def test_what_is_offloaded_leaves_the_device_but_for_what_computes():
+    memory = estimate(BILLION, replace(LOAD, offload=True))
+    assert (memory.weights, memory.gradients, memory.optimizer) == (0, 0, 0)
+    assert memory.gathered == estimate(BILLION, LOAD).gathered
 
 
 def test_logits_are_those_of_trained_positions():
@@ -81,8 +104,13 @@ def test_knobs_that_save_are_named_the_most_first():
     saved = savings(BILLION, replace(LOAD, tokens=16_384))
     assert list(saved.values()) == sorted(saved.values(), reverse=True)
     assert "model.enable_gradient_checkpointing=true" in saved
-    turned = savings(BILLION, replace(LOAD, checkpointing=True, master_bytes=2))
+    turned = savings(BILLION, replace(LOAD, checkpointing="full", master_bytes=2))
     assert not {"model.enable_gradient_checkpointing=true", "model.fsdp_config.model_dtype=bf16"} & set(turned)
+    kept = savings(BILLION, replace(LOAD, ranks=8, whole_weights=True, whole_gradients=True, checkpointing="selective"))
+    for knob in ("reshard_after_forward=true", "reduce_gradients=every_micro_batch", "cpu_offload=true"):
+        assert f"model.fsdp_config.{knob}" in kept
+    assert "model.gradient_checkpointing_kind=full" in kept
+    assert not any("offload" in knob for knob in savings(BILLION, LOAD, can_offload=False))
 
 
 def test_units():

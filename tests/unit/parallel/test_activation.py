@@ -2,16 +2,25 @@
 
 import gc
 from collections import namedtuple
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
+from sft.memory import Load, estimate, model_size
 from sft.parallel import checkpoint_activations
 from tests.assets import tiny_model_dir
 
 IDS = torch.arange(512)[None] % 400
+SIZES = {
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_attention_heads": 8,
+    "head_dim": 32,
+    "num_hidden_layers": 4,
+}
 Measured = namedtuple("Measured", "loss gradients kept_bytes flops")
 
 
@@ -19,8 +28,7 @@ Measured = namedtuple("Measured", "loss gradients kept_bytes flops")
 def measured(tmp_path_factory):
     directory = tiny_model_dir(
         tmp_path_factory.mktemp("model"),
-        **{"hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 8, "head_dim": 32},
-        num_hidden_layers=4,
+        **SIZES,
     )
     return {kind: measure(directory, kind) for kind in ("none", "selective", "full")}
 
@@ -61,6 +69,15 @@ def test_selective_keeps_less_than_all_and_full_keeps_the_least(measured):
     assert selective < 0.6 * none
     assert inputs < full < 0.15 * none
     assert full < selective
+
+
+def test_the_estimate_of_memory_knows_what_selective_keeps(measured, tmp_path):
+    """The layers' part of it; the rest of what is alive - rotary tables, the last norm - is small."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir(tmp_path, **SIZES))
+    load = Load(ranks=1, tokens=IDS.numel(), logits=0, master_bytes=4, compute_bytes=4, checkpointing="selective")
+    size = model_size(model, list(model.model.layers))
+    one_layer = estimate(size, replace(load, checkpointing=None)).activations / size.layers  # in backward, not yet
+    assert estimate(size, load).activations - one_layer == pytest.approx(measured["selective"].kept_bytes, rel=0.15)
 
 
 def test_selective_computes_no_matmul_and_no_attention_twice(measured):

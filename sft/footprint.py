@@ -1,0 +1,134 @@
+"""What a run will need of each rank's memory, by its plan and its skeleton: told before the model is built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from sft.config import SftConfig
+from sft.data import Dataset
+from sft.data.forecast import Forecast, forecast
+from sft.errors import InputError
+from sft.memory import Load, ModelSize, estimate, gigabytes, model_size, savings
+from sft.model import decoder_layers
+
+STEPS = 8  # of the first epoch: enough to say how much is padding, and how large a micro-batch becomes
+ROOM = 0.8  # share of a device's memory that an estimate may fill: it knows nothing of fragments and libraries
+BYTES = {"fp32": 4, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """The estimate for a run, and the memory that its ranks have."""
+
+    model: ModelSize
+    load: Load
+    ranks: int
+    device: str = "cuda"
+    device_bytes: int = 0  # of one rank; 0: nobody looked
+
+    def fits(self) -> bool:
+        """Whether the estimate leaves room on the device."""
+        return not self.device_bytes or estimate(self.model, self.load).total <= ROOM * self.device_bytes
+
+    def line(self) -> str:
+        """The estimate in one line; with what would save some, where it does not fit."""
+        has = f"; a rank has {gigabytes(self.device_bytes)}" if self.device_bytes else ""
+        told = f"memory: about {estimate(self.model, self.load)}{has}"
+        return told if self.fits() else f"{told}. This may not fit. {self._savings()}"
+
+    def table(self) -> str:
+        """The estimate and every knob that saves some, over a few lines."""
+        model, ranks = self.model, self.ranks
+        trains = f", {model.trainable / 1e6:,.1f} M of them train" if model.frozen else ""
+        return "\n".join(
+            [
+                f"memory: an estimate for {ranks} rank{'s' * (ranks > 1)}, a model of "
+                f"{(model.trainable + model.frozen) / 1e6:,.1f} M parameters{trains}, and micro-batches of up to "
+                f"{self.load.tokens:,} tokens per rank",
+                f"  {estimate(model, self.load)}",
+                *[f"  {told}" for told in [self._savings()] if told],
+            ]
+        )
+
+    def _savings(self) -> str:
+        saved = savings(self.model, self.load, can_offload=self.device != "cpu")
+        return "would save: " * bool(saved) + "; ".join(f"{knob} {gigabytes(size)}" for knob, size in saved.items())
+
+
+def footprint(
+    config: SftConfig,
+    model: PreTrainedModel,
+    dataset: Dataset,
+    ranks: int,
+    *,
+    device: str = "cuda",
+    device_bytes: int = 0,
+    supervised_tokens: np.ndarray | None = None,
+) -> Footprint:
+    """The estimate for `config` on `ranks` ranks. model: its skeleton, adapters inside. Looks at the first steps.
+
+    supervised_tokens: of every sample, where somebody counted them
+    """
+    fsdp, kind = config.model.fsdp_config, config.model.gradient_checkpointing_kind
+    view = look_ahead(config, dataset, ranks, supervised_tokens)
+    load = Load(
+        ranks=ranks // fsdp.dp_replicate,
+        tokens=view.most_positions // view.sp_size,
+        logits=view.most_logits // view.sp_size,
+        master_bytes=BYTES[fsdp.model_dtype],
+        compute_bytes=BYTES[fsdp.compute_dtype],
+        checkpointing=kind if config.model.enable_gradient_checkpointing else None,
+        offload=(fsdp.cpu_offload or fsdp.offload_params) and device != "cpu",
+        whole_weights=not fsdp.reshard_after_forward,
+        whole_gradients=fsdp.reduce_gradients != "every_micro_batch" and view.micro_batches > 1,
+    )
+    size = model_size(model, decoder_layers(model))
+    found = Footprint(size, load, ranks, device, device_bytes)
+    if fsdp.reduce_gradients == "auto" and not found.fits():
+        found = replace(found, load=replace(load, whole_gradients=False))
+    return found
+
+
+def look_ahead(
+    config: SftConfig, dataset: Dataset, ranks: int, supervised_tokens: np.ndarray | None = None
+) -> Forecast:
+    """The run as these ranks would do it, from its first steps."""
+    steps_per_epoch = -(-len(dataset.mixture) // config.data.train_batch_size)
+    sp_size = config.ulysses_sequence_parallel_size
+    return forecast(
+        dataset,
+        steps=range(1, min(STEPS, steps_per_epoch) + 1),
+        batch_size=config.data.train_batch_size,
+        seed=config.trainer.seed,
+        total_steps=config.trainer.total_training_steps or config.trainer.total_epochs * steps_per_epoch,
+        dp_size=ranks // sp_size,
+        sp_size=sp_size,
+        supervised_tokens=supervised_tokens,
+    )
+
+
+class OutOfMemory(InputError):
+    """A rank had no memory left; the message says what takes how much, and what would save some."""
+
+
+@contextmanager
+def explaining_memory(footprint: Footprint, what: str) -> Iterator[None]:
+    """Turn the error of an allocator into OutOfMemory with the estimate. what: what this rank was doing."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        said = str(error).strip().partition("\n")[0]
+        raise OutOfMemory(f"out of memory in {what} ({said})\n{footprint.table()}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator gave up: CUDA's has an error of its own, the one of CPU tensors only a message."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
