@@ -222,6 +222,8 @@ def place(
     if config.model.enable_gradient_checkpointing:
         checkpoint_activations(layers, selective=config.model.gradient_checkpointing_kind == "selective")
     if config.model.compile:
+        if world.device.type == "cpu":
+            log.warning("model.compile=true: on a CPU it costs minutes at the start and wins little.")
         compile_layers(layers)
     shard(model, layers, mesh.fsdp, sharding)
     load_weights(model, source, world.device, offload=sharding.offload, trust_remote_code=trust, grown_vocabulary=grown)

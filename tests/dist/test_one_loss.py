@@ -87,6 +87,14 @@ def test_bf16_compute_stays_close_to_fp32(base, run_all, reference):
     assert losses != pytest.approx(reference[::2], rel=1e-6)
 
 
+def test_bf16_master_weights_stay_close_on_any_number_of_ranks(base, run_all, reference):
+    """Weights and moments in 8 bits of mantissa: an update below 1/256 of its weight is lost, so 5 % after 4 steps."""
+    run = [*base, *STEPS, "model.fsdp_config.model_dtype=bf16", "model.fsdp_config.compute_dtype=bf16"]
+    one, two = ([line["train/loss"] for line in run_all([run], ranks)[0]] for ranks in (1, 2))
+    assert one == pytest.approx(reference[::2], rel=0.05)
+    assert two == pytest.approx(one, rel=0.01)
+
+
 def test_same_seed_same_bits_another_seed_another_order(base, run_all):
     first, again, other = run_all([[*base, *STEPS], [*base, *STEPS], [*base, *STEPS, "trainer.seed=2"]], 2)
     assert curve(first) == curve(again)

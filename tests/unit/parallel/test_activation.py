@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from sft.memory import Load, estimate, model_size
-from sft.parallel import checkpoint_activations
+from sft.parallel import checkpoint_activations, compile_layers
 from tests.assets import tiny_model_dir
 
 IDS = torch.arange(512)[None] % 400
@@ -31,6 +31,35 @@ def measured(tmp_path_factory):
         **SIZES,
     )
     return {kind: measure(directory, kind) for kind in ("none", "selective", "full")}
+
+
+@pytest.mark.parametrize("kind", ["none", "full"])
+def test_compiled_layers_compute_the_same(tmp_path, monkeypatch, kind):
+    """With the compiler's front end alone: its back end takes minutes, and is not ours."""
+    compile_, graphs = torch.compile, []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda forward: compile_(forward, backend=count))
+    plain, compiled = (
+        AutoModelForCausalLM.from_pretrained(tiny_model_dir(tmp_path), attn_implementation="sdpa").train()
+        for _ in range(2)
+    )
+    if kind == "full":
+        checkpoint_activations(compiled.model.layers, selective=False)
+    compile_layers(compiled.model.layers)
+    for length in (64, 80, 96):
+        losses = [
+            model(input_ids=IDS[:, :length], use_cache=False).logits.square().sum() for model in (plain, compiled)
+        ]
+        for loss in losses:
+            loss.backward()
+        assert losses[0].item() == losses[1].item()
+    for ours, theirs in zip(compiled.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-5)
+    assert 0 < len(graphs) <= 2 * 2, "two layers, each compiled for one length and then for any"
 
 
 def measure(directory, kind):
