@@ -21,6 +21,7 @@ from sft.hub import Hub, open_hub
 from sft.inputs import Inputs, supervision_of
 from sft.memory import device_bytes
 from sft.model import (
+    Choice,
     adapter_settings,
     build_skeleton,
     decoder_layers,
@@ -111,7 +112,7 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
         timeout=timedelta(seconds=config.trainer.timeout_s),
     )
     tokens = max(inputs.new_tokens.values(), default=-1) + 1
-    model, grown = build_bare_model(config, inputs.source, tokens=tokens)
+    model, grown = build_bare_model(config, inputs.source, inputs.attention, tokens=tokens)
     memory = measure(config, model, inputs, world)
     log.info("%s", memory.line())
     fsdp = config.model.fsdp_config
@@ -233,7 +234,9 @@ def place(
         lora.start_adapters(model, seed=config.trainer.seed, adapter=config.model.lora_adapter_path)
 
 
-def build_bare_model(config: SftConfig, source: Path, *, tokens: int = 0) -> tuple[PreTrainedModel, bool]:
+def build_bare_model(
+    config: SftConfig, source: Path, attention: Choice, *, tokens: int = 0
+) -> tuple[PreTrainedModel, bool]:
     """(the model on the meta device, with LoRA's adapters inside; whether its vocabulary had to grow)."""
     trust, fsdp, adapters = config.model.trust_remote_code, config.model.fsdp_config, adapter_settings(config.model)
     master_dtype, compute_dtype = DTYPES[fsdp.model_dtype], DTYPES[fsdp.compute_dtype]
@@ -241,7 +244,7 @@ def build_bare_model(config: SftConfig, source: Path, *, tokens: int = 0) -> tup
     grown = grow_vocabulary(model_config, tokens)
     model = build_skeleton(
         model_config,
-        packed=config.use_remove_padding,
+        attention=attention,
         dtype=compute_dtype if adapters else master_dtype,  # what LoRA freezes never moves: no master copy
         trust_remote_code=trust,
     )

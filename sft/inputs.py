@@ -11,7 +11,7 @@ from sft.config import SftConfig
 from sft.data import Dataset, Supervision, add_missing_tokens, find_template, open_dataset
 from sft.distributed import World, log
 from sft.errors import InputError
-from sft.model import find_model, load_tokenizer
+from sft.model import Available, Choice, choose_attention, find_model, load_config, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Inputs:
     """What a rank reads by itself, outside of any process group: no collective waits while rows are tokenised."""
 
     source: Path  # the model directory the weights come from
+    attention: Choice  # the kernel that computes it
     tokenizer: Any
     chat_template: str | None  # the template trained with, where it is not the tokenizer's own
     new_tokens: dict[str, int]  # special tokens that the tokenizer of the source does not have, with their ids
@@ -27,13 +28,31 @@ class Inputs:
 
 
 def read_inputs(config: SftConfig, world: World) -> Inputs:
-    """Tokenizer and data. Raises InputError for a model that is not there and for rows that cannot be used."""
+    """Tokenizer and data. Raises InputError for a model that is not there, for one whose attention cannot be computed
+    as asked, and for rows that cannot be used.
+    """
     if config.model.external_lib:
         importlib.import_module(config.model.external_lib)
     source = find_model(config.model.partial_pretrain)
+    attention = attention_of(config, source, Available.on(world.device))
+    log.info("attention: %s", attention)
     tokenizer, chat_template, new_tokens = open_tokenizer(config, source)
     train, val = open_data(config, tokenizer, world)
-    return Inputs(source, tokenizer, chat_template, new_tokens, train, val)
+    return Inputs(source, attention, tokenizer, chat_template, new_tokens, train, val)
+
+
+def attention_of(config: SftConfig, source: Path, here: Available, *, wanted: str | None = None) -> Choice:
+    """The attention that the configuration asks for (or the one that is wanted), of the model in `source`.
+
+    Raises InputError if it cannot be.
+    """
+    return choose_attention(
+        load_config(source, trust_remote_code=config.model.trust_remote_code),
+        wanted=wanted or config.model.attn_implementation,
+        packed=config.use_remove_padding,
+        half=config.model.fsdp_config.compute_dtype == "bf16",
+        here=here,
+    )
 
 
 def open_tokenizer(config: SftConfig, source: Path) -> tuple[Any, str | None, dict[str, int]]:

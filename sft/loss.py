@@ -50,14 +50,12 @@ def supervised_logits(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tenso
     The model itself is asked for them (`logits_to_keep`), so that whatever it does after its LM head -
     soft-capping, scaling - is done here too.
     """
-    # Plain numbers, because FSDP2 moves every tensor argument to the device, and the kernel needs them on the host.
-    lengths = {} if batch.cu_seqlens is None else {"sample_lengths": tuple(batch.cu_seqlens.diff().tolist())}
     logits = model(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
         logits_to_keep=batch.supervised_columns,
         use_cache=False,
-        **lengths,
+        **batch.boundaries,
     ).logits
     columns = batch.supervised_columns
     return logits.flatten(0, 1), batch.labels[:, columns].flatten(), batch.loss_weights[:, columns].flatten()

@@ -6,7 +6,7 @@ micro-batch in one row), R x C the padded layout (one row per sample, padded to 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,8 +40,8 @@ class Batch:
     Packed layout: R = 1 and C = T; cu_seqlens marks where each sample starts and ends.
     Padded layout: R = S samples and C = the longest of them; cu_seqlens is None, padding sits on the right,
     where a causal model never looks.
-    Part of a packed batch (parallel/ulysses.py): C of the row's tokens with their counts; cu_seqlens and max_seqlen
-    are of the whole row.
+    Part of a packed batch (parallel/ulysses.py): C of the row's tokens with their counts; cu_seqlens, sample_lengths
+    and max_seqlen are of the whole row.
     """
 
     input_ids: torch.Tensor  # int64 [R, C]
@@ -49,7 +49,8 @@ class Batch:
     loss_weights: torch.Tensor  # float32 [R, C], aligned with labels
     position_ids: torch.Tensor  # int64 [R, C], restarts at 0 with every sample
     supervised_columns: torch.Tensor  # int64 [K], columns where any row has a label: all the LM head meets
-    cu_seqlens: torch.Tensor | None  # int32 [S + 1], on the CPU
+    cu_seqlens: torch.Tensor | None  # int32 [S + 1]
+    sample_lengths: tuple[int, ...] | None  # their differences, which the host can read without waiting for the device
     max_seqlen: int
     num_samples: int
     num_tokens: int  # real tokens, padding excluded
@@ -57,7 +58,7 @@ class Batch:
     weight_sum: float  # Σ loss_weights
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`; cu_seqlens stays on the CPU, where the kernels are planned."""
+        """The same batch on `device`."""
         if device.type == "cpu":
             return self
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in self._travels().items()})
@@ -67,8 +68,15 @@ class Batch:
         return replace(self, **{name: tensor.pin_memory() for name, tensor in self._travels().items()})
 
     def _travels(self) -> dict[str, torch.Tensor]:
-        names = ("input_ids", "labels", "loss_weights", "position_ids", "supervised_columns")
-        return {name: getattr(self, name) for name in names}
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
+        return {name: value for name, value in values.items() if hasattr(value, "to")}  # tensors
+
+    @property
+    def boundaries(self) -> dict[str, Any]:
+        """Where samples end, as keyword arguments that a model hands down to its attention; none for padded rows."""
+        if self.cu_seqlens is None:
+            return {}
+        return {"sample_lengths": self.sample_lengths, "cu_seqlens": self.cu_seqlens, "max_seqlen": self.max_seqlen}
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,21 @@ def tiny_model_dir(
     return path
 
 
+def attention_on_cpu(config: Any, *, packed: bool, wanted: str = "auto") -> Any:
+    """The attention that a run on the CPU would choose for a model."""
+    from sft.model import Available, choose_attention
+
+    return choose_attention(config, wanted=wanted, packed=packed, half=False, here=Available("cpu"))
+
+
+def boundaries(*lengths: int) -> dict[str, Any]:
+    """What a model of packed rows is told of samples of these lengths: see Batch.boundaries."""
+    import torch
+
+    ends = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    return {"sample_lengths": lengths, "cu_seqlens": ends, "max_seqlen": max(lengths)}
+
+
 def base_model_dir(path: Path, **options: Any) -> Path:
     """As `tiny_model_dir`, of a model that was never chatted with: no template, no <|im_start|>, no row to spare."""
     tiny_model_dir(path, vocab_size=len(tiny_tokenizer()), **options)

@@ -179,6 +179,7 @@ class ModelConfig:
     trust_remote_code: Flag
     strategy: Literal["fsdp2", "fsdp"]
     fsdp_config: FsdpConfig
+    attn_implementation: Literal["auto", "sdpa", "varlen", "flash_attention_2", "flash_attention_3", "flex"]
     enable_gradient_checkpointing: Flag
     gradient_checkpointing_kind: Literal["full", "selective"]
     compile: Flag

@@ -52,6 +52,7 @@ def collate(samples: Sequence[Sample], *, packed: bool, pad_id: int) -> Batch:
         position_ids=layout(position_ids),
         supervised_columns=torch.from_numpy(np.flatnonzero(supervised.any(axis=0))),
         cu_seqlens=torch.from_numpy(starts.astype(np.int32)) if packed else None,
+        sample_lengths=tuple(lengths.tolist()) if packed else None,
         max_seqlen=longest,
         num_samples=len(samples) if real_tokens else 0,
         num_tokens=real_tokens,

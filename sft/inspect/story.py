@@ -20,13 +20,13 @@ from sft.data.forecast import sentence
 from sft.distributed import World, log_on_main_rank_only
 from sft.errors import InputError
 from sft.footprint import footprint, look_ahead
-from sft.inputs import open_data, open_tokenizer, supervision_of
+from sft.inputs import attention_of, open_data, open_tokenizer, supervision_of
 from sft.inspect.lines import write_lines
 from sft.inspect.options import Options
 from sft.inspect.page import write_page
 from sft.inspect.show import audit_lines, show_sample
 from sft.inspect.tokens import SeenSample, see
-from sft.model import find_model
+from sft.model import Available, find_model
 
 
 class DataError(InputError):
@@ -69,7 +69,8 @@ def tell(config: SftConfig, options: Options) -> None:
     say(tokenizer_lines(config, tokenizer, stops, is_own=own_template is None))
     view = look_ahead(config, train, ranks)
     say(iter([f"plan: {sentence(view, train, config.data.train_batch_size)}"]))
-    model, _ = build_bare_model(config, source, tokens=max(new_tokens.values(), default=-1) + 1)
+    attention = attention_of(config, source, Available("cpu"), wanted="auto")  # the run's own device may be elsewhere
+    model, _ = build_bare_model(config, source, attention, tokens=max(new_tokens.values(), default=-1) + 1)
     memory = footprint(config, model, train, ranks, supervised_tokens=numbers.supervised_tokens)
     say(iter(memory.table().splitlines()))
     write_files(options, train, chosen, tokenizer, lines, numbers)

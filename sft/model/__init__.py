@@ -1,7 +1,8 @@
 """A Hugging Face directory in, a trainable model out.
 
 source = find_model("Qwen/Qwen2.5-0.5B")                     # local directory or hub snapshot
-model = build_skeleton(load_config(source, ...), ...)        # on the meta device: no memory yet
+attention = choose_attention(load_config(source, ...), ...)  # which kernel, and why
+model = build_skeleton(config, attention=attention, ...)     # on the meta device: no memory yet
 lora.add_adapters(model, ...)                                # with LoRA only; imported then, peft is optional
 ...                                                          # the caller shards it
 load_weights(model, source, device, ...)                     # every rank reads its own slices
@@ -11,6 +12,7 @@ lora.start_adapters(model, ...)
 from typing import Any
 
 from sft.config import ModelConfig
+from sft.model.attention import Available, Choice, choose_attention
 from sft.model.load import (
     build_skeleton,
     decoder_layers,
@@ -27,8 +29,11 @@ from sft.model.load import (
 from sft.model.vocabulary import grow_vocabulary
 
 __all__ = [
+    "Available",
+    "Choice",
     "adapter_settings",
     "build_skeleton",
+    "choose_attention",
     "decoder_layers",
     "find_model",
     "fingerprint",

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 
 from sft.distributed import log
 from sft.errors import InputError
-from sft.model.attention import choose_attention, register_kernels
+from sft.model.attention import Choice, expect_calls, refuse_other_mixers, register
 from sft.model.vocabulary import fill_with_mean_rows, vocabulary_weights
 from sft.shards import StoredTensors, local_box, local_part
 
@@ -73,18 +73,22 @@ def load_config(directory: Path, *, trust_remote_code: bool) -> PretrainedConfig
 
 
 def build_skeleton(
-    config: PretrainedConfig, *, packed: bool, dtype: torch.dtype, trust_remote_code: bool
+    config: PretrainedConfig, *, attention: Choice, dtype: torch.dtype, trust_remote_code: bool
 ) -> PreTrainedModel:
     """The model on the meta device: names, shapes and dtypes, no memory.
 
-    Raises InputError where this architecture cannot train in the asked layout.
+    Raises InputError where this architecture cannot train on rows of several samples, and `attention` is for those;
+    of code that came with the model, its first forward may be what shows it.
     """
-    register_kernels()
-    attention = choose_attention(config, packed=packed)
+    register(attention)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
-            config, attn_implementation=attention, dtype=dtype, trust_remote_code=trust_remote_code
+            config, attn_implementation=attention.implementation, dtype=dtype, trust_remote_code=trust_remote_code
         )
+    if attention.packed:
+        refuse_other_mixers(model)
+        if not type(model).__module__.startswith("transformers."):  # their own say what they do
+            expect_calls(model, len(decoder_layers(model)))
     model.train()
     return model
 

@@ -39,7 +39,9 @@ def split_tokens(batch: Batch, *, part: int, parts: int) -> Batch:
     """
     if parts == 1:
         return batch
-    assert batch.cu_seqlens is not None, "the config door let sequence parallelism pass with padded rows"
+    assert batch.cu_seqlens is not None and batch.sample_lengths is not None, (
+        "the config door let sequence parallelism pass with padded rows"
+    )
     length = batch.input_ids.shape[1]
     padding = -length % parts
     width = (length + padding) // parts
@@ -61,6 +63,7 @@ def split_tokens(batch: Batch, *, part: int, parts: int) -> Batch:
         position_ids=mine(batch.position_ids, 0),
         supervised_columns=supervised.nonzero().flatten(),
         cu_seqlens=torch.cat([batch.cu_seqlens, ends]),
+        sample_lengths=(*batch.sample_lengths, *([padding] if padding else [])),
         max_seqlen=max(batch.max_seqlen, padding),
         num_samples=int(((starts >= begin) & (starts < end)).sum()),
         num_tokens=min(max(batch.num_tokens - begin, 0), width),
@@ -115,6 +118,7 @@ def _whole_rows(kernel: Callable[..., Any], group: dist.ProcessGroup) -> Callabl
         key: torch.Tensor,  # [1, G, t, D]
         value: torch.Tensor,  # [1, G, t, D], of a width of its own in some models
         attention_mask: torch.Tensor | None,
+        s_aux: torch.Tensor | None = None,  # [H], the sinks
         **options: Any,
     ) -> tuple[torch.Tensor, None]:  # [1, t, H, D]
         group = alive()
@@ -132,6 +136,8 @@ def _whole_rows(kernel: Callable[..., Any], group: dist.ProcessGroup) -> Callabl
             part.unflatten(1, (-1, x.shape[3])).transpose(0, 1)[None]  # [1, heads/sp, T, D]
             for part, x in zip(whole.split(widths, dim=1), (query, key, value), strict=True)
         )
+        if s_aux is not None:
+            options["s_aux"] = s_aux.chunk(sp)[group.rank()]
         output, _ = kernel(module, query, key, value, attention_mask, **options)  # [1, T, H/sp, D]
 
         by_heads = _Exchange.apply(output.reshape(sp, tokens, -1), group)  # [sp, t, H/sp x D] by the owner of the heads

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sft.export import export, publish
-from tests.assets import tiny_model_dir
+from tests.assets import boundaries, tiny_model_dir
 from tests.unit.model.test_load import load_sharded, model_of_family
 
 
@@ -54,7 +54,7 @@ def test_trained_numbers_come_back(tmp_path, world_of_one):
 
 def load_sharded_logits(model, ids):
     length = ids.shape[1]
-    return model(ids, position_ids=torch.arange(length)[None], sample_lengths=(length,), use_cache=False).logits
+    return model(ids, position_ids=torch.arange(length)[None], **boundaries(length), use_cache=False).logits
 
 
 def test_large_models_are_split_into_files_with_an_index(tmp_path, world_of_one, monkeypatch):

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, MistralConfig, 
 from sft.errors import InputError
 from sft.model import build_skeleton, decoder_layers, grow_vocabulary, load_config, load_weights
 from sft.parallel import Sharding, build_mesh, shard
-from tests.assets import tiny_model_dir
+from tests.assets import attention_on_cpu, boundaries, tiny_model_dir
 
 SIZES = {
     "vocab_size": 128,
@@ -38,9 +38,9 @@ def model_of_family(path, family):
 
 
 def load_sharded(directory, *, packed=True):
-    model = build_skeleton(
-        load_config(directory, trust_remote_code=False), packed=packed, dtype=torch.float32, trust_remote_code=False
-    )
+    config = load_config(directory, trust_remote_code=False)
+    attention = attention_on_cpu(config, packed=packed)
+    model = build_skeleton(config, attention=attention, dtype=torch.float32, trust_remote_code=False)
     assert all(parameter.is_meta for parameter in model.parameters())
     shard(model, decoder_layers(model), build_mesh(1, "cpu").fsdp, Sharding(torch.float32))
     load_weights(model, directory, torch.device("cpu"), trust_remote_code=False)
@@ -57,7 +57,7 @@ def assert_same_logits(directory, packed):
     expected = torch.cat([theirs(sample[None]).logits[0] for sample in samples])
     if packed:
         positions = torch.cat([torch.arange(7), torch.arange(5)])
-        found = ours(ids[None], position_ids=positions[None], sample_lengths=(7, 5), use_cache=False)
+        found = ours(ids[None], position_ids=positions[None], **boundaries(7, 5), use_cache=False)
         torch.testing.assert_close(found.logits[0], expected, rtol=1e-5, atol=1e-6)
     else:
         for sample, logits in zip(samples, expected.split([7, 5]), strict=True):
@@ -132,20 +132,6 @@ def test_a_buffer_that_nobody_computes_is_an_error_not_garbage(tmp_path, world_o
         load_sharded(tmp_path)
 
 
-def test_packing_is_refused_where_it_would_be_wrong(tmp_path):
-    from transformers import Gemma2Config, GPTJConfig, MambaConfig, MiniMaxConfig
-
-    refused = {
-        "soft-caps": Gemma2Config(**SIZES),
-        "leak from one sample": MambaConfig(),
-        "mix tokens in another way": MiniMaxConfig(**SIZES, layer_types=["linear_attention", "full_attention"]),
-        "does not let its attention be exchanged": GPTJConfig(),
-    }
-    for reason, config in refused.items():
-        with pytest.raises(InputError, match=rf"{reason}.*use_remove_padding=false"):
-            build_skeleton(config, packed=True, dtype=torch.float32, trust_remote_code=False)
-
-
 def test_a_hub_id_that_is_not_here_says_so_without_a_network(monkeypatch):
     import huggingface_hub.constants
 
@@ -183,7 +169,8 @@ def test_another_shape_is_an_error_for_a_grown_vocabulary_too(tmp_path, world_of
     config = load_config(directory, trust_remote_code=False)
     grow_vocabulary(config, config.vocab_size + 1)
     config.intermediate_size *= 2
-    model = build_skeleton(config, packed=True, dtype=torch.float32, trust_remote_code=False)
+    attention = attention_on_cpu(config, packed=True)
+    model = build_skeleton(config, attention=attention, dtype=torch.float32, trust_remote_code=False)
     with pytest.raises(
         InputError, match=r"cannot be given rows.*wrong shape: model.layers.0.mlp.*instruction_response"
     ):

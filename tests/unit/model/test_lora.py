@@ -19,7 +19,7 @@ from sft.export import _write_renamed_weights, _write_weights
 from sft.loss import token_ce_sum
 from sft.model import build_skeleton, load_config, load_weights, lora, named_weights, trained_weights
 from sft.types import Sample
-from tests.assets import tiny_model_dir
+from tests.assets import attention_on_cpu, tiny_model_dir
 
 pytestmark = pytest.mark.usefixtures("world_of_one")
 
@@ -46,9 +46,9 @@ KINDS = {
 
 
 def adapted(source: Path, *, adapter: Path | None = None, seed: int = 1, dtype=torch.float32, **settings):
-    model = build_skeleton(
-        load_config(source, trust_remote_code=False), packed=False, dtype=dtype, trust_remote_code=False
-    )
+    config = load_config(source, trust_remote_code=False)
+    attention = attention_on_cpu(config, packed=False)
+    model = build_skeleton(config, attention=attention, dtype=dtype, trust_remote_code=False)
     lora.add_adapters(model, **SETTINGS | settings)
     load_weights(model, source, torch.device("cpu"), trust_remote_code=False)
     lora.start_adapters(model, seed=seed, adapter=str(adapter) if adapter else None)

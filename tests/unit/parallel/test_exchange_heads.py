@@ -7,6 +7,7 @@ from transformers import Qwen3Config
 from sft.errors import InputError
 from sft.model import build_skeleton
 from sft.parallel import exchange_heads
+from tests.assets import attention_on_cpu
 
 LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8, "factor": 4.0}
 DYNAMIC = {"rope_type": "dynamic", "factor": 2.0}
@@ -26,7 +27,8 @@ def skeleton(monkeypatch):
     def skeleton(**overrides):
         sizes = {"vocab_size": 64, "hidden_size": 64, "num_hidden_layers": 1, "head_dim": 16, "pad_token_id": 0}
         config = Qwen3Config(**sizes | {"num_attention_heads": 4, "num_key_value_heads": 2} | overrides)
-        return build_skeleton(config, packed=True, dtype=None, trust_remote_code=False)
+        attention = attention_on_cpu(config, packed=True)
+        return build_skeleton(config, attention=attention, dtype=None, trust_remote_code=False)
 
     return skeleton
 
@@ -34,7 +36,7 @@ def skeleton(monkeypatch):
 def test_the_kernel_in_use_is_wrapped(skeleton):
     model = skeleton()
     exchange_heads(model, FourRanks())
-    assert model.config._attn_implementation == "packed_sdpa_ulysses"
+    assert model.config._attn_implementation == "packed_by_sample_ulysses"
 
 
 def test_heads_that_do_not_divide(skeleton):

@@ -1,0 +1,15 @@
+"""Attention that never looks across samples: one function signature, several kernels, chosen by name.
+
+choice = choose_attention(config, wanted="auto", packed=True, dtype=..., here=Available.on(device))
+log.info("attention: %s", choice)              # which kernel, and why not another one
+register(choice)                               # then transformers knows choice.implementation by name
+model(..., **batch.boundaries)                 # where samples end, on the way to the kernel
+
+kernels.py  sdpa, varlen, flash_attention_2, flash_attention_3      flex.py  flex
+interface.py  a kernel in the signature that transformers calls     choice.py  which kernel is right
+"""
+
+from sft.model.attention.choice import Available, Choice, choose_attention
+from sft.model.attention.interface import expect_calls, refuse_other_mixers, register
+
+__all__ = ["Available", "Choice", "choose_attention", "expect_calls", "refuse_other_mixers", "register"]

@@ -1,0 +1,165 @@
+"""Causal attention of every sample with itself, in several ways that give the same numbers.
+
+    kernel(query, key, value, samples, scores) -> output
+
+Shapes: T tokens of S samples that lie end to end, H query heads, G key/value heads (H a multiple of G), D head width.
+query [T, H, D], key and value [T, G, D] (value may have a width of its own), output [T, H, width of value].
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from sft.errors import InputError
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Where the samples lie: for the host, which plans, and for kernels that read it on the device."""
+
+    lengths: tuple[int, ...]  # S of them, Σ = T
+    cu_seqlens: torch.Tensor  # int32 [S + 1], on the device
+    max_seqlen: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a token pays heed to: softmax of softcap · tanh(scale · q·k / softcap), over what it may see."""
+
+    scale: float
+    window: int | None = None  # a token sees itself and the window - 1 tokens before it; None: all before it
+    softcap: float | None = None
+    sinks: torch.Tensor | None = None  # [H], a score per head that takes its share of the softmax and brings no value
+    dropout: float = 0.0
+
+
+Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Samples, Scores], torch.Tensor]
+
+
+def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, samples: Samples, scores: Scores) -> torch.Tensor:
+    """PyTorch's scaled dot product, sample by sample; where it has no means (softcap, sinks), the formula itself."""
+    attend = _scaled_dot_product if scores.softcap is None and scores.sinks is None else _by_the_formula
+    lengths = list(samples.lengths)
+    parts = zip(*(x.transpose(0, 1).split(lengths, dim=1) for x in (q, k, v)), strict=True)  # [heads, L, D] each
+    return torch.cat([attend(one_q, one_k, one_v, scores).transpose(0, 1) for one_q, one_k, one_v in parts])
+
+
+def _scaled_dot_product(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores) -> torch.Tensor:
+    """[H, L, D], [G, L, D] of one sample -> [H, L, D]."""
+    short = scores.window is None or q.shape[1] <= scores.window
+    return F.scaled_dot_product_attention(
+        q[None],
+        k[None],
+        v[None],
+        attn_mask=None if short else _visible(q.shape[1], scores.window, q.device),
+        is_causal=short,
+        scale=scores.scale,
+        dropout_p=scores.dropout,
+        enable_gqa=q.shape[0] != k.shape[0],
+    )[0]
+
+
+def _by_the_formula(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores) -> torch.Tensor:
+    """[H, L, D], [G, L, D] of one sample -> [H, L, D]. Takes H · L² numbers of memory, in fp32."""
+    (heads, length, _), groups = q.shape, q.shape[0] // k.shape[0]
+    k, v = (x.repeat_interleave(groups, dim=0) for x in (k, v))
+    logits = (q @ k.transpose(1, 2)).float() * scores.scale
+    if scores.softcap is not None:
+        logits = scores.softcap * torch.tanh(logits / scores.softcap)
+    logits = logits.masked_fill(~_visible(length, scores.window, q.device), float("-inf"))
+    if scores.sinks is not None:
+        logits = torch.cat([logits, scores.sinks.float()[:, None, None].expand(heads, length, 1)], dim=2)
+    shares = logits.softmax(dim=2)[:, :, :length]
+    return F.dropout(shares, scores.dropout).to(v.dtype) @ v
+
+
+def _visible(length: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """[L, L], true where the token of the row sees the token of the column."""
+    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    return causal if window is None else causal.triu(1 - window)
+
+
+def varlen(varlen_attn: Callable[..., Any]) -> Kernel:
+    """The kernel around torch.nn.attention.varlen.varlen_attn: flash attention inside of torch, CUDA, 16 bits."""
+    shares_heads = "enable_gqa" in inspect.signature(varlen_attn).parameters  # from torch 2.12 on
+
+    def kernel(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, samples: Samples, scores: Scores) -> torch.Tensor:
+        means = {
+            "softcap": scores.softcap is not None,
+            "sinks": scores.sinks is not None,
+            "dropout": scores.dropout > 0,
+        }
+        refuse_left_out("varlen", **means)
+        groups, width = q.shape[1] // k.shape[1], v.shape[2]
+        q, k, v = _of_one_kind(q, k, v)
+        options = {"enable_gqa": groups > 1} if shares_heads else {}
+        if not shares_heads:
+            k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+        output = varlen_attn(
+            q,
+            k,
+            v,
+            samples.cu_seqlens,
+            samples.cu_seqlens,
+            samples.max_seqlen,
+            samples.max_seqlen,
+            scale=scores.scale,
+            window_size=_reach(scores.window),  # torch takes (-1, 0) for causal
+            **options,
+        )
+        return output[..., :width]
+
+    return kernel
+
+
+def flash(name: str, flash_attn_varlen_func: Callable[..., Any]) -> Kernel:
+    """The kernel around a function of the flash-attn packages (2: flash_attn, 3: flash_attn_interface)."""
+    accepted = inspect.signature(flash_attn_varlen_func).parameters
+
+    def kernel(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, samples: Samples, scores: Scores) -> torch.Tensor:
+        optional = {"softcap": scores.softcap, "dropout_p": scores.dropout}
+        optional = {key: value for key, value in optional.items() if value}
+        refuse_left_out(name, sinks=scores.sinks is not None, **{key: key not in accepted for key in optional})
+        width = v.shape[2]
+        q, k, v = _of_one_kind(q, k, v)
+        output = flash_attn_varlen_func(
+            q,
+            k,
+            v,
+            cu_seqlens_q=samples.cu_seqlens,
+            cu_seqlens_k=samples.cu_seqlens,
+            max_seqlen_q=samples.max_seqlen,
+            max_seqlen_k=samples.max_seqlen,
+            softmax_scale=scores.scale,
+            causal=True,
+            window_size=_reach(scores.window),
+            **optional,
+        )
+        return (output[0] if isinstance(output, tuple) else output)[..., :width]  # some versions add the log-sum-exp
+
+    return kernel
+
+
+def _reach(window: int | None) -> tuple[int, int]:
+    """How many tokens to the left and to the right of itself a token sees; -1: all. A window counts the token too."""
+    return (-1 if window is None else window - 1, 0)
+
+
+def _of_one_kind(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same dtype and width for all three: zeros added to values bring nothing, and are cut off again."""
+    return q.to(v.dtype), k.to(v.dtype), F.pad(v, (0, q.shape[2] - v.shape[2]))
+
+
+def refuse_left_out(kernel: str, **asked: bool) -> None:
+    """Raise InputError for what the model asks of its attention (True) and this kernel would leave out."""
+    if names := [name for name, is_asked in asked.items() if is_asked]:
+        raise InputError(
+            f"model.attn_implementation={kernel} cannot compute the {' and '.join(names)} that this model's attention "
+            "asks for; set model.attn_implementation=sdpa."
+        )

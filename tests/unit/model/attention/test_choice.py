@@ -1,0 +1,162 @@
+"""Which kernel is chosen, on machines that are not here."""
+
+import pytest
+import torch
+from transformers import (
+    Gemma2Config,
+    GPTJConfig,
+    JambaConfig,
+    Lfm2Config,
+    LlamaConfig,
+    MambaConfig,
+    MiniMaxConfig,
+    Qwen3NextConfig,
+)
+
+from sft.errors import InputError
+from sft.model import Available, build_skeleton, choose_attention
+from sft.model.attention.choice import KERNELS
+from tests.assets import attention_on_cpu
+from tests.unit.model.attention.families import FAMILIES, SIZES, config_of
+
+CPU = Available("cpu")
+H100 = Available("cuda", (9, 0), triton=True)
+A100_FLASH = Available("cuda", (8, 0), flash_attn=True, flash_attn_interface=True, triton=True)
+H100_FLASH = Available("cuda", (9, 0), flash_attn=True, flash_attn_interface=True, triton=True)
+V100 = Available("cuda", (7, 0), triton=True)
+BARE = Available("cuda", (9, 0))
+
+
+def choose(family="llama", *, wanted="auto", packed=True, half=True, here=H100, **overrides):
+    return choose_attention(config_of(family, **overrides), wanted=wanted, packed=packed, half=half, here=here)
+
+
+@pytest.mark.parametrize(
+    ("here", "family", "half", "kernel"),
+    [
+        (CPU, "llama", True, "sdpa"),
+        (CPU, "gpt_oss", False, "sdpa"),
+        (H100, "llama", True, "varlen"),
+        (H100, "llama", False, "sdpa"),
+        (H100, "gemma2", True, "flex"),
+        (H100, "gemma3", True, "varlen"),
+        (H100, "gpt_oss", True, "flex"),
+        (BARE, "gpt_oss", True, "sdpa"),
+        (V100, "llama", True, "sdpa"),
+        (H100_FLASH, "llama", True, "flash_attention_3"),
+        (H100_FLASH, "gemma2", True, "flash_attention_3"),
+        (H100_FLASH, "gpt_oss", True, "flex"),
+        (A100_FLASH, "llama", True, "varlen"),
+        (A100_FLASH, "gemma2", True, "flash_attention_2"),
+    ],
+)
+def test_auto_takes_the_fastest_that_is_right(here, family, half, kernel):
+    choice = choose(family, half=half, here=here)
+    assert choice.kernel == kernel
+    assert choice.implementation == f"packed_{KERNELS[kernel]}"
+
+
+def test_dropout_and_wide_heads_leave_the_kernels_without_them():
+    assert choose(attention_dropout=0.1).kernel == "sdpa"
+    assert choose(attention_dropout=0.1, here=A100_FLASH).kernel == "flash_attention_2"
+    assert choose(head_dim=512, here=H100_FLASH).kernel == "sdpa"
+
+
+def test_the_log_line_says_which_and_why():
+    assert str(choose(here=CPU)) == (
+        "sdpa on rows of whole samples (flash_attention_3, varlen, flash_attention_2: needs CUDA)"
+    )
+    assert str(choose()) == (
+        "varlen on rows of whole samples (flash_attention_3: needs the package flash_attn_interface, "
+        "which is not installed)"
+    )
+    assert str(choose(wanted="sdpa")) == "sdpa on rows of whole samples (model.attn_implementation=sdpa)"
+    assert str(choose(here=H100_FLASH)) == "flash_attention_3 on rows of whole samples (the fastest here)"
+    assert "memory for the square of a sample's length" in str(choose("gemma2", here=CPU))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("wanted", [kernel for kernel in KERNELS if kernel != "sdpa"])
+def test_what_needs_cuda_is_refused_on_the_cpu_with_what_is_possible(wanted, packed):
+    said = f"model.attn_implementation={wanted} needs CUDA; possible for llama on this cpu device: auto, sdpa."
+    with pytest.raises(InputError, match=said):
+        choose(wanted=wanted, packed=packed, here=CPU)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "family", "half", "here", "said"),
+    [
+        ("varlen", "gemma2", True, H100, "has no soft-capping; .*: auto, flex, sdpa."),
+        ("varlen", "gpt_oss", True, H100, "has no attention sinks; .*: auto, flex, sdpa."),
+        ("flash_attention_2", "llama", True, H100, "needs the package flash_attn, which is not installed"),
+        ("flash_attention_3", "llama", True, A100_FLASH, "needs a Hopper GPU"),
+        ("varlen", "llama", False, H100, "computes in 16 bits only .model.fsdp_config.compute_dtype=bf16."),
+        ("varlen", "llama", True, V100, "needs an Ampere GPU"),
+        ("flex", "llama", True, BARE, "needs triton, .*: auto, varlen, sdpa."),
+    ],
+)
+def test_an_impossible_choice_says_why_and_what_is_possible(wanted, family, half, here, said):
+    with pytest.raises(InputError, match=rf"model.attn_implementation={wanted} {said}"):
+        choose(family, wanted=wanted, half=half, here=here)
+
+
+def test_what_is_asked_for_is_taken_where_it_is_possible():
+    for wanted in KERNELS:
+        for packed, layout in ((True, "packed_"), (False, "padded_")):
+            choice = choose(wanted=wanted, here=H100_FLASH, packed=packed)
+            if wanted == "sdpa" and not packed:
+                assert (choice.implementation, choice.kernel) == ("sdpa", None)
+            else:
+                assert choice.implementation == layout + KERNELS[wanted]
+
+
+def test_padded_rows_take_what_transformers_has():
+    for wanted in ("auto", "sdpa"):
+        for family in FAMILIES:
+            choice = choose(family, wanted=wanted, packed=False, here=H100_FLASH)
+            without = family in ("gemma2", "gpt_oss")
+            assert (choice.kernel, choice.implementation) == (None, "eager" if without else "sdpa")
+
+
+OTHER_MIXERS = {
+    "mamba": MambaConfig(),
+    "jamba": JambaConfig(),
+    "qwen3_next": Qwen3NextConfig(),
+    "minimax": MiniMaxConfig(**SIZES, layer_types=["linear_attention", "full_attention"]),
+}
+
+
+@pytest.mark.parametrize("family", OTHER_MIXERS)
+def test_layers_that_mix_tokens_in_another_way_are_refused_in_packed_rows(family):
+    config = OTHER_MIXERS[family]
+    with pytest.raises(InputError, match=r"mix tokens in another way, .*use_remove_padding=false"):
+        attention_on_cpu(config, packed=True)
+    assert attention_on_cpu(config, packed=False).kernel is None
+
+
+def test_attention_that_cannot_be_exchanged_is_refused():
+    with pytest.raises(InputError, match=r"gptj does not let its attention be exchanged; set use_remove_padding=false"):
+        attention_on_cpu(GPTJConfig(), packed=True)
+    with pytest.raises(
+        InputError, match=r"gptj does not let its attention be exchanged; set model.attn_implementation=auto"
+    ):
+        choose_attention(GPTJConfig(), wanted="flex", packed=False, half=True, here=H100)
+
+
+def test_short_convolutions_are_found_where_the_configuration_does_not_tell():
+    """LFM2's default configuration calls every layer full attention."""
+    config = Lfm2Config(**SIZES, layer_types=["full_attention", "full_attention"])
+    attention = attention_on_cpu(config, packed=True)
+    config.layer_types = ["conv", "full_attention"]
+    with pytest.raises(InputError, match=r"Lfm2ForCausalLM has layers that mix .*conv.*use_remove_padding=false"):
+        build_skeleton(config, attention=attention, dtype=torch.float32, trust_remote_code=False)
+
+
+def test_available_on_the_cpu_is_nothing_more():
+    assert Available.on(torch.device("cpu")) == CPU
+
+
+def test_a_soft_cap_that_is_not_set_is_none():
+    config = Gemma2Config(**SIZES, attn_logit_softcapping=None)
+    assert choose_attention(config, wanted="auto", packed=True, half=True, here=H100).kernel == "varlen"
+    assert isinstance(config_of("llama"), LlamaConfig)
