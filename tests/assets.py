@@ -68,10 +68,10 @@ def tiny_model_dir(
 ) -> Path:
     """Writes a Hugging Face model of random weights and the tiny tokenizer into `path`, and returns it.
 
-    kind: qwen3, qwen2 or llama. Two layers of width 64, 4 heads of 16 on 2 key-value heads.
+    kind: qwen3, qwen2, llama, gemma2 or gpt_oss. Two layers of width 64, 4 heads of 16 on 2 key-value heads.
     """
     import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
+    from transformers import AutoModelForCausalLM, Gemma2Config, GptOssConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
     tokenizer = tiny_tokenizer()
     sizes = {
@@ -88,7 +88,14 @@ def tiny_model_dir(
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    config = {"qwen3": Qwen3Config, "qwen2": Qwen2Config, "llama": LlamaConfig}[kind](**sizes | config_overrides)
+    kinds = {
+        "qwen3": Qwen3Config,
+        "qwen2": Qwen2Config,
+        "llama": LlamaConfig,
+        "gemma2": Gemma2Config,
+        "gpt_oss": GptOssConfig,
+    }
+    config = kinds[kind](**sizes | config_overrides)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
@@ -71,13 +71,13 @@ class Choice:
 def choose_attention(config: PretrainedConfig, *, wanted: str, packed: bool, half: bool, here: Available) -> Choice:
     """The attention that is right for this model and layout, as wanted or (auto) the fastest.
 
-    half: whether the model computes in 16 bits. Raises InputError for a kernel that cannot compute this model here, and where
-    packing would be wrong: layers that mix tokens by other means than causal attention, attention that cannot be
-    exchanged.
+    half: whether the model computes in 16 bits. Raises InputError for a kernel that cannot compute this model here,
+    and where packing would be wrong: layers that mix tokens by other means than causal attention, attention that
+    cannot be exchanged.
     """
     # Code from a model directory (trust_remote_code) is in no mapping; it is taken to be an ordinary transformer, and
     # its first forward shows whether it asked for the kernel.
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if packed:
         _check_layers(config, model_class)
     elif wanted in ("auto", "sdpa"):
@@ -109,7 +109,7 @@ def choose_attention(config: PretrainedConfig, *, wanted: str, packed: bool, hal
     return Choice(f"{'packed' if packed else 'padded'}_{KERNELS[kernel]}", kernel, packed, why)
 
 
-def _check_layers(config: PretrainedConfig, model_class: type | None) -> None:
+def _check_layers(config: PretrainedConfig, model_class: Any) -> None:
     """Raise InputError where samples in one row would see each other, whatever the kernel."""
     kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
     if getattr(model_class, "_is_stateful", False) or kinds - PACKABLE_LAYERS:
@@ -121,7 +121,7 @@ def _check_layers(config: PretrainedConfig, model_class: type | None) -> None:
     raise InputError(f"use_remove_padding=true: {config.model_type} {obstacle}; set use_remove_padding=false.")
 
 
-def _of_transformers(config: PretrainedConfig, model_class: type | None) -> Choice:
+def _of_transformers(config: PretrainedConfig, model_class: Any) -> Choice:
     """transformers' own attention, which is right on padded rows whatever the layers are."""
     if getattr(model_class, "_supports_sdpa", True) and not _soft_capped(config):
         return Choice("sdpa", None, False, "use_remove_padding=false")

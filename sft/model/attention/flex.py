@@ -18,9 +18,12 @@ def flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, samples: Samples, sc
     refuse_left_out("flex", dropout=scores.dropout > 0)
     heads = q.shape[1]
     if heads & (heads - 1):  # shared heads need a power of two
-        k, v = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (k, v))
-    output, aux = _attend(q.is_cuda)(
-        *(x.transpose(0, 1)[None] for x in (q.to(v.dtype), k.to(v.dtype), v)),
+        k, v = k.repeat_interleave(heads // k.shape[1], dim=1), v.repeat_interleave(heads // v.shape[1], dim=1)
+    attend: Any = _attend(q.is_cuda)
+    output, aux = attend(
+        q.to(v.dtype).transpose(0, 1)[None],
+        k.to(v.dtype).transpose(0, 1)[None],
+        v.transpose(0, 1)[None],
         score_mod=None if scores.softcap is None else _soft_cap(scores.softcap),
         block_mask=_mask_of(samples, scores.window, len(q)),
         scale=scores.scale,
@@ -41,14 +44,14 @@ def _attend(compiled: bool) -> Callable[..., Any]:
 
 
 @cache
-def _soft_cap(softcap: float) -> Callable[..., torch.Tensor]:
+def _soft_cap(softcap: float) -> Callable[..., Any]:
     def capped(score: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
         return softcap * torch.tanh(score / softcap)
 
     return capped
 
 
-_masks = WeakIdKeyDictionary()  # cu_seqlens of a batch -> its masks by window: the layers share them
+_masks: Any = WeakIdKeyDictionary()  # cu_seqlens of a batch -> its masks by window: the layers share them
 
 
 @torch.compiler.disable
