@@ -25,7 +25,7 @@ def flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, samples: Samples, sc
         k.to(v.dtype).transpose(0, 1)[None],
         v.transpose(0, 1)[None],
         score_mod=None if scores.softcap is None else _soft_cap(scores.softcap),
-        block_mask=_mask_of(samples, scores.window, len(q)),
+        block_mask=_mask_of(samples, scores.window, len(q)),  # pyright: ignore[reportCallIssue]
         scale=scores.scale,
         enable_gqa=heads != k.shape[1],
         return_aux=AuxRequest(lse=True),
