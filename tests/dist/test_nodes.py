@@ -63,6 +63,8 @@ def train_on_two_nodes(overrides, *, cwd, timeout_s=120):
                 env=clean_environment()
                 | {MARK: mark, "NNODES": "2", "NPROC_PER_NODE": "1", "MAX_RESTARTS": "0", "NODE_RANK": str(rank)}
                 | {"MASTER_ADDR": nodes[0][1], "MASTER_PORT": str(port), "PET_LOCAL_ADDR": address}
+                # Without a name server there: say who keeps the store, and do not wait for names.
+                | {"PET_RDZV_CONF": f"is_host={int(rank == 0)}", "RES_OPTIONS": "timeout:1 attempts:1"}
                 | {"GLOO_SOCKET_IFNAME": interface},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -1,0 +1,65 @@
+"""The examples for clusters: shell that bash accepts, YAML that parses, and overrides that the config door accepts."""
+
+import re
+import subprocess
+
+import pytest
+import yaml
+
+from sft.config.compose import compose
+from sft.config.schema import expectations
+from tests.conftest import REPOSITORY
+
+EXAMPLES = REPOSITORY / "scripts" / "launch"
+DOCUMENTED = ("slurm.sbatch", "kubernetes.yaml", "skypilot.yaml")
+
+
+def script_of(name):
+    """The shell in an example."""
+    text = (EXAMPLES / name).read_text()
+    if name.endswith(".sbatch"):
+        return text
+    documents = list(yaml.safe_load_all(text))
+    if name == "skypilot.yaml":
+        return documents[0]["run"]
+    job = next(document for document in documents if document["kind"] == "Job")
+    return job["spec"]["template"]["spec"]["containers"][0]["args"][0]
+
+
+def test_every_example_is_documented():
+    docs = (REPOSITORY / "docs" / "launch.md").read_text()
+    assert {path.name for path in EXAMPLES.iterdir()} == set(DOCUMENTED)
+    assert all(f"scripts/launch/{name}" in docs for name in DOCUMENTED)
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_bash_accepts_it(name):
+    checked = subprocess.run(["bash", "-n"], input=script_of(name), text=True, capture_output=True)
+    assert checked.returncode == 0, checked.stderr
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_its_overrides_compose(name):
+    """Values may name variables of the shell; keys must be those of the schema."""
+    command = script_of(name).partition("scripts/train.sh")[2].replace("\\\n", " ")
+    overrides = [word.replace('"', "").replace("$", "") for word in command.split()]
+    assert len(overrides) >= 8 and all(re.fullmatch(r"[\w.]+=\S+", word) for word in overrides)
+    compose(overrides)
+    assert {word.partition("=")[0] for word in overrides} <= set(expectations())
+
+
+def test_the_variables_are_those_of_the_script():
+    """NNODES, NPROC_PER_NODE and MASTER_ADDR: without one of them, train.sh would start something else."""
+    for name in DOCUMENTED:
+        text = (EXAMPLES / name).read_text()
+        assert all(variable in text for variable in ("NNODES", "NPROC_PER_NODE", "MASTER_ADDR")), name
+
+
+def test_the_pods_have_the_name_that_they_meet_at():
+    service, job = yaml.safe_load_all((EXAMPLES / "kubernetes.yaml").read_text())
+    pods = job["spec"]["template"]["spec"]
+    told = {entry["name"]: entry["value"] for entry in pods["containers"][0]["env"]}
+    assert told["MASTER_ADDR"] == f"{job['metadata']['name']}-0.{service['metadata']['name']}"
+    assert pods["subdomain"] == service["metadata"]["name"]
+    assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
+    assert job["spec"]["completions"] == job["spec"]["parallelism"] == int(told["NNODES"])
