@@ -61,6 +61,11 @@ def lora_with_new_tokens(home):
     return [f"model.partial_pretrain={base_model_dir(home / 'model')}", "model.lora_rank=4"]
 
 
+def impossible_attention(home):
+    """Said before the data is read, which here would be an error too."""
+    return [*empty_file(home), "model.attn_implementation=varlen"]
+
+
 def edited_weights(home, edit, **model_options):
     model = tiny_model_dir(home / "model", **model_options)
     weights = load_file(model / "model.safetensors")
@@ -92,6 +97,10 @@ CASES = [
     (bad_weight, ["bad.jsonl:1: messages[1].weight must be a finite number of at least 0, found -1"]),
     (unknown_chat_template, ["data.chat_template='chatlm'", "did you mean chatml?", "instruction_response"]),
     (lora_with_new_tokens, ["<|im_start|>", "model.lora_rank=4", "data.chat_template=instruction_response"]),
+    (
+        impossible_attention,
+        ["model.attn_implementation=varlen needs CUDA; possible for qwen3 on this cpu device: auto, sdpa."],
+    ),
     (missing_weight, ["missing: model.layers.1.mlp.up_proj.weight"]),
     (unexpected_weight, ["unexpected: model.extra.weight"]),
     (misshaped_weight, ["model.norm.weight: the file has [63], the model [64]"]),

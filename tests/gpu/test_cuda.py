@@ -40,3 +40,29 @@ def test_four_steps_equal_the_cpu_and_resume(tmp_path, layout):
     on_cpu = losses("cpu", 4, "")
     losses("cuda", 2, "0")
     assert losses("cuda", 4, "0") == pytest.approx(on_cpu, rel=1e-3)
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "varlen", "flex"])
+def test_three_steps_with_every_kernel_equal_padded_rows(tmp_path, kernel):
+    """bf16 compute; 2 % is what its mantissa may make of three updates at lr 1e-3."""
+    tiny_model_dir(tmp_path / "model")
+    rows = [{"question": f"What is {k} + {k}?", "answer": f"{2 * k}. " * (1 + k)} for k in range(8)]
+    common = [
+        f"model.partial_pretrain={tmp_path / 'model'}",
+        f"data.train_files={write_jsonl(tmp_path / 'train.jsonl', rows)}",
+        "data.val_files=null",
+        f"data.cache_dir={tmp_path / 'cache'}",
+        "data.train_batch_size=4",
+        "data.micro_batch_size_per_gpu=2",
+        "optim.lr=1e-3",
+        "trainer.total_training_steps=3",
+    ]
+
+    def losses(name, *overrides):
+        run_dir = f"trainer.default_local_dir={tmp_path / name}"
+        succeed([*common, *overrides, run_dir], ranks=1, cwd=tmp_path, env={"CUDA_VISIBLE_DEVICES": "0"})
+        return [line["train/loss"] for line in read_metrics(tmp_path / name)]
+
+    padded = losses("padded", "use_remove_padding=false")
+    packed = losses("packed", "use_remove_padding=true", f"model.attn_implementation={kernel}")
+    assert packed == pytest.approx(padded, rel=0.02)

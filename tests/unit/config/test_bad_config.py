@@ -54,6 +54,10 @@ BAD = [
     ("model.strategy=ddp", ["model.strategy", "fsdp2 or fsdp"]),
     ("model.fsdp_config.model_dtype=fp16", ["fp32 or bf16"]),
     ("optim.lr_scheduler=step", ["cosine, wsd, linear or constant"]),
+    (
+        "model.attn_implementation=flash",
+        ["auto, sdpa, varlen, flash_attention_2, flash_attention_3 or flex"],
+    ),
     ("trainer.resume_mode=newest", ["auto, disable or resume_path"]),
     ("trainer.logger=comet", ["trainer.logger", "console, jsonl, tensorboard, wandb, mlflow, swanlab, trackio"]),
     ("trainer.logger=[console,comet]", ["trainer.logger"]),
