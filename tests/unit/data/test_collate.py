@@ -23,6 +23,7 @@ def test_packed_row():
     assert batch.loss_weights.tolist() == [[0, 1, 1, 0, 0.5, 0, 0]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2]]
     assert batch.cu_seqlens is not None and batch.cu_seqlens.tolist() == [0, 4, 7]
+    assert batch.sample_lengths == (4, 3)
     assert batch.cu_seqlens.dtype == torch.int32
     assert batch.max_seqlen == 4
     assert batch.supervised_columns.tolist() == [1, 2, 4]

@@ -40,6 +40,7 @@ def test_the_parts_end_to_end_are_the_row_and_padding_that_teaches_nothing(lengt
         boundaries = [0, *np.cumsum(lengths), *([total + padding] if padding else [])]
         assert piece.cu_seqlens.tolist() == boundaries
         assert piece.cu_seqlens.dtype == torch.int32
+        assert piece.sample_lengths == tuple(np.diff(boundaries))
         assert piece.max_seqlen == max(np.diff(boundaries))
 
 
