@@ -104,7 +104,6 @@ def test_the_other_kernels_in_a_model(name, layout, monkeypatch):
         interface.AttentionInterface.register(
             implementation, interface.attention_function(kernel, packed=LAYOUTS[layout])
         )
-        interface.AttentionMaskInterface.register(implementation, lambda *args, **kwargs: None)
         ours.set_attn_implementation(implementation)
         batch = collate(samples(), packed=LAYOUTS[layout], pad_id=0)
         given = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
