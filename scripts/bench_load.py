@@ -41,7 +41,8 @@ def make_model(directory: Path, gigabytes: float) -> float:
         num_key_value_heads=16,
         tie_word_embeddings=True,
     )
-    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model = LlamaForCausalLM(config)
+    model.bfloat16()
     model.save_pretrained(directory)
     return sum(weight.numel() for weight in model.parameters()) * 4 / 1e9
 

@@ -3,6 +3,10 @@
 import pytest
 import torch
 
+from sft import fsdp_sft_trainer as trainer
+from sft import load_config
+from sft.distributed import World, process_group
+from sft.shards import local_part
 from tests.assets import tiny_model_dir, write_jsonl
 from tests.dist.conftest import read_metrics
 from tests.launch import succeed
@@ -13,8 +17,48 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("layout", ["use_remove_padding=true", "use_remove_padding=false"])
-def test_four_steps_equal_the_cpu_and_resume(tmp_path, layout):
+FSDP = "model.fsdp_config"
+SELECTIVE = "model.gradient_checkpointing_kind=selective"
+
+
+@pytest.mark.parametrize("offload", [True, False])
+def test_offloaded_weights_and_moments_live_in_cpu_memory(tmp_path, offload):
+    model = tiny_model_dir(tmp_path / "model")
+    rows = [{"question": f"What is {k} + {k}?", "answer": f"{2 * k}. " * (1 + k)} for k in range(8)]
+    config = load_config(
+        [
+            f"model.partial_pretrain={model}",
+            f"data.train_files={write_jsonl(tmp_path / 'train.jsonl', rows)}",
+            "data.val_files=null",
+            f"data.cache_dir={tmp_path / 'cache'}",
+            *["data.train_batch_size=4", "data.micro_batch_size_per_gpu=2", f"{FSDP}.cpu_offload={offload}"],
+            f"trainer.default_local_dir={tmp_path / 'run'}",
+        ]
+    )
+    world = World.from_environment()
+    inputs = trainer.read_inputs(config, world)
+    with process_group(world):
+        job = trainer.build(config, world, inputs)
+        stats = trainer.train_step(job, *next(trainer.parts_from(job, 1)))
+        states = [*job.model.parameters(), *(state["exp_avg"] for state in job.optimizer.state.values())]
+        assert {local_part(state).device.type for state in states} == {"cpu" if offload else "cuda"}
+        assert {buffer.device.type for buffer in job.model.buffers()} == {"cuda"}
+        assert stats.grad_norm > 0 and not stats.skipped
+        del job, states
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["use_remove_padding=true"],
+        ["use_remove_padding=false"],
+        ["use_remove_padding=true", f"{FSDP}.cpu_offload=true"],
+        ["use_remove_padding=true", f"{FSDP}.reshard_after_forward=false", f"{FSDP}.reduce_gradients=once"],
+        ["use_remove_padding=true", "model.enable_gradient_checkpointing=true", SELECTIVE],
+        ["use_remove_padding=true", "model.compile=true"],
+    ],
+)
+def test_four_steps_equal_the_cpu_and_resume(tmp_path, options):
     """fp32; 1e-3 is what TF32-free matmuls in another order may differ after four updates at lr 1e-2."""
     tiny_model_dir(tmp_path / "model")
     rows = [{"question": f"What is {k} + {k}?", "answer": f"{2 * k}. " * (1 + k)} for k in range(8)]
@@ -29,7 +73,7 @@ def test_four_steps_equal_the_cpu_and_resume(tmp_path, layout):
         "optim.lr=1e-2",
         "optim.lr_scheduler=constant",
         "trainer.save_freq=2",
-        layout,
+        *options,
     ]
 
     def losses(name, steps, device):
