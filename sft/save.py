@@ -10,7 +10,8 @@ from sft.build import Job
 from sft.card import TAG
 from sft.checkpoint import MODEL_DIR, Kind
 from sft.distributed import on_main_rank
-from sft.export import export, publish
+from sft.errors import InputError
+from sft.export.model import Speech, export, publish
 from sft.report import write_facts
 from sft.requests import Requests
 from sft.summary import Start, summarise, write_card
@@ -50,23 +51,22 @@ def save_if_best(job: Job, run_log: RunLog) -> None:
 
 
 def save(job: Job, kind: Kind, run_log: RunLog, *, wait: bool) -> None:
-    """Begin a checkpoint of this step, having finished the one before; says what was committed."""
+    """Begin a checkpoint of this step, having finished the one before; says what was committed.
+
+    Where the model cannot be written, what was trained is saved without it, and then InputError raised.
+    """
     started = time.perf_counter()
-
-    def write_model(target: Path) -> None:
-        export(
-            job.model,
-            job.inputs.source,
-            target,
-            world=job.world,
-            stop_token_ids=job.stop_token_ids,
-            chat_template=job.inputs.chat_template,
-            new_tokens=job.inputs.new_tokens,
-        )
-        write_card(job, target)
-
     before = job.saver.settle()
-    path = job.saver.save(kind, job.state, job.model, job.optimizer, write_model=write_model, wait=wait)
+    try:
+        path = _save(job, kind, wait=wait)
+    except InputError as error:
+        if kind == "STATE":
+            raise
+        path = _save(job, "STATE", wait=True)
+        raise InputError(
+            f"{error}.\nWhat was trained is safe in {path}: mend that and give the same command again, or write the "
+            f"model elsewhere: python -m sft.export {path} --out DIR"
+        ) from error
     waited = f"training waited {time.perf_counter() - started:.1f} s"
     for committed in filter(None, (before, path)):
         run_log.say(f"saved {committed} ({waited})")
@@ -74,6 +74,22 @@ def save(job: Job, kind: Kind, run_log: RunLog, *, wait: bool) -> None:
         job.hub.push(model_of(job, job.state.step), job.state.step)
     if is_best(job) and kind != "STATE":
         checkpoint.mark_best(job.run_dir, job.state.step)
+
+
+def _save(job: Job, kind: Kind, *, wait: bool) -> Path | None:
+    speech = Speech(
+        tokenizer=job.inputs.tokenizer,
+        stop_token_ids=job.stop_token_ids,
+        chat_template=job.inputs.chat_template,
+        new_tokens=job.inputs.new_tokens,
+        trust_remote_code=job.config.model.trust_remote_code,
+    )
+
+    def write_model(target: Path) -> None:
+        export(job.model, job.inputs.source, target, speech=speech, is_main=job.world.is_main)
+        write_card(job, target)
+
+    return job.saver.save(kind, job.state, job.model, job.optimizer, write_model=write_model, wait=wait)
 
 
 def model_of(job: Job, step: int) -> Path:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -205,6 +206,13 @@ def has_adapters(model: torch.nn.Module) -> bool:
     return any(ADAPTER.search(name) for name, _ in model.named_parameters())
 
 
+def optional_names(model: PreTrainedModel, names: Iterable[str]) -> set[str]:
+    """Those of `names` that files may hold and need not: second names of tied weights, and what the class ignores."""
+    aliases = {stored_name(name) for name in model.state_dict()} - set(named_weights(model))
+    ignored = re.compile("|".join(model._keys_to_ignore_on_load_unexpected or ["(?!)"]))
+    return {name for name in names if name in aliases or ignored.search(name)}
+
+
 def stored_name(name: str) -> str | None:
     """What a model directory calls a tensor of the model; None for an adapter's, which it does not hold."""
     return None if ADAPTER.search(name) else name.replace(".base_layer.", ".")
@@ -243,11 +251,9 @@ def _disagreements(
     model: PreTrainedModel, wanted: dict[str, torch.Tensor], stored: StoredTensors, grown: dict[str, torch.Tensor]
 ) -> list[str]:
     """What is missing, unexpected or mis-shaped in the files, one line each; empty if they fit. Grown: in its rows."""
-    # Names of tied weights; files may or may not repeat them.
-    aliases = {stored_name(name) for name in model.state_dict()} - set(wanted)
-    ignored = re.compile("|".join(model._keys_to_ignore_on_load_unexpected or ["(?!)"]))
+    optional = optional_names(model, stored.parts)
     missing = [name for name in wanted if name not in stored.parts]
-    unexpected = [n for n in stored.parts if n not in wanted and n not in aliases and not ignored.search(n)]
+    unexpected = [name for name in stored.parts if name not in wanted and name not in optional]
     misshaped = [
         f"{name}: the file has {list(stored.shape(name))}, the model {list(tensor.shape)}"
         for name, tensor in wanted.items()

@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM, GPT2Config, Qwen3MoeConfig
 
 from sft.data.collate import collate
 from sft.errors import InputError
-from sft.export import _write_renamed_weights, _write_weights
+from sft.export.weights import gather_from, write_renamed_weights, write_weights
 from sft.loss import token_ce_sum
 from sft.model import build_skeleton, load_config, load_weights, lora, named_weights, trained_weights
+from sft.shards import StoredTensors
 from sft.types import Sample
 from tests.assets import attention_on_cpu, tiny_model_dir
 
@@ -97,7 +98,7 @@ def test_merged_and_adapter_compute_what_was_trained(kind: str, untied: Path, tm
     assert (trained - logits(AutoModelForCausalLM.from_pretrained(untied))).abs().max() > 0.1
 
     (tmp_path / "config.json").write_text((untied / "config.json").read_text())
-    _write_weights(model, untied, tmp_path, write=True)
+    write_weights(model, untied, tmp_path, write=True)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path)
     torch.testing.assert_close(logits(merged), trained, rtol=0, atol=1e-5)
 
@@ -113,7 +114,7 @@ def test_merged_and_adapter_compute_what_was_trained(kind: str, untied: Path, tm
 def test_only_changed_tensors_differ_from_the_source(tied: Path, tmp_path: Path) -> None:
     model = adapted(tied, targets=["q_proj"])
     disturb(model)
-    _write_weights(model, tied, tmp_path, write=True)
+    write_weights(model, tied, tmp_path, write=True)
     before, after = load_file(tied / "model.safetensors"), load_file(tmp_path / "model.safetensors")
     assert before.keys() == after.keys()
     for name, tensor in before.items():
@@ -126,7 +127,7 @@ def test_a_bf16_base_does_not_round_an_fp32_source(tied: Path, tmp_path: Path) -
     model = adapted(tied, dtype=torch.bfloat16)
     assert {w.dtype for w in named_weights(model).values()} == {torch.bfloat16}
     assert {w.dtype for w in trained_weights(model).values()} == {torch.float32}
-    _write_weights(model, tied, tmp_path, write=True)  # B = 0: nothing was learned
+    write_weights(model, tied, tmp_path, write=True)  # B = 0: nothing was learned
     before, after = load_file(tied / "model.safetensors"), load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -281,7 +282,7 @@ def test_weights_stored_transposed(kind: str, tmp_path: Path) -> None:
     disturb(model)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text((source / "config.json").read_text())
-    _write_weights(model, source, tmp_path / "run", write=True)
+    write_weights(model, source, tmp_path / "run", write=True)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     torch.testing.assert_close(logits(merged), logits(model), rtol=0, atol=1e-5)
 
@@ -303,7 +304,7 @@ def test_experts_are_not_adapted_and_that_is_said(tmp_path: Path, caplog: pytest
     disturb(model)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text((source / "config.json").read_text())
-    _write_weights(model, source, tmp_path / "run", write=True)
+    write_weights(model, source, tmp_path / "run", write=True)
     lora.save_adapter(model, tmp_path / "adapter", write=True)
     opened = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(source), str(tmp_path / "adapter"))
     torch.testing.assert_close(logits(opened), logits(model), rtol=0, atol=1e-6)
@@ -311,7 +312,9 @@ def test_experts_are_not_adapted_and_that_is_said(tmp_path: Path, caplog: pytest
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     torch.testing.assert_close(logits(merged), logits(model), rtol=0, atol=1e-5)
 
-    _write_renamed_weights(model, tmp_path / "run")  # the way of models whose linear weights are renamed
+    stored = StoredTensors.of_whole_tensors([source / "model.safetensors"])
+    # The way of models whose linear weights are renamed.
+    write_renamed_weights(model, stored, tmp_path / "run", gather=gather_from(model), dtype=None)
     torch.testing.assert_close(
         logits(AutoModelForCausalLM.from_pretrained(tmp_path / "run")), logits(model), rtol=0, atol=1e-5
     )

@@ -1,19 +1,30 @@
 """The exported directory is the source with other numbers: names, shapes, dtypes, side files."""
 
+import itertools
 import json
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sft.export import export, publish
-from tests.assets import boundaries, tiny_model_dir
+from sft.errors import InputError
+from sft.export.model import Speech, export, publish
+from sft.model import build_skeleton, load_config, load_weights, lora
+from tests.assets import attention_on_cpu, boundaries, tiny_model_dir, tiny_tokenizer
 from tests.unit.model.test_load import load_sharded, model_of_family
 
 
-def export_to(target, model, source, world, **options):
-    export(model, source, target, world=world, **{"stop_token_ids": [2], "chat_template": None} | options)
+def export_to(target, model, source, world, *, dtype=None, tokenizer=None, **speech):
+    if not (source / "tokenizer.json").exists():
+        tiny_tokenizer().save_pretrained(source)
+    tokenizer = tokenizer or AutoTokenizer.from_pretrained(source)
+    speech = Speech(**{"tokenizer": tokenizer, "stop_token_ids": [2]} | speech)
+    export(model, source, target, speech=speech, is_main=world.is_main, dtype=dtype)
     return target
 
 
@@ -58,7 +69,7 @@ def load_sharded_logits(model, ids):
 
 
 def test_large_models_are_split_into_files_with_an_index(tmp_path, world_of_one, monkeypatch):
-    monkeypatch.setattr("sft.export.MAX_FILE_BYTES", 100_000)
+    monkeypatch.setattr("sft.export.weights.MAX_FILE_BYTES", 100_000)
     source = tiny_model_dir(tmp_path / "source")
     target = export_to(tmp_path / "target", load_sharded(source), source, world_of_one)
     files = sorted(target.glob("*.safetensors"))
@@ -75,7 +86,7 @@ def test_published_weights_are_on_the_disk_once_and_leave_no_files_of_a_larger_m
     source = tiny_model_dir(tmp_path / "source")
     model = load_sharded(source)
     with monkeypatch.context() as patch:
-        patch.setattr("sft.export.MAX_FILE_BYTES", 100_000)
+        patch.setattr("sft.export.weights.MAX_FILE_BYTES", 100_000)
         publish(export_to(tmp_path / "many", model, source, world_of_one), tmp_path / "run")
     assert len(list((tmp_path / "run").glob("model-*.safetensors"))) > 1
     one = export_to(tmp_path / "one", model, source, world_of_one)
@@ -113,9 +124,91 @@ def test_stop_tokens_join_those_the_source_had(tmp_path, world_of_one):
 def test_the_template_trained_with_is_the_template_of_the_model(tmp_path, world_of_one):
     template = "{% for message in messages %}<|im_start|>{{ message.content }}<|im_end|>{% endfor %}"
     source = tiny_model_dir(tmp_path / "source")
-    target = export_to(tmp_path / "target", load_sharded(source), source, world_of_one, chat_template=template)
+    speech = {"chat_template": template, "tokenizer": tiny_tokenizer(template)}
+    target = export_to(tmp_path / "target", load_sharded(source), source, world_of_one, **speech)
     assert AutoTokenizer.from_pretrained(target).chat_template == template
     assert json.loads((target / "tokenizer_config.json").read_text())["chat_template"] == template
+
+
+def test_custom_code_and_every_tokenizer_file_come_along(tmp_path, world_of_one):
+    source = tiny_model_dir(tmp_path / "source")
+    beside = ["modeling_own.py", "merges.txt", "vocab.json", "special_tokens_map.json", "tokenizer.model"]
+    beside += ["additional_chat_templates/rag.jinja"]
+    (source / "additional_chat_templates").mkdir()
+    for name in beside:
+        (source / name).write_text("{}")
+    target = export_to(tmp_path / "target", load_sharded(source), source, world_of_one)
+    assert [name for name in beside if not (target / name).is_file()] == []
+    assert (target / "config.json").read_bytes() == (source / "config.json").read_bytes()
+
+
+def test_lora_leaves_a_repeated_lm_head_out_when_it_is_tied(tmp_path, world_of_one):
+    """Some sources repeat the tied weight under its second name; who loads both takes either."""
+    source = tiny_model_dir(tmp_path / "source")
+    weights = load_file(source / "model.safetensors")
+    save_file(weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}, source / "model.safetensors")
+    config = load_config(source, trust_remote_code=False)
+    attention = attention_on_cpu(config, packed=True)
+    model = build_skeleton(config, attention=attention, dtype=torch.float32, trust_remote_code=False)
+    lora.add_adapters(
+        model, base="base", rank=2, alpha=4, targets=["q_proj"], dropout=0.0, use_rslora=False, use_dora=False,
+        modules_to_save=[], dtype=torch.float32,
+    )  # fmt: skip
+    load_weights(model, source, torch.device("cpu"), trust_remote_code=False)
+    lora.start_adapters(model, seed=0, adapter=None)
+    target = export_to(tmp_path / "target", model, source, world_of_one)
+    assert headers(target).keys() == weights.keys()
+
+
+@pytest.mark.parametrize("killed_at", range(8))
+def test_killed_while_it_is_published_a_directory_is_no_model_or_a_whole_one(
+    tmp_path, world_of_one, monkeypatch, killed_at
+):
+    """The publishing of a second model over a first one, ended before its n-th move or deletion."""
+    source = tiny_model_dir(tmp_path / "source")
+    first = export_to(tmp_path / "first", load_sharded(source), source, world_of_one)
+    second = export_to(
+        tmp_path / "second", load_sharded(tiny_model_dir(tmp_path / "other", seed=1)), source, world_of_one
+    )
+    run_dir = tmp_path / "run"
+    publish(first, run_dir)
+    calls = itertools.count()
+
+    def dying(act):
+        def wrapped(*arguments, **options):
+            if next(calls) == killed_at:
+                raise KeyboardInterrupt  # nothing behind it runs, as after a kill
+            return act(*arguments, **options)
+
+        return wrapped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", dying(Path.rename))
+        patch.setattr(Path, "unlink", dying(Path.unlink))
+        with suppress(KeyboardInterrupt):
+            publish(second, run_dir)
+    if (run_dir / "config.json").exists():
+        weights = load_file(run_dir / "model.safetensors")["model.embed_tokens.weight"]
+        whole = [load_file(model / "model.safetensors")["model.embed_tokens.weight"] for model in (first, second)]
+        assert any(torch.equal(weights, one) for one in whole)
+        AutoModelForCausalLM.from_pretrained(run_dir)
+    publish(second, run_dir)
+    assert {path.name for path in run_dir.iterdir()} == {path.name for path in second.iterdir()}
+
+
+def test_without_room_nothing_is_written_and_the_numbers_are_told(tmp_path, world_of_one, monkeypatch):
+    source = tiny_model_dir(tmp_path / "source")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1_000_000))
+    with pytest.raises(InputError, match=r"no room for the model: it needs 0\.06 GB, .* has 0\.00 GB free"):
+        export_to(tmp_path / "target", load_sharded(source), source, world_of_one)
+    assert list((tmp_path / "target").iterdir()) == []
+
+
+def test_another_dtype_is_in_the_weights_and_in_the_config(tmp_path, world_of_one):
+    source = tiny_model_dir(tmp_path / "source")
+    target = export_to(tmp_path / "target", load_sharded(source), source, world_of_one, dtype=torch.bfloat16)
+    assert {dtype for _, dtype in headers(target).values()} == {"BF16"}
+    assert AutoModelForCausalLM.from_pretrained(target, dtype="auto").dtype == torch.bfloat16
 
 
 def test_readable_by_others(tmp_path, world_of_one):

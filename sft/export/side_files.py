@@ -1,0 +1,114 @@
+"""What lies beside the weights: config, tokenizer, chat template, generation settings, the model's own code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+COPIED = (
+    "config.json",
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "additional_chat_templates/*.jinja",
+    "*.model",
+    "*.tiktoken",
+    "*.py",
+)
+
+
+def write_side_files(
+    source: Path,
+    target: Path,
+    *,
+    stop_token_ids: Sequence[int],
+    chat_template: str | None,
+    new_tokens: Mapping[str, int],
+    vocabulary: int,
+    dtype: torch.dtype | None,
+) -> None:
+    """Those of `source` byte for byte, but for what training changed.
+
+    chat_template: in place of the source's own. new_tokens: ids of the special tokens that its tokenizer lacks, and
+    vocabulary: the rows of the embeddings, which may have grown for them. dtype: of the weights, if not the source's.
+    """
+    _copy(source, target)
+    if new_tokens:
+        _write_new_tokens(target, new_tokens)
+        _write_vocab_size(target, vocabulary)
+    if chat_template is not None:
+        _write_chat_template(target, chat_template)
+    if dtype is not None:
+        _write_dtype(target, dtype)
+    _write_generation_config(source, target, stop_token_ids)
+
+
+def _copy(source: Path, target: Path) -> None:
+    for path in {path for pattern in COPIED for path in source.glob(pattern) if path.is_file()}:
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)
+
+
+def _write_chat_template(target: Path, template: str) -> None:
+    """Both places where loaders look: the file (new) and the tokenizer config (old)."""
+    (target / "chat_template.jinja").write_text(template)
+    config_file = target / "tokenizer_config.json"
+    config = json.loads(config_file.read_text()) if config_file.is_file() else {}
+    config_file.write_text(json.dumps(config | {"chat_template": template}, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write_new_tokens(target: Path, new_tokens: Mapping[str, int]) -> None:
+    """Into the tokenizer's own files, so that everything else in them stays as it was."""
+    file, config_file = target / "tokenizer.json", target / "tokenizer_config.json"
+    if not file.is_file():
+        tokenizer = AutoTokenizer.from_pretrained(target)
+        tokenizer.add_tokens(list(new_tokens), special_tokens=True)
+        tokenizer.save_pretrained(target)
+        return
+    tokenizer = json.loads(file.read_text())
+    form = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    others = [token for token in tokenizer["added_tokens"] if token["content"] not in new_tokens]
+    added = [{"id": token_id, "content": token} | form for token, token_id in new_tokens.items()]
+    tokenizer["added_tokens"] = sorted(others + added, key=lambda token: token["id"])
+    file.write_text(json.dumps(tokenizer, indent=2, ensure_ascii=False) + "\n")
+    config = json.loads(config_file.read_text()) if config_file.is_file() else {}
+    if "added_tokens_decoder" in config:
+        config["added_tokens_decoder"] |= {str(n): {"content": token} | form for token, n in new_tokens.items()}
+        config_file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write_vocab_size(target: Path, rows: int) -> None:
+    file = target / "config.json"
+    config = json.loads(file.read_text())
+    holder = config if "vocab_size" in config else config.get("text_config", config)
+    holder["vocab_size"] = rows
+    file.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _write_dtype(target: Path, dtype: torch.dtype) -> None:
+    file = target / "config.json"
+    config = json.loads(file.read_text())
+    config["torch_dtype" if "torch_dtype" in config else "dtype"] = str(dtype).removeprefix("torch.")
+    file.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _write_generation_config(source: Path, target: Path, stop_token_ids: Sequence[int]) -> None:
+    """The source's generation settings, stopping also at every token that was trained to end a turn."""
+    path = source / "generation_config.json"
+    settings: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    config = json.loads((source / "config.json").read_text())
+    known = settings.get("eos_token_id", config.get("eos_token_id"))
+    known = known if isinstance(known, list) else [known]
+    stops = [token_id for token_id in (*known, *stop_token_ids) if token_id is not None]
+    settings["eos_token_id"] = list(dict.fromkeys(stops))
+    (target / "generation_config.json").write_text(json.dumps(settings, indent=2) + "\n")

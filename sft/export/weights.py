@@ -1,0 +1,190 @@
+"""The weights of an export: planned by name, made one at a time, written file by file.
+
+One tensor at a time is whole on rank 0, one output file at a time in its memory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+
+from sft.distributed import on_main_rank
+from sft.errors import InputError
+from sft.model.load import has_adapters, named_weights, optional_names, weight_files
+from sft.shards import StoredTensors, whole_tensor
+
+if TYPE_CHECKING:
+    from sft.model.lora import Adapter
+
+MAX_FILE_BYTES = 5 * 10**9
+ROOM_FOR_SIDE_FILES = 64 * 10**6  # tokenizers of 30 MB exist
+DTYPES = {
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+Gather = Callable[[str, torch.dtype], torch.Tensor]
+"""(name in a model directory, dtype) -> the trained weight, whole, on the CPU. Every rank calls it."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor to be written, whose size is known before it is made."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    make: Callable[[], torch.Tensor | None]  # every rank calls it; None where nobody writes it
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def gather_from(model: PreTrainedModel) -> Gather:
+    """The weights of a model that is sharded over the ranks."""
+    weights = named_weights(model)
+    return lambda name, dtype: whole_tensor(weights[name], dtype)
+
+
+def write_weights(
+    model: PreTrainedModel,
+    source: Path,
+    target: Path,
+    *,
+    write: bool,
+    gather: Gather | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Every tensor of `source` with the numbers of `model`, adapters merged into them. Every rank calls it.
+
+    write: on the one rank that writes. gather: how to get the numbers; None: out of the model. dtype: of floating-point
+    tensors; None: each as in the source.
+    """
+    stored, gather = StoredTensors.of_whole_tensors(weight_files(source)), gather or gather_from(model)
+    weights, adapters = named_weights(model), _adapters(model)
+    # What LoRA froze is copied from the source, bit for bit; nobody has to gather it.
+    changed = {n for n, w in weights.items() if n in adapters or w.requires_grad} if adapters else set(weights)
+    if not changed <= stored.parts.keys():
+        write_renamed_weights(model, stored, target, gather=gather, dtype=dtype)
+        return
+
+    def make(name: str, dtype: torch.dtype) -> torch.Tensor | None:
+        if name in adapters:
+            adapter = adapters[name]()
+            return adapter.merged_into(stored.read(name)).to(dtype) if write else None
+        if name in changed:
+            return gather(name, dtype)
+        return stored.read(name).to(dtype) if write else None
+
+    planned, left_out = {}, optional_names(model, stored.parts)
+    for name in [name for name in stored.parts if name not in left_out] if adapters else weights:
+        shape = tuple(weights[name].shape) if name in weights else stored.shape(name)
+        to = _target_dtype(DTYPES[stored.dtypes[name]], dtype)
+        planned[name] = Planned(shape, to, partial(make, name, to))
+    write_files(planned, target, write=write)
+
+
+def convert_weights(source: Path, target: Path, dtype: torch.dtype | None) -> None:
+    """Every tensor of `source` in another dtype; one process alone calls it, in a world of one."""
+    stored = StoredTensors.of_whole_tensors(weight_files(source))
+    planned = {}
+    for name in stored.parts:
+        to = _target_dtype(DTYPES[stored.dtypes[name]], dtype)
+        planned[name] = Planned(stored.shape(name), to, lambda name=name, to=to: stored.read(name).to(to))
+    write_files(planned, target, write=True)
+
+
+def write_files(planned: dict[str, Planned], target: Path, *, write: bool) -> None:
+    """model.safetensors, or several files of at most MAX_FILE_BYTES with an index. Every rank calls it.
+
+    Raises InputError, before anything is written, where the file system has no room for all of them.
+    """
+    total = sum(plan.size for plan in planned.values())
+    on_main_rank(f"writing {target}", lambda: check_room(target, total))
+    files = list(_pack({name: plan.size for name, plan in planned.items()}, MAX_FILE_BYTES))
+    weight_map = {}
+    for number, names in enumerate(files, start=1):
+        file = "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        tensors = {}
+        for name in names:
+            tensor = planned[name].make()
+            if write and tensor is not None:
+                tensors[name] = tensor.contiguous()
+        on_main_rank(f"writing {target / file}", partial(save_file, tensors, target / file, metadata={"format": "pt"}))
+        weight_map |= dict.fromkeys(names, file)
+    if write and len(files) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def check_room(target: Path, weights: int) -> None:
+    """Raises InputError if `weights` bytes and what lies beside them do not fit where `target` lies."""
+    needed, free = weights + ROOM_FOR_SIDE_FILES, shutil.disk_usage(target).free
+    if free < needed:
+        raise InputError(
+            f"no room for the model: it needs {needed / 1e9:,.2f} GB, and the file system of {target.parent} has "
+            f"{free / 1e9:,.2f} GB free; free {(needed - free) / 1e9:,.2f} GB"
+        )
+
+
+def _target_dtype(stored: torch.dtype, asked: torch.dtype | None) -> torch.dtype:
+    return asked if asked is not None and stored.is_floating_point else stored
+
+
+def write_renamed_weights(
+    model: PreTrainedModel, stored: StoredTensors, target: Path, *, gather: Gather, dtype: torch.dtype | None
+) -> None:
+    """For a model whose weights transformers renames while loading: only it knows the way back."""
+    weights = named_weights(model)
+    usual, _ = Counter(stored.dtypes.values()).most_common(1)[0]
+    dtypes = {name: _target_dtype(DTYPES[stored.dtypes.get(name, usual)], dtype) for name in weights}
+    total = sum(weight.numel() * dtypes[name].itemsize for name, weight in weights.items())
+    on_main_rank(f"writing {target}", lambda: check_room(target, total))
+    whole = {name: gather(name, dtypes[name]) for name in weights}
+    for name, adapter in _adapters(model).items():
+        whole[name] = adapter().merged_into(whole[name])
+    save = partial(model.save_pretrained, target, state_dict=whole, max_shard_size=MAX_FILE_BYTES)
+    on_main_rank(f"writing {target}", save)
+
+
+def _adapters(model: PreTrainedModel) -> dict[str, Callable[[], Adapter]]:
+    if not has_adapters(model):
+        return {}
+    from sft.model import lora  # needs peft, which other runs do not
+
+    return lora.adapters(model)
+
+
+def _pack(sizes: dict[str, int], limit: int) -> Iterator[list[str]]:
+    """Names in order, in groups of at most `limit` bytes."""
+    group: list[str] = []
+    filled = 0
+    for name, size in sizes.items():
+        if group and filled + size > limit:
+            yield group
+            group, filled = [], 0
+        group.append(name)
+        filled += size
+    yield group
