@@ -123,6 +123,12 @@ class StoredTensors:
         with safe_open(part.file, "pt") as tensors:
             return tensors.get_tensor(part.key)
 
+    def read_whole(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """The global tensor in `dtype`, put together of its parts, on the CPU."""
+        tensor = torch.empty(self.shape(name), dtype=dtype)
+        self.copy_into({name: tensor})
+        return tensor
+
     @torch.no_grad()
     def copy_into(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Fill this rank's part of every tensor, cast to its dtype. Raises ValueError if the files lack some of it."""

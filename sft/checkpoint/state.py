@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,11 @@ def load(
 
 def fill(tensors: dict[str, torch.Tensor], checkpoint: Path) -> None:
     """Copy this rank's part of each tensor out of the checkpoint. Raises CheckpointError if it holds others."""
+    stored_state(tensors, checkpoint).copy_into(tensors)
+
+
+def stored_state(tensors: Mapping[str, torch.Tensor], checkpoint: Path) -> StoredTensors:
+    """What the checkpoint holds; raises CheckpointError unless these are among it, in these shapes."""
     stored = StoredTensors.of_ranks(checkpoint / STATE_DIR)
     wrong = [
         f"{name} of shape {list(tensor.shape)} is "
@@ -72,7 +78,7 @@ def fill(tensors: dict[str, torch.Tensor], checkpoint: Path) -> None:
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise CheckpointError(f"{checkpoint} is of another model: {'; '.join(wrong[:3])}{more}.")
-    stored.copy_into(tensors)
+    return stored
 
 
 def _state_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

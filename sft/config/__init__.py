@@ -4,7 +4,7 @@
 """
 
 from sft.config.cli import cli
-from sft.config.door import config_to_yaml, load_config
+from sft.config.door import config_to_yaml, load_config, read_config
 from sft.config.report import ConfigError
 from sft.config.schema import (
     CustomClassConfig,
@@ -34,4 +34,5 @@ __all__ = [
     "cli",
     "config_to_yaml",
     "load_config",
+    "read_config",
 ]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -88,6 +89,25 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def config_to_yaml(config: SftConfig) -> str:
     """The resolved configuration as YAML, for config.yaml in the run directory; secrets are masked."""
     return yaml.safe_dump(without_secrets(asdict(config)), sort_keys=False, allow_unicode=True)
+
+
+def read_config(file: Path) -> SftConfig:
+    """The configuration that a run left in its config.yaml; nothing of it is checked against this machine.
+
+    Keys that came later have their default. Raises ConfigError for a file that is no such configuration.
+    """
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError([f"{file} cannot be read ({error}); give the directory of a run."]) from error
+    report = Report(log.warning)
+    flat = _defaults() | (flatten(values) if isinstance(values, Mapping) else {"": values})
+    for key in [key for key in flat if key not in expectations()]:
+        report.problem(f"{file}: {_unknown(key, flat.pop(key))}")
+    config, _ = _typed(flat, report)
+    if report.problems:
+        raise ConfigError(report.problems)
+    return config
 
 
 @cache

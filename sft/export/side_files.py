@@ -41,18 +41,19 @@ def write_side_files(
     chat_template: in place of the source's own. new_tokens: ids of the special tokens that its tokenizer lacks, and
     vocabulary: the rows of the embeddings, which may have grown for them. dtype: of the weights, if not the source's.
     """
-    _copy(source, target)
+    copy_side_files(source, target)
     if new_tokens:
         _write_new_tokens(target, new_tokens)
         _write_vocab_size(target, vocabulary)
     if chat_template is not None:
         _write_chat_template(target, chat_template)
     if dtype is not None:
-        _write_dtype(target, dtype)
+        set_dtype(target, dtype)
     _write_generation_config(source, target, stop_token_ids)
 
 
-def _copy(source: Path, target: Path) -> None:
+def copy_side_files(source: Path, target: Path) -> None:
+    """Byte for byte: config, tokenizer, template, code."""
     for path in {path for pattern in COPIED for path in source.glob(pattern) if path.is_file()}:
         copy = target / path.relative_to(source)
         copy.parent.mkdir(exist_ok=True)
@@ -95,20 +96,26 @@ def _write_vocab_size(target: Path, rows: int) -> None:
     file.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _write_dtype(target: Path, dtype: torch.dtype) -> None:
+def set_dtype(target: Path, dtype: torch.dtype) -> None:
+    """Let config.json say in which dtype the weights are."""
     file = target / "config.json"
     config = json.loads(file.read_text())
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = str(dtype).removeprefix("torch.")
     file.write_text(json.dumps(config, indent=2) + "\n")
 
 
+def stop_tokens_of(directory: Path) -> list[int]:
+    """The tokens at which generation_config.json, else config.json, lets generation stop."""
+    for name in ("generation_config.json", "config.json"):
+        file = directory / name
+        if file.is_file() and (stops := json.loads(file.read_text()).get("eos_token_id")) is not None:
+            return stops if isinstance(stops, list) else [stops]
+    return []
+
+
 def _write_generation_config(source: Path, target: Path, stop_token_ids: Sequence[int]) -> None:
     """The source's generation settings, stopping also at every token that was trained to end a turn."""
     path = source / "generation_config.json"
     settings: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    config = json.loads((source / "config.json").read_text())
-    known = settings.get("eos_token_id", config.get("eos_token_id"))
-    known = known if isinstance(known, list) else [known]
-    stops = [token_id for token_id in (*known, *stop_token_ids) if token_id is not None]
-    settings["eos_token_id"] = list(dict.fromkeys(stops))
+    settings["eos_token_id"] = list(dict.fromkeys([*stop_tokens_of(source), *stop_token_ids]))
     (target / "generation_config.json").write_text(json.dumps(settings, indent=2) + "\n")

@@ -82,13 +82,24 @@ def write_weights(
     write: on the one rank that writes. gather: how to get the numbers; None: out of the model. dtype: of floating-point
     tensors; None: each as in the source.
     """
-    stored, gather = StoredTensors.of_whole_tensors(weight_files(source)), gather or gather_from(model)
+    gather = gather or gather_from(model)
+    stored = StoredTensors.of_whole_tensors(weight_files(source))
+    planned = plan_weights(model, stored, gather=gather, dtype=dtype, write=write)
+    if planned is None:
+        write_renamed_weights(model, stored, target, gather=gather, dtype=dtype)
+    else:
+        write_files(planned, target, write=write)
+
+
+def plan_weights(
+    model: PreTrainedModel, stored: StoredTensors, *, gather: Gather, dtype: torch.dtype | None, write: bool
+) -> dict[str, Planned] | None:
+    """The tensors of a trained model under their stored names; None where only transformers knows these names."""
     weights, adapters = named_weights(model), _adapters(model)
     # What LoRA froze is copied from the source, bit for bit; nobody has to gather it.
     changed = {n for n, w in weights.items() if n in adapters or w.requires_grad} if adapters else set(weights)
     if not changed <= stored.parts.keys():
-        write_renamed_weights(model, stored, target, gather=gather, dtype=dtype)
-        return
+        return None
 
     def make(name: str, dtype: torch.dtype) -> torch.Tensor | None:
         if name in adapters:
@@ -103,7 +114,7 @@ def write_weights(
         shape = tuple(weights[name].shape) if name in weights else stored.shape(name)
         to = _target_dtype(DTYPES[stored.dtypes[name]], dtype)
         planned[name] = Planned(shape, to, partial(make, name, to))
-    write_files(planned, target, write=write)
+    return planned
 
 
 def convert_weights(source: Path, target: Path, dtype: torch.dtype | None) -> None:
