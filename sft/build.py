@@ -39,9 +39,9 @@ from sft.parallel import (
     compile_layers,
     exchange_heads,
     shard,
-    split_tokens,
 )
 from sft.resume import resume
+from sft.score import my_batches
 from sft.types import Batch, TrainState
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -93,11 +93,9 @@ class Job:
         return samples_of(self.config, self.inputs, step)
 
     def batches(self, dataset: Dataset, sample_ids: np.ndarray) -> Iterator[Batch]:
-        """The micro-batches in which this rank computes its part of `sample_ids`: its samples, its tokens of them."""
-        mesh = self.mesh
-        for batch in dataset.batches(sample_ids, dp_size=mesh.dp_size, dp_rank=mesh.dp_rank):
-            mine = split_tokens(batch, part=mesh.sp_rank, parts=mesh.sp_size)
-            yield mine.pinned() if self.world.device.type == "cuda" else mine
+        """The micro-batches in which this rank computes its part of `sample_ids`."""
+        for batch in my_batches(dataset, sample_ids, self.mesh):
+            yield batch.pinned() if self.world.device.type == "cuda" else batch
 
 
 def build(config: SftConfig, world: World, inputs: Inputs) -> Job:

@@ -54,6 +54,7 @@ from sft.optim import lr_at, scale_gradients, squared_norm_of_gradients
 from sft.parallel import begin_micro_batch
 from sft.report import describe_data, describe_step, is_complete, open_log, samples_per_source, start_meter
 from sft.requests import Requests, listening
+from sft.samples import choose_prompts, sample_if_due
 from sft.save import finish, save_if_best, save_if_due
 from sft.summary import Start, summarise
 from sft.track import RunLog, check_loggers
@@ -127,7 +128,7 @@ def fit(job: Job) -> RunResult:
     with listening(job.run_dir, job.world) as listener, open_log(job) as run_log:
         for line in [*describe_data(job), describe_step(job)] if job.world.is_main else []:
             run_log.say(line)
-        meter = start_meter(job, run_log)
+        meter, prompts = start_meter(job, run_log), choose_prompts(job, run_log)
         parts = prefetch(parts_from(job, state.step + 1))
         if missed := validate_if_due(job, run_log, listener):  # before the first step, or where the run was stopped
             run_log.log(state.step, missed)
@@ -146,6 +147,7 @@ def fit(job: Job) -> RunResult:
             metrics |= validate_if_due(job, run_log, listener)
             run_log.log(state.step, metrics)
             watch(job, metrics, run_log)
+            sample_if_due(job, prompts, run_log, listener)
             if stats.skipped:
                 note_skipped(job, stats, run_log)
             requests = listener.agree(is_writing=job.saver.is_writing)

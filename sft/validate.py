@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-
-import numpy as np
-import torch
+from functools import reduce
+from operator import add
 
 from sft import judge
 from sft.build import Job
-from sft.distributed import ALL_RANKS, entering, sum_over
-from sft.loss import token_ce_sum_and_hits
+from sft.distributed import entering
 from sft.requests import Listener
+from sft.score import Score, score
 from sft.track import RunLog
 
 
@@ -59,7 +57,6 @@ def watch(job: Job, metrics: Mapping[str, float], run_log: RunLog) -> None:
     state.course.warned |= said
 
 
-@torch.no_grad()
 def evaluate(job: Job, run_log: RunLog, listener: Listener) -> dict[str, float]:
     """Token-weighted loss, perplexity and accuracy over every validation sample, equal on any number of ranks.
 
@@ -68,28 +65,20 @@ def evaluate(job: Job, run_log: RunLog, listener: Listener) -> dict[str, float]:
     """
     assert job.val is not None
     entering(f"validation after step {job.state.step}")
-    job.model.eval()
-    mesh, ids_of = job.mesh, job.val.mixture.ids
-    sums = {name: np.zeros(4) for name in ids_of}  # Σ w·CE, right predictions, Σ w, supervised tokens
-    forwards = [len(job.val.micro_batches(ids, dp_size=mesh.dp_size, dp_rank=mesh.dp_rank)) for ids in ids_of.values()]
-    batches = ((name, batch) for name, ids in ids_of.items() for batch in job.batches(job.val, ids))
-    for name, batch in run_log.progress(batches, "validation", sum(forwards)):
-        ce_sum, hits = torch.stack(token_ce_sum_and_hits(job.model, batch.to(job.world.device))).tolist()
-        sums[name] += (ce_sum, hits, batch.weight_sum, batch.num_supervised_tokens)
-        if listener.must_stop():
-            break
-    job.model.train()
-    if listener.must_stop():
-        return {}
-    totals = np.reshape(sum_over(ALL_RANKS, *np.concatenate(list(sums.values()))), (-1, 4))
-    ce_sum, hits, weight_sum, supervised_tokens = totals.sum(axis=0).tolist()
-    loss = ce_sum / weight_sum
+    scores = score(
+        job.model, job.val, job.mesh, job.world.device, progress=run_log.progress, must_stop=listener.must_stop
+    )
+    return {} if scores is None else metrics_of(scores)
+
+
+def metrics_of(scores: dict[str, Score]) -> dict[str, float]:
+    """The numbers of a validation under their names in metrics.jsonl."""
+    total = reduce(add, scores.values())
     metrics = {
-        "val/loss": loss,
-        "val/perplexity": math.exp(min(loss, 700.0)),  # e^700 is the last one a float holds
-        "val/token_accuracy": hits / supervised_tokens,
+        "val/loss": total.loss,
+        "val/perplexity": total.perplexity,
+        "val/token_accuracy": total.token_accuracy,
     }
-    if len(sums) > 1:
-        losses = (totals[:, 0] / totals[:, 2]).tolist()
-        metrics |= {f"val/loss/{name}": loss for name, loss in zip(sums, losses, strict=True)}
+    if len(scores) > 1:
+        metrics |= {f"val/loss/{name}": part.loss for name, part in scores.items()}
     return metrics

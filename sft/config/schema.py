@@ -222,6 +222,9 @@ class TrainerConfig:
     early_stop_min_delta: AtLeast0
     save_best: Flag
     load_best_at_end: Flag
+    generate_freq: CountOrOff
+    generate_samples: Count
+    generate_max_new_tokens: Count
     save_freq: CountOrOff
     save_hf_freq: CountOrOff
     async_save: Flag

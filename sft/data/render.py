@@ -60,13 +60,8 @@ def render(
     supervision = supervision or Supervision()
     counts = Counter() if counts is None else counts
     where = conversation.where
-    tools = clean_tools(conversation.tools, where)
-    template = chat_template(tokenizer, tools)
-    messages = clean_messages(conversation.messages, where)
-    _name_reasoning(messages, reasoning_key(template), where)
-    options = template_options(template, conversation.template_options, supervision)
-    shapes = turn_shapes(tokenizer, template, options)
-    chat = ChatInTemplate(messages, tools, template, options, where, tokenizer, shapes)
+    chat = chat_in_template(conversation, tokenizer, supervision)
+    messages = chat.messages
     weights = message_weights(conversation.messages, supervision.train_on, where)
     for k, message in enumerate(messages):
         if message["role"] == "assistant" and weights[k] > 0:
@@ -89,6 +84,20 @@ def render(
         texts = texts[-1:]
         counts["turns left out"] += len(as_sampled) - len(texts[0][1])
     return [Rendering(text, spans, where) for text, spans in texts]
+
+
+def chat_in_template(
+    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, supervision: Supervision
+) -> ChatInTemplate:
+    """The conversation, cleaned, with the template that renders it. Raises InputError for what no template can take."""
+    where = conversation.where
+    tools = clean_tools(conversation.tools, where)
+    template = chat_template(tokenizer, tools)
+    messages = clean_messages(conversation.messages, where)
+    _name_reasoning(messages, reasoning_key(template), where)
+    options = template_options(template, conversation.template_options, supervision)
+    shapes = turn_shapes(tokenizer, template, options)
+    return ChatInTemplate(messages, tools, template, options, where, tokenizer, shapes)
 
 
 def template_options(template: str, given: Mapping[str, Any], supervision: Supervision) -> dict[str, Any]:

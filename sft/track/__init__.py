@@ -20,7 +20,7 @@ from sft.track.console import Console, step_line
 from sft.track.curve import LossCurve
 from sft.track.curve import draw as draw_curve
 from sft.track.facts import facts_of_process, write_run_json
-from sft.track.files import MetricsFile, TrainingLog, append_line, replace_file
+from sft.track.files import MetricsFile, TrainingLog, append_line, replace_file, write_samples
 from sft.track.trackers import TrackedRun, TrackerThread, check_loggers
 
 __all__ = [
@@ -138,6 +138,18 @@ class RunLog:
         if self._run_dir:
             record = {"step": step, "loss": str(loss), "grad_norm": str(grad_norm), "rows": rows}
             self._try("skipped_steps.jsonl", append_line, self._run_dir / "skipped_steps.jsonl", json.dumps(record))
+
+    def samples(self, step: int, answers: list[dict[str, str]]) -> None:
+        """Show what the model answers (row, prompt, answer, expected), and keep it in samples.jsonl.
+
+        What the file holds of this step and later ones is replaced: a resumed run goes that way again.
+        """
+        for sample in answers:
+            self.say(
+                f"sample after step {step}, {sample['row']}: {sample['answer']!r}, expected {sample['expected']!r}"
+            )
+        if self._run_dir:
+            self._try("samples.jsonl", write_samples, self._run_dir / "samples.jsonl", step, answers)
 
     def warn(self, text: str) -> None:
         self.say(f"warning: {text}")

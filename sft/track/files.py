@@ -27,6 +27,13 @@ def append_line(path: Path, line: str) -> None:
         file.write(f"{line}\n")
 
 
+def write_samples(path: Path, step: int, samples: list[dict[str, str]]) -> None:
+    """One JSON object per sample, `step` first; what the file holds of `step` and beyond gives way."""
+    earlier, _ = read_metrics(path)
+    records = [record for record in earlier if record["step"] < step] + [{"step": step} | sample for sample in samples]
+    replace_file(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode())
+
+
 def timestamp() -> str:
     """Now in ISO 8601, to the second, with the offset of the local time zone."""
     return datetime.now().astimezone().isoformat(timespec="seconds")

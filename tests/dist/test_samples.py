@@ -1,0 +1,92 @@
+"""Samples during training: the answers of the model as it stands, on any split, without a trace in what it learns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.assets import write_jsonl
+from tests.launch import succeed
+
+SAMPLES = ["trainer.generate_freq=2", "trainer.generate_samples=3", "trainer.generate_max_new_tokens=12"]
+
+
+def curve(metrics: list[dict]) -> list[float]:
+    return [value for line in metrics for value in (line["train/loss"], line["train/grad_norm"])]
+
+
+def samples(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "samples.jsonl").read_text().splitlines()]
+
+
+def answers_of(run_dir: Path, prompts: list[str]) -> list[str]:
+    """What transformers alone makes of the exported model."""
+    tokenizer = AutoTokenizer.from_pretrained(run_dir)
+    model = AutoModelForCausalLM.from_pretrained(run_dir, dtype=torch.float32).eval()
+    answers = []
+    for prompt in prompts:
+        ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+        output = model.generate(**ids, max_new_tokens=12, do_sample=False)
+        answers.append(tokenizer.decode(output[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
+    return answers
+
+
+@pytest.mark.parametrize("kind", ["plain", "lora"])
+def test_answers_are_those_of_the_exported_model_and_losses_do_not_change(base, run_all, tmp_path, kind):
+    """Padded and packed rows, one rank and two, a row that two ranks share: 3 prompts are no even share of 2 ranks."""
+    lora = ["model.lora_rank=4", "model.lora_dropout=0.1"] if kind == "lora" else []
+    # 30 steps: by then answers differ from prompt to prompt, and some stop by themselves.
+    run = [*base, *lora, "trainer.total_training_steps=30", "trainer.save_freq=3", "trainer.async_save=false"]
+    packed = "use_remove_padding=true"
+    layouts = [[], [packed], [packed, "ulysses_sequence_parallel_size=2"]]
+    with_samples = run_all([[*run, *SAMPLES, *layout] for layout in layouts], 2)
+    without = run_all([[*run, *layout] for layout in layouts], 2)
+    assert [curve(metrics) for metrics in with_samples] == [curve(metrics) for metrics in without]
+    alone = run_all([[*run, *SAMPLES, packed]], 1)
+    assert len(alone[0]) == 30
+
+    for run_dir in [*(tmp_path / "call_0").glob("run_*"), tmp_path / "call_2" / "run_0"]:
+        found = samples(run_dir)
+        assert [line["step"] for line in found] == [step for step in range(2, 31, 2) for _ in range(3)]
+        last = found[-3:]
+        assert [line["row"] for line in last] == ["val.jsonl:1", "val.jsonl:2", "val.jsonl:3"]
+        assert last[1]["expected"] == "38. " * 2 and last[1]["prompt"].endswith("<|im_start|>assistant\n")
+        assert [line["answer"] for line in last] == answers_of(run_dir, [line["prompt"] for line in last])
+        assert "sample after step 30, val.jsonl:1: " in (run_dir / "training.log").read_text()
+
+
+def test_a_resumed_run_goes_the_same_way_and_holds_each_sample_once(base, tmp_path):
+    run = [*base, *SAMPLES, "trainer.total_training_steps=6", "trainer.save_freq=3", "trainer.default_local_dir=run"]
+    (tmp_path / "straight").mkdir()
+    succeed(run, ranks=2, cwd=tmp_path / "straight")
+    (tmp_path / "resumed").mkdir()
+    succeed(run, ranks=2, cwd=tmp_path / "resumed")
+    run_dir = tmp_path / "resumed" / "run"
+    for trace in ("global_step_6", "config.json", "run.json"):  # as if it had been killed in step 6
+        remove(run_dir / trace)
+    succeed(run, ranks=2, cwd=tmp_path / "resumed")
+    assert samples(run_dir) == samples(tmp_path / "straight" / "run")
+    mine, straight = (
+        [json.loads(line) for line in (d / "metrics.jsonl").read_text().splitlines()]
+        for d in (run_dir, tmp_path / "straight" / "run")
+    )
+    assert curve(mine) == curve(straight)
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        path.rename(path.with_name(f"gone_{path.name}"))
+    else:
+        path.unlink()
+
+
+def test_rows_that_ask_nothing_give_no_samples_and_that_is_said(base, tmp_path):
+    write_jsonl(tmp_path / "text.jsonl", [{"text": "words " * 5}] * 4)
+    run = [*base, *SAMPLES, "data.val_files=null", f"data.train_files={tmp_path / 'text.jsonl'}"]
+    done = succeed([*run, "trainer.total_training_steps=2", "trainer.default_local_dir=run"], ranks=0, cwd=tmp_path)
+    assert "text.jsonl:1: plain text asks nothing" in done.stdout and "the rows give 0 prompts" in done.stdout
+    assert not (tmp_path / "run" / "samples.jsonl").exists()
