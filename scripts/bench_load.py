@@ -50,7 +50,7 @@ def make_model(directory: Path, gigabytes: float) -> float:
 def load(way: str, directory: Path) -> dict[str, float]:
     """Load once on this rank, as the trainer does or as a script would; seconds, and the growth of its peak memory."""
     from sft.distributed import World, process_group
-    from sft.model import build_skeleton, decoder_layers, load_config, load_weights
+    from sft.model import Available, build_skeleton, choose_attention, decoder_layers, load_config, load_weights
     from sft.parallel import Sharding, build_mesh, shard
 
     world = World.from_environment()
@@ -58,12 +58,13 @@ def load(way: str, directory: Path) -> dict[str, float]:
         config = load_config(directory, trust_remote_code=False)
         # A first, small model: imports and what libraries set up once are no part of either way.
         config.num_hidden_layers, layers = 1, config.num_hidden_layers
-        build_skeleton(config, packed=True, dtype=torch.float32, trust_remote_code=False)
+        attention = choose_attention(config, wanted="auto", packed=True, half=True, here=Available("cpu"))
+        build_skeleton(config, attention=attention, dtype=torch.float32, trust_remote_code=False)
         config.num_hidden_layers = layers
         torch.distributed.barrier()
         memory, started = WatchedMemory(), time.perf_counter()
         if way == "sharded":
-            model = build_skeleton(config, packed=True, dtype=torch.float32, trust_remote_code=False)
+            model = build_skeleton(config, attention=attention, dtype=torch.float32, trust_remote_code=False)
             shard(model, decoder_layers(model), build_mesh(world.size, "cpu").fsdp, Sharding(torch.bfloat16))
             load_weights(model, directory, world.device, trust_remote_code=False)
         else:

@@ -88,26 +88,39 @@ def supervision_of(config: SftConfig) -> Supervision:
 
 def open_data(config: SftConfig, tokenizer: Any, world: World) -> tuple[Dataset, Dataset | None]:
     """The training and the validation samples, tokenised by one process per node, memory-mapped by all."""
+    data = config.data
+    train = _open(config, data.train_files, tokenizer, world, max_samples=data.train_max_samples, order=data.curriculum)
+    if len(train.mixture.sources) > 1:
+        log.info("%s", train.describe_epoch())
+    return train, open_val(config, tokenizer, world) if data.val_files else None
+
+
+def open_val(config: SftConfig, tokenizer: Any, world: World) -> Dataset:
+    """The validation samples alone."""
+    return _open(config, config.data.val_files, tokenizer, world, max_samples=config.data.val_max_samples)
+
+
+def _open(
+    config: SftConfig,
+    files: tuple[str, ...] | None,
+    tokenizer: Any,
+    world: World,
+    *,
+    max_samples: int,
+    order: str | None = None,
+) -> Dataset:
     max_tokens = config.data.max_tokens_per_gpu
     if max_tokens is not None:
         max_tokens *= config.ulysses_sequence_parallel_size  # each rank of the group holds its part of the row
-
-    def open_files(files: tuple[str, ...] | None, max_samples: int, curriculum: str | None = None) -> Dataset:
-        return open_dataset(
-            config.data,
-            files,
-            max_samples=max_samples,
-            max_tokens=max_tokens,
-            packed=config.use_remove_padding,
-            tokenizer=tokenizer,
-            build_here=world.local_rank == 0,
-            say=log.info,
-            curriculum=curriculum,
-            seed=config.trainer.seed,
-        )
-
-    train = open_files(config.data.train_files, config.data.train_max_samples, config.data.curriculum)
-    if len(train.mixture.sources) > 1:
-        log.info("%s", train.describe_epoch())
-    val = open_files(config.data.val_files, config.data.val_max_samples) if config.data.val_files else None
-    return train, val
+    return open_dataset(
+        config.data,
+        files,
+        max_samples=max_samples,
+        max_tokens=max_tokens,
+        packed=config.use_remove_padding,
+        tokenizer=tokenizer,
+        build_here=world.local_rank == 0,
+        say=log.info,
+        curriculum=order,
+        seed=config.trainer.seed,
+    )

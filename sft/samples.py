@@ -128,7 +128,10 @@ def _logits(job: Job, batch: Batch, columns: np.ndarray) -> torch.Tensor:
     # The LM head runs on every rank, be it for one token that nobody asked for: its weights are gathered as well.
     keep = torch.from_numpy(columns if len(columns) else np.zeros(1, np.int64)).to(device)
     batch = batch.to(device)
-    lengths = {} if batch.cu_seqlens is None else {"sample_lengths": tuple(batch.cu_seqlens.diff().tolist())}
     return job.model(
-        input_ids=batch.input_ids, position_ids=batch.position_ids, logits_to_keep=keep, use_cache=False, **lengths
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
+        logits_to_keep=keep,
+        use_cache=False,
+        **batch.boundaries,
     ).logits

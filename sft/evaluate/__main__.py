@@ -1,0 +1,38 @@
+"""A trained model on data.val_files: loss, perplexity and token accuracy as in training, and if asked its answers.
+
+    torchrun --standalone --nproc_per_node=8 -m sft.evaluate <the overrides of training> \\
+        model.partial_pretrain=runs/gsm8k +evaluate.generate=true +evaluate.out=predictions.jsonl
+
+Keys that only training reads may stay. Exit codes: 0, or 2 with a message.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from sft.config import ConfigError, SftConfig, cli
+from sft.evaluate.options import help_text, take_options
+
+
+def main() -> None:
+    """Read argv, evaluate, and exit."""
+    try:
+        options, overrides = take_options(sys.argv[1:])
+    except ConfigError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(error, file=sys.stderr)
+        sys.exit(2)
+    if {"--help", "-h"} & set(overrides) and os.environ.get("RANK", "0") == "0":
+        print(f"{__doc__}\nKeys of this command:\n\n{help_text()}\n\nAll others are the trainer's:\n")
+
+    def run(config: SftConfig) -> None:
+        from sft.evaluate.run import main  # torch takes seconds to import
+
+        main(config, options)
+
+    cli(run, overrides, world_size=0)
+
+
+if __name__ == "__main__":
+    main()

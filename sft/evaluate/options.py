@@ -1,0 +1,51 @@
+"""The keys of this command alone (`+evaluate.generate=true`), and what becomes of those that only training reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Annotated
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from sft.config import ConfigError, options
+from sft.config.compose import key_of
+from sft.config.names import ALIASES
+
+NOT_READ = {
+    "data.train_files": "${data.val_files}",  # rows of training may be gone; the door wants some that are there
+    "data.mixture": "null",
+    "data.curriculum": "null",
+    "trainer.default_local_dir": str(Path(gettempdir()) / "sft_evaluate"),  # the run directory is the model here
+    "trainer.resume_mode": "auto",
+    "trainer.resume_from_path": "null",
+    "trainer.init_from_checkpoint": "null",
+}
+"""Keys that only training reads, with what they are set to, so that the same overrides may be given as there."""
+
+
+@dataclass(frozen=True)
+class Options:
+    generate: Annotated[bool, Field(description="true: let the model answer every row, and compare")] = False
+    max_new_tokens: Annotated[int, Field(ge=1, description="tokens of an answer at most")] = 256
+    batch_size: Annotated[int, Field(ge=1, description="prompts that a rank answers at a time")] = 16
+    out: Annotated[str | None, Field(description="file for every prompt, answer and verdict as JSONL")] = None
+    metrics: Annotated[str | None, Field(description="file for the numbers as JSON")] = None
+
+
+def take_options(arguments: Sequence[str]) -> tuple[Options, list[str]]:
+    """(our own keys, the overrides that evaluation reads). Raises ConfigError with everything wrong with ours."""
+    taken, rest = options.take_options(arguments, Options, "evaluate", files=("out", "metrics"))
+    if taken.out and not taken.generate:
+        raise ConfigError([f"evaluate.out={taken.out} is for answers, which evaluate.generate=false makes none of."])
+    if "data.val_files=null" in (text.lstrip("+") for text in rest):
+        raise ConfigError(["data.val_files=null: there is nothing to evaluate on; give held-out files."])
+    kept = [text for text in rest if ALIASES.get(key_of(text), key_of(text)) not in NOT_READ]
+    return taken, [*kept, *(f"{key}={value}" for key, value in NOT_READ.items())]
+
+
+def help_text() -> str:
+    """Our keys, one per line, with their defaults."""
+    return options.help_text(Options, "evaluate")

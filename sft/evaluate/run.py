@@ -1,0 +1,180 @@
+"""Score the validation files; then, if asked, let every row be answered, each rank its share of them."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import sys
+from dataclasses import replace
+from datetime import timedelta
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any
+
+from rich.progress import track
+
+from sft.build import build_model
+from sft.config import SftConfig
+from sft.data.prompts import Prompt, read_prompts
+from sft.distributed import (
+    LostRanksError,
+    World,
+    entering,
+    log,
+    log_on_main_rank_only,
+    on_every_rank,
+    process_group,
+    seed_everything,
+)
+from sft.errors import InputError
+from sft.evaluate.judge import is_right
+from sft.evaluate.options import Options
+from sft.generate.answer import Sampling, answer, open_model
+from sft.inputs import open_tokenizer, open_val
+from sft.model import find_model
+from sft.parallel import build_mesh
+from sft.score import Score, score
+from sft.track.files import replace_file
+
+MAX_BAD_ROWS = 5
+ALL = "all"
+
+Numbers = dict[str, dict[str, float]]
+"""What is known of each entry of data.val_files, and of all of them together."""
+
+
+def main(config: SftConfig, options: Options) -> None:
+    """Evaluate, print, write. Ends the process with 2 and one message where the user's input is to blame."""
+    world = World.from_environment()
+    code, message = 0, ""
+    try:
+        for name, numbers in evaluate(config, options, world).items() if world.is_main else ():
+            print(line(name, numbers))
+        return
+    except LostRanksError as error:
+        code, message = 1, str(error)
+    except InputError as error:
+        code, message = 2, str(error)
+    if world.is_main and message:
+        print(f"error: {message}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # threads of a process group that was left would hold this process back, or abort it
+
+
+def evaluate(config: SftConfig, options: Options, world: World) -> Numbers:
+    """The numbers of every entry of data.val_files. Every rank calls it; all get them. Raises InputError."""
+    log_on_main_rank_only(world)
+    seed_everything(config.trainer.seed)
+    check(config, options, world)
+    if config.model.external_lib:
+        importlib.import_module(config.model.external_lib)
+    if config.model.lora_rank and not config.model.lora_adapter_path:
+        config = replace(config, model=replace(config.model, lora_rank=0))  # new adapters would add nothing
+    source = find_model(config.model.partial_pretrain)
+    tokenizer, _, new_tokens = open_tokenizer(config, source)
+    val = open_val(config, tokenizer, world)
+    with process_group(world, timedelta(seconds=config.trainer.timeout_s)):
+        entering("evaluation")
+        mesh = build_mesh(world.size, world.device.type, sp_size=config.ulysses_sequence_parallel_size)
+        model = build_model(config, source, mesh, world, tokens=max(new_tokens.values(), default=-1) + 1)
+
+        def progress(batches, what, total):
+            return track(batches, what, total=total, disable=not (world.is_main and sys.stdout.isatty()))
+
+        scores = score(model, val, mesh, world.device, progress=progress)
+        assert scores is not None, "nobody asked to stop"
+        numbers = numbers_of(scores)
+        del model, mesh  # the memory is needed for a model that lies whole on every rank
+        gc.collect()
+        if options.generate:
+            judge(config, options, source, tokenizer, world, numbers)
+    if options.metrics and world.is_main:
+        replace_file(Path(options.metrics), (json.dumps(numbers, indent=2) + "\n").encode())
+    return numbers
+
+
+def check(config: SftConfig, options: Options, world: World) -> None:
+    """Raises InputError for what training could do with these keys, and evaluation cannot."""
+    model, sp = config.model, config.ulysses_sequence_parallel_size
+    if world.size % sp:
+        raise InputError(f"ulysses_sequence_parallel_size={sp} must divide the number of ranks, {world.size}.")
+    if model.lora_adapter_path and (Path(model.partial_pretrain) / "lora_adapter").is_dir():
+        raise InputError(
+            f"model.partial_pretrain={model.partial_pretrain} is a merged model, to which model.lora_adapter_path="
+            f"{model.lora_adapter_path} would be added once more; leave the path out, or give the base model."
+        )
+    if model.lora_adapter_path and options.generate:
+        raise InputError(
+            "evaluate.generate=true answers with the model directory as it is, without model.lora_adapter_path; "
+            "evaluate the merged model: the run directory, or what python -m sft.export makes of a checkpoint."
+        )
+
+
+def numbers_of(scores: dict[str, Score]) -> Numbers:
+    """As in training: val/loss, val/perplexity, val/token_accuracy; of several files, of each."""
+    everything = {ALL: reduce(add, scores.values())} if len(scores) > 1 else {}
+    return {
+        name: {"loss": part.loss, "perplexity": part.perplexity, "token_accuracy": part.token_accuracy}
+        for name, part in (scores | everything).items()
+    }
+
+
+def judge(config: SftConfig, options: Options, source: Path, tokenizer: Any, world: World, numbers: Numbers) -> None:
+    """Add exact_match to the numbers, and write every answer with its verdict. Every rank calls it."""
+    prompts = prompts_of(config, tokenizer)
+    # By length, dealt in turn: every rank gets as much to say.
+    mine = sorted(range(len(prompts)), key=lambda n: -len(prompts[n].input_ids))[world.rank :: world.size]
+
+    def answer_mine() -> list[tuple[int, str]]:
+        model, _ = open_model(source, device=world.device, trust_remote_code=config.model.trust_remote_code)
+        answers = answer(
+            model,
+            tokenizer,
+            [prompts[n].input_ids for n in mine],
+            Sampling(options.max_new_tokens),
+            batch_size=options.batch_size,
+            progress=lambda starts, total: track(starts, "answering", total=total, disable=not world.is_main),
+        )
+        return list(zip(mine, answers, strict=True))
+
+    answers = dict(pair for share in on_every_rank("answering", answer_mine) for pair in share)
+    right = [is_right(answers[n], prompt.expected) for n, prompt in enumerate(prompts)]
+    for name in numbers:
+        of_part = [verdict for prompt, verdict in zip(prompts, right, strict=True) if name in (prompt.part, ALL)]
+        if name == ALL or of_part:
+            numbers[name] |= {"exact_match": sum(of_part) / len(of_part), "answers": len(of_part)}
+    if options.out and world.is_main:
+        lines = [
+            {"row": p.where, "prompt": p.text, "answer": answers[n], "expected": p.expected, "correct": right[n]}
+            for n, p in enumerate(prompts)
+        ]
+        text = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in lines)
+        replace_file(Path(options.out), text.encode())
+        log.info("%s: %s answers", options.out, f"{len(lines):,}")
+
+
+def prompts_of(config: SftConfig, tokenizer: Any) -> list[Prompt]:
+    """What the rows of data.val_files ask. Raises InputError for rows without an answer, unless they are dropped."""
+    data, bad = config.data, []
+    max_rows = None if data.val_max_samples < 0 else data.val_max_samples
+    prompts = list(read_prompts(data, data.val_files, tokenizer, bad, max_rows=max_rows))
+    if bad and (data.bad_rows == "error" or not prompts):
+        more = f"\n  and {len(bad) - MAX_BAD_ROWS:,} more" if len(bad) > MAX_BAD_ROWS else ""
+        shown = "\n  ".join(bad[:MAX_BAD_ROWS])
+        raise InputError(
+            f"evaluate.generate=true: {len(bad):,} of {len(bad) + len(prompts):,} rows have no answer to compare "
+            f"with:\n  {shown}{more}\nLeave such rows out (data.bad_rows=drop), or evaluate.generate=false."
+        )
+    if bad:
+        log.warning("%s rows have no answer to compare with, and are left out; the first: %s", f"{len(bad):,}", bad[0])
+    return prompts
+
+
+def line(name: str, numbers: dict[str, float]) -> str:
+    """`val: loss=0.4123 perplexity=1.510 token_accuracy=0.8912 exact_match=0.5530 (200 answers)`."""
+    told = " ".join(f"{key}={value:.6g}" for key, value in numbers.items() if key != "answers")
+    return f"{name}: {told}" + (f" ({numbers['answers']:,} answers)" if "answers" in numbers else "")

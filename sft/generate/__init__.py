@@ -1,0 +1,1 @@
+"""Answers of a model directory: one prompt, a file of them, or a conversation."""

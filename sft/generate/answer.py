@@ -1,0 +1,107 @@
+"""Prompts -> answers of a model that lies whole on one device, in batches padded on the left.
+
+Generation stops at the tokens of the model's generation_config.json; nothing else of that file counts: what is greedy
+here is the most likely token, without penalties.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, TextStreamer
+
+from sft.errors import InputError
+from sft.model.load import load_tokenizer, weight_files
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen. temperature 0: always the most likely one."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+
+def open_model(
+    directory: Path, *, device: torch.device | None = None, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, Any]:
+    """(model on the device, tokenizer) of a model directory. Raises InputError if it is none.
+
+    device: None: the GPU where there is one.
+    """
+    if not (directory / "config.json").is_file():
+        raise InputError(
+            f"{directory} is no model directory (no config.json); give the directory of a finished run, a checkpoint's "
+            "huggingface/, or write one: python -m sft.export RUN."
+        )
+    weight_files(directory)  # names what is missing
+    tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
+    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype="auto", trust_remote_code=trust_remote_code)
+    return model.to(device or torch.device("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
+
+
+def chat_prompt(tokenizer: Any, messages: Sequence[dict[str, Any]]) -> list[int]:
+    """The token ids with which the model is asked to answer. Raises InputError for a model without a chat template."""
+    if not tokenizer.chat_template:
+        raise InputError(
+            "the model has no chat template, which would turn a question into what it was trained on. Fine-tune it "
+            "with one (data.chat_template), put a chat_template.jinja beside its tokenizer.json, or let it continue "
+            "plain text: --raw."
+        )
+    text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def answer(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    batch_size: int = 16,
+    progress: Callable[[Iterable[int], int], Iterable[int]] = lambda starts, total: starts,
+    stream: bool = False,
+) -> list[str]:
+    """The answer to every prompt (token ids), in order. Prompts of like length share a batch, so few are padded much.
+
+    stream: print it while it is made; for one prompt.
+    """
+    order = sorted(range(len(prompts)), key=lambda n: -len(prompts[n]))
+    starts = range(0, len(prompts), batch_size)
+    answers = [""] * len(prompts)
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
+    for start in progress(starts, len(starts)):
+        batch = order[start : start + batch_size]
+        made = _generate(model, tokenizer, [prompts[n] for n in batch], sampling, streamer)
+        for n, text in zip(batch, tokenizer.batch_decode(made, skip_special_tokens=True), strict=True):
+            answers[n] = text
+    return answers
+
+
+@torch.inference_mode()
+def _generate(
+    model: PreTrainedModel, tokenizer: Any, prompts: list[Sequence[int]], sampling: Sampling, streamer: Any
+) -> torch.Tensor:
+    longest = max(map(len, prompts))
+    stops = model.generation_config.eos_token_id  # pyright: ignore[reportOptionalMemberAccess]
+    first_stop = stops[0] if isinstance(stops, list) else stops
+    pad = next((token for token in (tokenizer.pad_token_id, first_stop) if token is not None), 0)
+    ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    chosen = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    settings = GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        eos_token_id=stops,
+        pad_token_id=pad,
+        **(chosen if sampling.temperature else {"do_sample": False}),
+    )
+    model.generation_config = settings  # else transformers would fill in from the file what is not said here
+    output: Any = model.generate(  # pyright: ignore[reportCallIssue]
+        input_ids=ids.to(model.device), attention_mask=mask.to(model.device), streamer=streamer
+    )
+    return output[:, longest:]
