@@ -17,7 +17,6 @@ import json
 import random
 import sys
 from pathlib import Path
-from typing import Any
 
 ONES = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
@@ -131,22 +130,20 @@ def prepare(root: Path) -> None:
 
 def answer(model_dir: Path, prompts: list[str], batch_size: int = 50) -> list[str]:
     """Greedy answers of the model in `model_dir`, one per prompt, in order."""
-    import torch
     from rich.progress import track
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model_dir, padding_side="left")
-    model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
-    answers: list[str] = []
-    for start in track(range(0, len(prompts), batch_size), description="generating"):
-        chats = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + batch_size]]
-        inputs = tokenizer.apply_chat_template(
-            chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
-        )
-        with torch.inference_mode():
-            output = model.generate(**inputs, max_new_tokens=32, do_sample=False)
-        answers += tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return answers
+    from sft.generate import answer as generate
+
+    model, tokenizer = generate.open_model(model_dir)
+    chats = [generate.chat_prompt(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
+    return generate.answer(
+        model,
+        tokenizer,
+        chats,
+        generate.Sampling(max_new_tokens=32),
+        batch_size=batch_size,
+        progress=lambda starts, total: track(starts, description="generating", total=total),
+    )
 
 
 def score(root: Path) -> float:

@@ -51,8 +51,9 @@ def main(config: SftConfig, options: Options) -> None:
     world = World.from_environment()
     code, message = 0, ""
     try:
-        for name, numbers in evaluate(config, options, world).items() if world.is_main else ():
-            print(line(name, numbers))
+        numbers = evaluate(config, options, world)
+        for name in numbers if world.is_main else ():
+            print(line(name, numbers[name]))
         return
     except LostRanksError as error:
         code, message = 1, str(error)
