@@ -26,6 +26,7 @@ from sft.model import (
     build_skeleton,
     decoder_layers,
     grow_vocabulary,
+    learn_logit_form,
     load_config,
     load_weights,
 )
@@ -251,4 +252,5 @@ def build_bare_model(
 
         name = str(source.resolve()) if Path(config.model.partial_pretrain).is_dir() else config.model.partial_pretrain
         lora.add_adapters(model, base=name, dtype=master_dtype, **adapters)
+    learn_logit_form(model)  # with its adapters: one on the LM head makes it another head
     return model, grown

@@ -1,7 +1,8 @@
 """Summed cross entropy over supervised tokens only.
 
-The LM head meets only the columns that carry a label, and the fp32 softmax exists for one chunk of them at a
-time: there is never a [T, V] tensor of all positions.
+The LM head meets only the columns that carry a label, and of these a few rows at a time: there is never a tensor of
+all logits. The work is done in head.py, within the forward pass of the LM head, where FSDP2 has its weight gathered.
+A model whose treatment of logits is not known (model/logits.py) gives whole logits of the supervised columns instead.
 
 Shapes: R x C the layout of the batch (packed: R = 1), K supervised columns, N = R·K rows of logits, V vocabulary.
 """
@@ -9,23 +10,28 @@ Shapes: R x C the layout of the batch (packed: R = 1), K supervised columns, N =
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from sft.head import LogitForm, linear_ce_sum
 from sft.types import IGNORE_INDEX, Batch
 
 CHUNK = 1024
-"""Rows of logits whose fp32 copy is alive at one time: 1024 x 152k x 4 bytes = 0.6 GiB."""
+"""Rows of whole logits whose fp32 copy is alive at one time: 1024 x 152k x 4 bytes = 0.6 GiB."""
 
 
 def token_ce_sum(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Σ w·CE over the supervised tokens of `batch`: fp32 scalar, differentiable, not divided by anything.
+    """Σ w·CE over the supervised tokens of `batch`: fp32 scalar, differentiable once, not divided by anything.
 
     Only the step knows Σ w over all micro-batches and ranks. A batch without labels gives a zero that still
     reaches every parameter, so that a rank with nothing to learn takes part in the gradient reduction.
     """
+    form = getattr(model, "logit_form", None)
+    if form is not None:
+        return _fused(model, batch, form)[0]
     logits, labels, weights = supervised_logits(model, batch)
     total = logits[:0].sum(dtype=torch.float32)
     for chunk in _chunks(logits, labels, weights):
@@ -36,6 +42,9 @@ def token_ce_sum(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 @torch.no_grad()
 def token_ce_sum_and_hits(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """(Σ w·CE, number of supervised tokens whose most likely prediction is right), both fp32 scalars."""
+    form = getattr(model, "logit_form", None)
+    if form is not None:
+        return _fused(model, batch, form)
     logits, labels, weights = supervised_logits(model, batch)
     ce_sum = hits = logits.new_zeros((), dtype=torch.float32)
     for chunk in _chunks(logits, labels, weights):
@@ -44,21 +53,54 @@ def token_ce_sum_and_hits(model: torch.nn.Module, batch: Batch) -> tuple[torch.T
     return ce_sum, hits
 
 
+def _fused(model: Any, batch: Batch, form: LogitForm) -> tuple[torch.Tensor, torch.Tensor]:
+    """(Σ w·CE, hits): the answer of `model` itself, for the time of one call.
+
+    Both must leave the model through its LM head and its own forward, or FSDP2 would not know of their gradients.
+    """
+    head = model.get_output_embeddings()
+    hidden, answer = [], []
+
+    def take_hidden(_: Any, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        hidden.append(args[0].flatten(0, 1))
+        return (args[0][:, :0],)  # so that the LM head computes no logits
+
+    def give_loss(*_: Any) -> torch.Tensor:
+        labels, weights = _supervised(batch)
+        answer.extend(linear_ce_sum(hidden[0], head.weight, head.bias, labels, weights, form))
+        return answer[0]
+
+    with (
+        head.register_forward_pre_hook(take_hidden),
+        head.register_forward_hook(give_loss, prepend=True),  # first: FSDP2's own hook may free the weight
+        model.register_forward_hook(lambda *_: tuple(answer), prepend=True),
+    ):
+        return _forward(model, batch)
+
+
 def supervised_logits(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(logits [N, V], labels [N], loss_weights [N]) of the columns that carry labels.
 
     The model itself is asked for them (`logits_to_keep`), so that whatever it does after its LM head -
     soft-capping, scaling - is done here too.
     """
-    logits = model(
+    return _forward(model, batch).logits.flatten(0, 1), *_supervised(batch)
+
+
+def _forward(model: torch.nn.Module, batch: Batch) -> Any:
+    return model(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
         logits_to_keep=batch.supervised_columns,
         use_cache=False,
         **batch.boundaries,
-    ).logits
+    )
+
+
+def _supervised(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """(labels [N], loss_weights [N]) of the supervised columns."""
     columns = batch.supervised_columns
-    return logits.flatten(0, 1), batch.labels[:, columns].flatten(), batch.loss_weights[:, columns].flatten()
+    return batch.labels[:, columns].flatten(), batch.loss_weights[:, columns].flatten()
 
 
 def _chunks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:

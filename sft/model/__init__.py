@@ -26,6 +26,7 @@ from sft.model.load import (
     read_weights,
     trained_weights,
 )
+from sft.model.logits import learn_logit_form
 from sft.model.vocabulary import grow_vocabulary
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "fingerprint",
     "grow_vocabulary",
     "has_adapters",
+    "learn_logit_form",
     "load_config",
     "load_tokenizer",
     "load_weights",

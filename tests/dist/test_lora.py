@@ -55,6 +55,20 @@ def test_any_split_gives_the_same_losses(base, run_all):
     assert curve(one["plain", "padded"]) != pytest.approx(curve(one["dora", "padded"]), rel=1e-3)
 
 
+def test_a_head_that_trains_beside_its_adapters_or_has_one(base, run_all):
+    """Trained whole it goes on to be fused with the loss; with an adapter on it, whole logits are computed."""
+    heads = {
+        "whole": ["model.modules_to_save=[lm_head]"],
+        "adapted": ["model.target_modules=[lm_head,q_proj]"],
+    }
+    runs = [[*base, *LORA, *head, f"use_remove_padding={packed}"] for head in heads.values() for packed in (True, False)]
+    one, two = run_all(runs, 1), run_all(runs, 2)
+    for whole in (0, 2):
+        reference = curve(one[whole])
+        for metrics in (one[whole + 1], two[whole], two[whole + 1]):
+            assert curve(metrics) == pytest.approx(reference, rel=1e-5)
+
+
 def test_more_ranks_than_rank_of_the_adapter(base, run_all):
     """A of 1 x I and B of O x 1 on 4 ranks: three of them hold nothing of A."""
     run = [*base, *LORA, "model.lora_rank=1", "data.micro_batch_size_per_gpu=1"]

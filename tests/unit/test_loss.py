@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from sft.data import collate
-from sft.loss import CHUNK, token_ce_sum, token_ce_sum_and_hits
+from sft.loss import token_ce_sum, token_ce_sum_and_hits
+from sft.model import learn_logit_form
 from sft.types import Sample
 from tests.assets import tiny_model_dir
 from tests.unit.model.test_load import load_sharded
@@ -75,18 +76,107 @@ def test_fractional_weights_against_numbers_by_hand():
     assert loss == pytest.approx(bits * np.log(2) / 4.5, rel=1e-6)
 
 
-def test_more_rows_than_a_chunk(tmp_path, world_of_one, monkeypatch):
+SIZES = {
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "initializer_range": 0.3,  # logits that a soft-cap bends
+}
+FAMILIES = {
+    "llama": {},
+    "llama tied": {"tie_word_embeddings": True},
+    "mistral": {},
+    "mixtral": {"num_local_experts": 4},
+    "qwen2": {},
+    "qwen3": {},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    "gemma": {},
+    "gemma2": {"final_logit_softcapping": 5.0},
+    "gemma3_text": {"final_logit_softcapping": 5.0},
+    "cohere": {"logit_scale": 0.0625},
+    "cohere2": {"logit_scale": 0.0625},
+    "granite": {"logits_scaling": 8.0},
+    "phi": {},  # a bias in the LM head
+    "phi3": {},
+    "olmo2": {},
+    "starcoder2": {},
+    "glm4": {},
+    "smollm3": {},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
+}
+
+
+def both_ways(model, batch):
+    """[(loss, hits, gradients)] of the fused way and of whole logits."""
+    results = []
+    for form in (learn_logit_form(model), None):
+        assert form is not None or results, "the form of this family was not found"
+        vars(model)["logit_form"] = form
+        model.zero_grad()
+        loss = token_ce_sum(model, batch)
+        (loss / 7).backward()
+        gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+        validation, hits = token_ce_sum_and_hits(model, batch)
+        assert validation.item() == pytest.approx(loss.item(), rel=1e-6)
+        results.append((loss.item(), hits.item(), gradients))
+    return results
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fused_equals_whole_logits_in_every_family(family, samples, monkeypatch):
+    """fp32: 1e-6 for loss and head, 1e-5 of the largest gradient norm for what lies behind many more roundings."""
+    monkeypatch.setattr("sft.head.CHUNK", {"cpu": 16})
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family.split()[0], **SIZES | FAMILIES[family])
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    batch = collate(samples, packed=False, pad_id=0)
+    (loss, hits, ours), (expected, expected_hits, theirs) = both_ways(model, batch)
+    assert loss == pytest.approx(expected, rel=1e-6)
+    assert hits == expected_hits
+    assert ours.keys() == theirs.keys()
+    scale = max(gradient.norm() for gradient in theirs.values())
+    worst = max((ours[name] - theirs[name]).norm() for name in theirs)
+    assert worst < 1e-6 * scale, float(worst / scale)
+
+    # bf16: logits differ in their last of 8 bits, where a soft-cap or a scale is no longer rounded itself.
+    (loss, _, ours), (expected, _, theirs) = both_ways(model.to(torch.bfloat16), batch)
+    assert loss == pytest.approx(expected, rel=1e-2)
+    for name in theirs:
+        assert (ours[name] - theirs[name]).float().norm() < 0.05 * scale
+
+
+def test_whole_logits_remain_for_models_that_need_them(tmp_path, world_of_one, samples, monkeypatch):
+    """More rows than a chunk, and the same loss as the fused way."""
     model = load_sharded(tiny_model_dir(tmp_path))
-    ids = (np.arange(50) % 400 + 3).astype(np.int32)
-    batch = collate([Sample(ids, np.ones(50, np.float32))], packed=True, pad_id=0)
-    whole = token_ce_sum(model, batch).item()
+    batch = collate(samples, packed=True, pad_id=0)
+    fused = token_ce_sum(model, batch).item()
+    vars(model)["logit_form"] = None
     monkeypatch.setattr("sft.loss.CHUNK", 7)
-    assert CHUNK > 50
-    assert token_ce_sum(model, batch).item() == pytest.approx(whole, rel=1e-6)
+    assert token_ce_sum(model, batch).item() == pytest.approx(fused, rel=1e-6)
 
 
-def test_a_batch_without_labels_is_a_zero_that_reaches_every_parameter(tmp_path, world_of_one):
+def test_generation_sees_the_model_as_it_is(tmp_path, world_of_one, samples):
     model = load_sharded(tiny_model_dir(tmp_path))
+    hooks = [dict(module._forward_hooks) for module in model.modules()]
+    names = list(model.state_dict())
+    token_ce_sum(model, collate(samples, packed=True, pad_id=0)).backward()
+    assert [dict(module._forward_hooks) for module in model.modules()] == hooks
+    assert list(model.state_dict()) == names
+    logits = model(torch.arange(5)[None], position_ids=torch.arange(5)[None], sample_lengths=(5,)).logits
+    assert logits.shape == (1, 5, model.config.vocab_size)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_batch_without_labels_is_a_zero_that_reaches_every_parameter(tmp_path, world_of_one, fused):
+    model = load_sharded(tiny_model_dir(tmp_path))
+    vars(model)["logit_form"] = model.logit_form if fused else None
     loss = token_ce_sum(model, collate([], packed=True, pad_id=0))
     loss.backward()
     assert loss.item() == 0

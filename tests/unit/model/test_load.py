@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, MistralConfig, Qwen3MoeConfig
 
 from sft.errors import InputError
-from sft.model import build_skeleton, decoder_layers, grow_vocabulary, load_config, load_weights
+from sft.model import build_skeleton, decoder_layers, grow_vocabulary, learn_logit_form, load_config, load_weights
 from sft.parallel import Sharding, build_mesh, shard
 from tests.assets import attention_on_cpu, boundaries, tiny_model_dir
 
@@ -42,6 +42,7 @@ def load_sharded(directory, *, packed=True):
     attention = attention_on_cpu(config, packed=packed)
     model = build_skeleton(config, attention=attention, dtype=torch.float32, trust_remote_code=False)
     assert all(parameter.is_meta for parameter in model.parameters())
+    learn_logit_form(model)
     shard(model, decoder_layers(model), build_mesh(1, "cpu").fsdp, Sharding(torch.float32))
     load_weights(model, directory, torch.device("cpu"), trust_remote_code=False)
     return model.eval()

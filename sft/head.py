@@ -1,0 +1,124 @@
+"""Cross entropy straight from hidden states: LM head, softmax, loss and gradients of a few rows at a time.
+
+    x = W h + b        z = cap·tanh(scale·x / cap), or scale·x without a cap        ce = log Σ exp z - z[label]
+
+The gradients are computed in the forward pass, while the softmax of the rows is at hand. So a training step costs
+three matrix products (x, dh, dW) and not four, and there is never a tensor of N x V.
+
+Shapes: N rows, D width, V vocabulary; n rows of one chunk.
+Source: the idea is Liger-Kernel's, Hsu et al. 2024, arXiv:2410.10989.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sft.types import IGNORE_INDEX
+
+CHUNK = {"cpu": 512, "gpu": 2048}
+"""n: rows whose logits are alive at one time."""
+
+
+@dataclass(frozen=True)
+class LogitForm:
+    """What a model does to the output x of its LM head: z = cap·tanh(scale·x / cap), or scale·x without a cap."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+
+def linear_ce_sum(
+    hidden: torch.Tensor,  # [N, D]
+    weight: torch.Tensor,  # [V, D], in hidden's dtype
+    bias: torch.Tensor | None,  # [V]
+    labels: torch.Tensor,  # int64 [N], IGNORE_INDEX = no loss
+    loss_weights: torch.Tensor,  # float32 [N]
+    form: LogitForm,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(Σ w·CE, differentiable once; labelled rows whose most likely prediction is right), both fp32 scalars."""
+    return _LinearCrossEntropy.apply(hidden, weight, bias, labels, loss_weights, form, torch.is_grad_enabled())
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        labels: torch.Tensor,
+        loss_weights: torch.Tensor,
+        form: LogitForm,
+        grad_enabled: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        wants = [grad_enabled and needed for needed in ctx.needs_input_grad[:3]]
+        d_hidden = torch.empty_like(hidden) if wants[0] else None
+        # In fp32: a sum over many chunks does not survive the 8 bits of bf16's mantissa.
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if wants[1] else None
+        d_bias = weight.new_zeros(len(weight), dtype=torch.float32) if wants[2] else None
+        ce_sum, hits = torch.zeros((), device=hidden.device), torch.zeros((), device=hidden.device)
+
+        rows = CHUNK["cpu" if hidden.device.type == "cpu" else "gpu"]
+        # One piece of memory serves all chunks: on a CPU, new memory costs more than the arithmetic on it.
+        x_memory = hidden.new_empty(min(rows, len(hidden)), len(weight))
+        z_memory = torch.empty_like(x_memory, dtype=torch.float32) if x_memory.dtype != torch.float32 else x_memory
+        part = torch.empty_like(weight) if wants[1] and weight.dtype != torch.float32 else None
+
+        loss_weights = loss_weights.where(labels != IGNORE_INDEX, 0.0)
+        for start in range(0, len(hidden), rows):
+            h, label, w = (t[start : start + rows] for t in (hidden, labels, loss_weights))
+            x, z = x_memory[: len(h)], z_memory[: len(h)]
+            label, w = label[:, None], w[:, None]
+
+            _head(h, weight, bias, out=x)
+            slope = _shape(z if z is x else z.copy_(x), form, with_slope=any(wants))
+            highest, guess = z.max(dim=1, keepdim=True)
+            at_label = z.gather(1, label.clamp(min=0)) - highest
+            normaliser = z.sub_(highest).exp_().sum(dim=1, keepdim=True)
+            ce_sum = ce_sum + ((normaliser.log() - at_label) * w).sum()
+            hits = hits + (guess == label).sum()  # IGNORE_INDEX equals no token id
+            if not any(wants):
+                continue
+
+            z.mul_(w / normaliser).scatter_add_(1, label.clamp(min=0), -w)  # dz = w·(softmax - onehot)
+            d_x = z if slope is None else z.mul_(slope)
+            if d_bias is not None:
+                d_bias += d_x.sum(dim=0)
+            d_x = d_x if x is z else x.copy_(d_x)
+            if d_hidden is not None:
+                torch.mm(d_x, weight, out=d_hidden[start : start + rows])
+            if part is not None and d_weight is not None:
+                d_weight += torch.mm(d_x.T, h, out=part)
+            elif d_weight is not None:
+                d_weight.addmm_(d_x.T, h)
+
+        ctx.save_for_backward(d_hidden, d_weight, d_bias)
+        ctx.dtype = weight.dtype
+        ctx.mark_non_differentiable(hits)
+        return ce_sum, hits
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
+        # In place, because these are the largest tensors of a step; autograd refuses a second backward through them.
+        scaled = (None if d is None else d.mul_(gradient).to(ctx.dtype) for d in ctx.saved_tensors)
+        return *scaled, None, None, None, None
+
+
+def _head(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, out: torch.Tensor) -> torch.Tensor:
+    """x = W h + b, into `out` [n, V]."""
+    return torch.mm(h, weight.T, out=out) if bias is None else torch.addmm(bias, h, weight.T, out=out)
+
+
+def _shape(x: torch.Tensor, form: LogitForm, *, with_slope: bool) -> torch.Tensor | float | None:
+    """Turn x into z in its place; gives dz/dx, None where that is 1."""
+    if form.scale != 1:
+        x.mul_(form.scale)
+    if form.cap is None:
+        return form.scale if form.scale != 1 else None
+    t = x.div_(form.cap).tanh_()
+    slope = (1 - t * t).mul_(form.scale) if with_slope else None
+    x.mul_(form.cap)
+    return slope
