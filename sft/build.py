@@ -29,6 +29,7 @@ from sft.model import (
     learn_logit_form,
     load_config,
     load_weights,
+    use_liger_kernels,
 )
 from sft.model import fingerprint as model_fingerprint
 from sft.optim import adamw
@@ -217,6 +218,8 @@ def place(
     grown: the vocabulary of the skeleton is larger than that of the files
     """
     trust, layers = config.model.trust_remote_code, decoder_layers(model)
+    if config.model.use_liger:
+        use_liger_kernels(model, world.device)
     if mesh.sp_size > 1:
         exchange_heads(model, mesh.sp_group)
     if config.model.enable_gradient_checkpointing:

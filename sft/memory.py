@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
-LOGITS_AT_ONCE = 1024  # rows of logits whose fp32 copy is alive at one time, see loss.py
+from sft.head import CHUNK
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,16 @@ def estimate(model: ModelSize, load: Load) -> Memory:
         optimizer=here * 2 * model.trainable * m // n,
         gathered=alive * c + int(trained_share * (c * (model.outside + model.layer) + 4 * largest)),
         activations=load.tokens * (kept_layers * in_layer + checkpoints),
-        logits=model.vocabulary * (2 * c * load.logits + 3 * 4 * min(load.logits, LOGITS_AT_ONCE)),
+        logits=_fused_loss(model, load, head_trains=trained_share > 0.5),
     )
+
+
+def _fused_loss(model: ModelSize, load: Load, *, head_trains: bool) -> int:
+    """The rows of one chunk, once more in fp32; gradients of what the LM head met, and of its weight in fp32."""
+    c, copy = load.compute_bytes, 0 if load.compute_bytes == 4 else load.compute_bytes
+    rows = min(load.logits, CHUNK["gpu"])
+    head = model.vocabulary * model.width * (4 + copy) if head_trains and load.logits else 0
+    return model.vocabulary * rows * (4 + copy) + c * model.width * load.logits + head
 
 
 def savings(model: ModelSize, load: Load, *, can_offload: bool = True) -> dict[str, int]:

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from sft.config.checks import check
 from sft.config.compose import compose, key_of
 from sft.config.mixture import misshaped
-from sft.config.names import ACCUMULATION, ALIASES, drop_retired, refuse_not_yet, settle_aliases
+from sft.config.names import ACCUMULATION, ALIASES, drop_retired, settle_aliases
 from sft.config.report import ConfigError, Report, shown
 from sft.config.schema import SftConfig, expectations
 from sft.config.secrets import is_secret, without_secrets
@@ -63,7 +63,6 @@ def checked(
         flat = {name: value for name, value in _defaults().items() if name.startswith(f"{key}.")} | flat
     config, wrong = _typed(flat, report)
     checks = Report(warn)
-    refuse_not_yet(flat, checks)
     check(config, world_size, checks)
     # A problem about a value that is wrong by itself would quote the stand-in the user never wrote.
     for problem in checks.problems:

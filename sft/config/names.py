@@ -1,4 +1,4 @@
-"""Names that are not in the schema and still mean something: aliases, retired keys, keys whose feature is to come."""
+"""Names that are not in the schema and still mean something: aliases and retired keys."""
 
 from __future__ import annotations
 
@@ -40,11 +40,6 @@ ALIASES = {
 MICRO_BATCH = "data.micro_batch_size_per_gpu"
 ACCUMULATION = ("grad_accum", "gradient_accumulation_steps")
 """Micro-batches per step: here the micro-batch is stated, and their number follows."""
-
-NOT_YET = {
-    "model.use_liger": False,
-}
-"""Documented keys that this version cannot honour yet, with the one value each may have. Built it? Delete the row."""
 
 
 class Retired(NamedTuple):
@@ -155,10 +150,3 @@ def drop_retired(values: dict[str, Any], report: Report) -> None:
             report.warn(f"{key}={shown(value)} has no effect: {retired.reason}.")
         else:
             report.problem(f"{key}={shown(value)} is not possible here: {retired.reason}; remove it.")
-
-
-def refuse_not_yet(values: Mapping[str, Any], report: Report) -> None:
-    """A setting that would be ignored is an error, not a surprise."""
-    for key, off in NOT_YET.items():
-        if key in values and values[key] != off:
-            report.problem(f"{key}={shown(values[key])} is not built yet in this version; leave it at {shown(off)}.")

@@ -12,8 +12,7 @@ from pathlib import Path
 import yaml
 
 from sft.config.compose import CONFIG_DIR, CONFIG_NAME
-from sft.config.names import ALIASES, NOT_YET, RETIRED
-from sft.config.report import shown
+from sft.config.names import ALIASES, RETIRED
 from sft.config.schema import expectations
 
 HEAD = """\
@@ -49,9 +48,6 @@ def reference() -> str:
         "\n## Retired keys\n\nIn the commands of verl and others, without a meaning here.\n\n| key | why |\n|---|---|\n"
     )
     parts += [f"| `{key}` | {retired.reason} |\n" for key, retired in RETIRED.items()]
-    if NOT_YET:
-        parts.append("\n## Not built yet\n\nRefused at any other value.\n\n| key | value |\n|---|---|\n")
-        parts += [f"| `{key}` | `{shown(off)}` |\n" for key, off in NOT_YET.items()]
     return "".join(parts)
 
 

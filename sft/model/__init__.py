@@ -13,6 +13,7 @@ from typing import Any
 
 from sft.config import ModelConfig
 from sft.model.attention import Available, Choice, choose_attention
+from sft.model.liger import use_liger_kernels
 from sft.model.load import (
     build_skeleton,
     decoder_layers,
@@ -47,6 +48,7 @@ __all__ = [
     "named_weights",
     "read_weights",
     "trained_weights",
+    "use_liger_kernels",
 ]
 
 

@@ -55,13 +55,14 @@ def test_any_split_gives_the_same_losses(base, run_all):
     assert curve(one["plain", "padded"]) != pytest.approx(curve(one["dora", "padded"]), rel=1e-3)
 
 
-def test_a_head_that_trains_beside_its_adapters_or_has_one(base, run_all):
+def test_a_head_that_trains_beside_the_adapters_or_has_one(base, run_all, tmp_path):
     """Trained whole it goes on to be fused with the loss; with an adapter on it, whole logits are computed."""
+    model = f"model.partial_pretrain={tiny_model_dir(tmp_path / 'untied', tie=False)}"
     heads = {
         "whole": ["model.modules_to_save=[lm_head]"],
         "adapted": ["model.target_modules=[lm_head,q_proj]"],
     }
-    runs = [[*base, *LORA, *head, f"use_remove_padding={packed}"] for head in heads.values() for packed in (True, False)]
+    runs = [[*base, model, *LORA, *head, f"use_remove_padding={packed}"] for head in heads.values() for packed in (True, False)]
     one, two = run_all(runs, 1), run_all(runs, 2)
     for whole in (0, 2):
         reference = curve(one[whole])

@@ -110,3 +110,32 @@ def test_three_steps_with_every_kernel_equal_padded_rows(tmp_path, kernel):
     padded = losses("padded", "use_remove_padding=false")
     packed = losses("packed", "use_remove_padding=true", f"model.attn_implementation={kernel}")
     assert packed == pytest.approx(padded, rel=0.02)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "qwen2", "llama"])
+def test_liger_computes_the_same_losses(tmp_path, kind):
+    """fp32, four updates at lr 1e-2: its norms and MLPs round in another order than transformers'."""
+    pytest.importorskip("liger_kernel", reason="liger-kernel is not installed")
+    tiny_model_dir(tmp_path / "model", kind=kind)
+    rows = [{"question": f"What is {k} + {k}?", "answer": f"{2 * k}. " * (1 + k)} for k in range(8)]
+    common = [
+        f"model.partial_pretrain={tmp_path / 'model'}",
+        f"data.train_files={write_jsonl(tmp_path / 'train.jsonl', rows)}",
+        "data.val_files=null",
+        f"data.cache_dir={tmp_path / 'cache'}",
+        "data.train_batch_size=4",
+        "data.micro_batch_size_per_gpu=2",
+        "model.fsdp_config.compute_dtype=fp32",
+        "optim.lr=1e-2",
+        "optim.lr_scheduler=constant",
+        "trainer.total_training_steps=4",
+        "use_remove_padding=true",
+    ]
+    losses, logs = [], []
+    for use in ("false", "true"):
+        run = [*common, f"model.use_liger={use}", f"trainer.default_local_dir={tmp_path / use}"]
+        done = succeed(run, ranks=1, cwd=tmp_path, env={"CUDA_VISIBLE_DEVICES": "0"})
+        losses.append([line["train/loss"] for line in read_metrics(tmp_path / use)])
+        logs.append(done.stdout + done.stderr)
+    assert "liger-kernel" in logs[1] and "computes RMS norms" in logs[1]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)

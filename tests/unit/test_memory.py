@@ -1,11 +1,14 @@
 """The estimate of memory against what autograd really keeps, and what its knobs must do."""
 
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
+from sft.head import CHUNK, LogitForm, linear_ce_sum
 from sft.memory import Load, ModelSize, estimate, gigabytes, model_size, savings
 from tests.assets import tiny_model_dir
 
@@ -93,11 +96,51 @@ def test_what_is_offloaded_leaves_the_device_but_for_what_computes():
     assert memory.gathered == estimate(BILLION, LOAD).gathered
 
 
-def test_logits_are_those_of_trained_positions():
-    assert estimate(BILLION, LOAD).logits == 150_000 * (2 * 2 * 100 + 3 * 4 * 100)
+def test_logits_exist_for_a_chunk_of_trained_positions():
+    head = 150_000 * 2048 * (4 + 2)  # the gradient of its weight: summed in fp32, used in bf16
+    assert estimate(BILLION, LOAD).logits == 150_000 * 100 * (2 + 4) + 2 * 2048 * 100 + head
     assert estimate(BILLION, replace(LOAD, logits=0)).logits == 0
     more = estimate(BILLION, replace(LOAD, logits=5000)).logits
-    assert more == 150_000 * (2 * 2 * 5000 + 3 * 4 * 1024), "fp32 exists for a chunk only"
+    assert more == 150_000 * 2048 * (2 + 4) + 2 * 2048 * 5000 + head
+    frozen = estimate(replace(BILLION, trainable=10**7, frozen=10**9), replace(LOAD, logits=5000)).logits
+    assert frozen == more - head
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_are_what_the_fused_loss_allocates(dtype):
+    """The most that is alive at one time, on the CPU's chunk: never more than estimated, and not much less."""
+    rows, width, vocabulary = 600, 64, 3000
+    hidden = torch.randn(rows, width, dtype=dtype, requires_grad=True)
+    weight = torch.randn(vocabulary, width, dtype=dtype, requires_grad=True)
+    with Alive() as alive:
+        labels = torch.arange(rows)
+        linear_ce_sum(hidden, weight, None, labels, torch.ones(rows), LogitForm())[0].backward()
+    size = replace(BILLION, width=width, vocabulary=vocabulary)
+    estimated = estimate(size, replace(LOAD, logits=CHUNK["cpu"], compute_bytes=dtype.itemsize)).logits
+    assert 0.8 < estimated / alive.most < 1.25
+
+
+class Alive(TorchDispatchMode):
+    """The most bytes of tensors made here that were alive at one time."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.most = 0
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, (tuple, list)) else [made]:
+            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage())._cdata not in self.seen:
+                self.seen.add(storage._cdata)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self.free, storage._cdata, storage.nbytes())
+        self.most = max(self.most, self.now)
+        return made
+
+    def free(self, storage, size):
+        self.seen.discard(storage)
+        self.now -= size
 
 
 def test_knobs_that_save_are_named_the_most_first():

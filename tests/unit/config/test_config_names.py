@@ -9,7 +9,7 @@ import pytest
 from sft.config import ConfigError, SftConfig, load_config
 from sft.config.compose import compose
 from sft.config.door import checked
-from sft.config.names import ALIASES, NOT_YET, RETIRED
+from sft.config.names import ALIASES, RETIRED
 from sft.config.schema import expectations
 
 GOOD_VALUES = {
@@ -54,9 +54,6 @@ def typed(value: object) -> str:
 def test_an_alias_lands_on_its_key_with_one_warning(alias: str, here: Path, runnable: list[str]) -> None:
     (here / "other.jsonl").touch()
     key = ALIASES[alias]
-    if key in NOT_YET:  # lands there, and is refused there
-        assert f"{key}=8 is not built yet" in problems_of(*runnable, f"{alias}=8")[0]
-        return
     value, other = GOOD_VALUES[key]
     without = [override for override in runnable if not override.startswith(f"{key}=")]
     config, warnings = load(*without, f"{alias}={typed(value)}")
@@ -151,25 +148,7 @@ def test_notes(runnable: list[str]) -> None:
 def test_the_tables_do_not_overlap() -> None:
     known = set(expectations())
     assert set(ALIASES.values()) <= known
-    assert set(NOT_YET) <= known
     assert not known & (set(ALIASES) | set(RETIRED))
     assert not set(ALIASES) & set(RETIRED)
-    untested = set(ALIASES.values()) - set(GOOD_VALUES) - set(NOT_YET)
+    untested = set(ALIASES.values()) - set(GOOD_VALUES)
     assert not untested, "give each aliased key two values in GOOD_VALUES"
-
-
-@pytest.mark.parametrize("key", NOT_YET)
-def test_what_is_not_built_is_refused_never_ignored(
-    key: str, runnable: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    match NOT_YET[key]:
-        case bool():
-            setting = "true"
-        case int():
-            setting = "2"
-        case _:
-            setting = "text"
-    (problem,) = problems_of(*runnable, f"{key}={setting}")
-    assert problem.startswith(f"{key}=")
-    assert "not built yet" in problem
