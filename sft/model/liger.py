@@ -35,7 +35,7 @@ def use_liger_kernels(model: PreTrainedModel, device: torch.device) -> None:
     if obstacle := _obstacle(kind, device):
         log.info("model.use_liger=true has no effect: %s", obstacle)
         return
-    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN  # pyright: ignore[reportMissingImports]
 
     apply = MODEL_TYPE_TO_APPLY_LIGER_FN[kind]
     options = inspect.signature(apply).parameters
@@ -57,7 +57,7 @@ def _obstacle(kind: str, device: torch.device) -> str:
         return f"its kernels run on GPUs, and this run is on the {device.type.upper()}"
     if find_spec("liger_kernel") is None:
         return "liger-kernel is not installed (pip install liger-kernel)"
-    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN  # pyright: ignore[reportMissingImports]
 
     if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
         return f"liger-kernel {version('liger-kernel')} has no kernels for {kind}"

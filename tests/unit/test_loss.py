@@ -14,6 +14,7 @@ from sft.model import learn_logit_form
 from sft.types import Sample
 from tests.assets import tiny_model_dir
 from tests.unit.model.test_load import load_sharded
+from tests.unit.test_head import Watch
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +161,26 @@ def test_whole_logits_remain_for_models_that_need_them(tmp_path, world_of_one, s
     vars(model)["logit_form"] = None
     monkeypatch.setattr("sft.loss.CHUNK", 7)
     assert token_ce_sum(model, batch).item() == pytest.approx(fused, rel=1e-6)
+
+
+def test_nothing_is_as_large_as_all_logits(tmp_path, world_of_one, monkeypatch):
+    """In training and in validation; the whole-logits way is seen to make them."""
+    monkeypatch.setattr("sft.head.CHUNK", {"cpu": 16})
+    model = load_sharded(tiny_model_dir(tmp_path))
+    tokens, vocabulary = 100, model.config.vocab_size
+    ids = (np.arange(tokens) % 400 + 3).astype(np.int32)
+    batch = collate([Sample(ids, np.ones(tokens, np.float32))], packed=True, pad_id=0)
+
+    def largest():
+        with Watch() as watch:
+            token_ce_sum(model, batch).backward()
+            token_ce_sum_and_hits(model, batch)
+        return watch.largest
+
+    all_logits = (tokens - 1) * vocabulary
+    assert largest() < all_logits
+    vars(model)["logit_form"] = None
+    assert largest() >= all_logits
 
 
 def test_generation_sees_the_model_as_it_is(tmp_path, world_of_one, samples):
