@@ -15,38 +15,18 @@ from transformers import PreTrainedModel
 from sft import checkpoint, judge
 from sft.config import SftConfig
 from sft.data import Dataset, plan, stop_token_ids, template_fingerprint
-from sft.distributed import World, log, max_over_all_ranks, seed_rank
-from sft.footprint import STEPS, Footprint, explaining_memory, footprint
+from sft.distributed import World, log, seed_rank
+from sft.footprint import Footprint, explaining_memory, footprint_of_run
 from sft.hub import Hub, open_hub
 from sft.inputs import Inputs, supervision_of
-from sft.memory import device_bytes
-from sft.model import (
-    Choice,
-    adapter_settings,
-    build_skeleton,
-    decoder_layers,
-    grow_vocabulary,
-    learn_logit_form,
-    load_config,
-    load_weights,
-    use_liger_kernels,
-)
+from sft.model import adapter_settings
 from sft.model import fingerprint as model_fingerprint
 from sft.optim import adamw
-from sft.parallel import (
-    Mesh,
-    Sharding,
-    build_mesh,
-    checkpoint_activations,
-    compile_layers,
-    exchange_heads,
-    shard,
-)
+from sft.parallel import Mesh, Sharding, build_mesh
+from sft.place import build_bare_model, place, sharding_of
 from sft.resume import resume
 from sft.score import my_batches
 from sft.types import Batch, TrainState
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass
@@ -92,7 +72,12 @@ class Job:
 
     def samples_of(self, step: int) -> np.ndarray:
         """Sample ids of a step, the same on every rank and in every run with this data, seed and batch size."""
-        return samples_of(self.config, self.inputs, step)
+        return plan.step_samples(
+            step,
+            mixture=self.train.mixture,
+            batch_size=self.config.data.train_batch_size,
+            seed=self.config.trainer.seed,
+        )
 
     def batches(self, dataset: Dataset, sample_ids: np.ndarray) -> Iterator[Batch]:
         """The micro-batches in which this rank computes its part of `sample_ids`."""
@@ -113,16 +98,9 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
     )
     tokens = max(inputs.new_tokens.values(), default=-1) + 1
     model, grown = build_bare_model(config, inputs.source, inputs.attention, tokens=tokens)
-    memory = measure(config, model, inputs, world)
+    memory = footprint_of_run(config, model, inputs.train, world)
     log.info("%s", memory.line())
-    fsdp = config.model.fsdp_config
-    sharding = Sharding(
-        DTYPES[fsdp.compute_dtype],
-        offload=fsdp.cpu_offload or fsdp.offload_params,
-        reshard_after_forward=fsdp.reshard_after_forward,
-        reduce_once=memory.load.whole_gradients,
-        min_group_params=fsdp.wrap_policy.min_num_params,
-    )
+    sharding = sharding_of(config.model.fsdp_config, reduce_once=memory.load.whole_gradients)
     with explaining_memory(memory, "loading the model"):
         place(model, config, inputs.source, mesh, sharding, world, grown=grown)
     optim = config.optim
@@ -176,84 +154,3 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
         if world.is_main
         else None,
     )
-
-
-def samples_of(config: SftConfig, inputs: Inputs, step: int) -> np.ndarray:
-    """Sample ids of a step."""
-    batch_size, seed = config.data.train_batch_size, config.trainer.seed
-    return plan.step_samples(step, mixture=inputs.train.mixture, batch_size=batch_size, seed=seed)
-
-
-def measure(config: SftConfig, skeleton: PreTrainedModel, inputs: Inputs, world: World) -> Footprint:
-    """The estimate of memory, the same on every rank: by the smallest device, and the samples of the first steps."""
-    first_steps = min(STEPS, plan.steps_per_epoch(len(inputs.train.mixture), config.data.train_batch_size))
-    counted = np.zeros(len(inputs.train), np.int64)
-    for step in range(1, first_steps + 1):
-        for index in samples_of(config, inputs, step):
-            counted[index] = inputs.train.supervised_tokens(index)
-    (smallest,) = max_over_all_ranks(-device_bytes(world.device))
-    return footprint(
-        config,
-        skeleton,
-        inputs.train,
-        world.size,
-        device=world.device.type,
-        device_bytes=int(-smallest),
-        supervised_tokens=counted,
-    )
-
-
-def place(
-    model: PreTrainedModel,
-    config: SftConfig,
-    source: Path,
-    mesh: Mesh,
-    sharding: Sharding,
-    world: World,
-    *,
-    grown: bool,
-) -> None:
-    """Shard the skeleton over mesh.fsdp and fill it from `source`; no rank ever holds all of it.
-
-    grown: the vocabulary of the skeleton is larger than that of the files
-    """
-    trust, layers = config.model.trust_remote_code, decoder_layers(model)
-    if config.model.use_liger:
-        use_liger_kernels(model, world.device)
-    if mesh.sp_size > 1:
-        exchange_heads(model, mesh.sp_group)
-    if config.model.enable_gradient_checkpointing:
-        checkpoint_activations(layers, selective=config.model.gradient_checkpointing_kind == "selective")
-    if config.model.compile:
-        if world.device.type == "cpu":
-            log.warning("model.compile=true: on a CPU it costs minutes at the start and wins little.")
-        compile_layers(layers)
-    shard(model, layers, mesh.fsdp, sharding)
-    load_weights(model, source, world.device, offload=sharding.offload, trust_remote_code=trust, grown_vocabulary=grown)
-    if config.model.lora_rank:
-        from sft.model import lora
-
-        lora.start_adapters(model, seed=config.trainer.seed, adapter=config.model.lora_adapter_path)
-
-
-def build_bare_model(
-    config: SftConfig, source: Path, attention: Choice, *, tokens: int = 0
-) -> tuple[PreTrainedModel, bool]:
-    """(the model on the meta device, with LoRA's adapters inside; whether its vocabulary had to grow)."""
-    trust, fsdp, adapters = config.model.trust_remote_code, config.model.fsdp_config, adapter_settings(config.model)
-    master_dtype, compute_dtype = DTYPES[fsdp.model_dtype], DTYPES[fsdp.compute_dtype]
-    model_config = load_config(source, trust_remote_code=trust)
-    grown = grow_vocabulary(model_config, tokens)
-    model = build_skeleton(
-        model_config,
-        attention=attention,
-        dtype=compute_dtype if adapters else master_dtype,  # what LoRA freezes never moves: no master copy
-        trust_remote_code=trust,
-    )
-    if adapters:
-        from sft.model import lora  # needs peft, which other runs do not
-
-        name = str(source.resolve()) if Path(config.model.partial_pretrain).is_dir() else config.model.partial_pretrain
-        lora.add_adapters(model, base=name, dtype=master_dtype, **adapters)
-    learn_logit_form(model)  # with its adapters: one on the LM head makes it another head
-    return model, grown

@@ -11,10 +11,11 @@ import torch
 from transformers import PreTrainedModel
 
 from sft.config import SftConfig
-from sft.data import Dataset
+from sft.data import Dataset, plan
 from sft.data.forecast import Forecast, forecast
+from sft.distributed import World, max_over_all_ranks
 from sft.errors import InputError
-from sft.memory import Load, ModelSize, estimate, gigabytes, model_size, savings
+from sft.memory import Load, ModelSize, device_bytes, estimate, gigabytes, model_size, savings
 from sft.model import decoder_layers
 
 STEPS = 8  # of the first epoch: enough to say how much is padding, and how large a micro-batch becomes
@@ -93,6 +94,26 @@ def footprint(
     if fsdp.reduce_gradients == "auto" and not found.fits():
         found = replace(found, load=replace(load, whole_gradients=False))
     return found
+
+
+def footprint_of_run(config: SftConfig, skeleton: PreTrainedModel, train: Dataset, world: World) -> Footprint:
+    """The estimate of memory, the same on every rank: by the smallest device, and the samples of the first steps."""
+    batch_size = config.data.train_batch_size
+    first_steps = min(STEPS, plan.steps_per_epoch(len(train.mixture), batch_size))
+    counted = np.zeros(len(train), np.int64)
+    for step in range(1, first_steps + 1):
+        for index in plan.step_samples(step, mixture=train.mixture, batch_size=batch_size, seed=config.trainer.seed):
+            counted[index] = train.supervised_tokens(index)
+    (smallest,) = max_over_all_ranks(-device_bytes(world.device))
+    return footprint(
+        config,
+        skeleton,
+        train,
+        world.size,
+        device=world.device.type,
+        device_bytes=int(-smallest),
+        supervised_tokens=counted,
+    )
 
 
 def look_ahead(

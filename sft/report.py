@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from sft.build import DTYPES, Job
+from sft.build import Job
 from sft.config import config_to_yaml
 from sft.data import epoch_order
 from sft.data.audit import audit, kept, overlap, summary
 from sft.data.forecast import forecast, sentence
 from sft.distributed import ALL_RANKS, sum_over
 from sft.metrics import Meter, device_peak, training_flops_per_token
+from sft.place import DTYPES
 from sft.track import RunLog, open_run, write_run_json
 
 MOST_TOKENS_READ = 20_000_000

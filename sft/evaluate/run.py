@@ -16,7 +16,6 @@ from typing import Any
 
 from rich.progress import track
 
-from sft.build import build_model
 from sft.config import SftConfig
 from sft.data.prompts import Prompt, read_prompts
 from sft.distributed import (
@@ -33,9 +32,10 @@ from sft.errors import InputError
 from sft.evaluate.judge import is_right
 from sft.evaluate.options import Options
 from sft.generate.answer import Sampling, answer, open_model
-from sft.inputs import open_tokenizer, open_val
-from sft.model import find_model
+from sft.inputs import attention_of, open_tokenizer, open_val
+from sft.model import Available, find_model
 from sft.parallel import build_mesh
+from sft.place import build_bare_model, place, sharding_of
 from sft.score import Score, score
 from sft.track.files import replace_file
 
@@ -81,7 +81,9 @@ def evaluate(config: SftConfig, options: Options, world: World) -> Numbers:
     with process_group(world, timedelta(seconds=config.trainer.timeout_s)):
         entering("evaluation")
         mesh = build_mesh(world.size, world.device.type, sp_size=config.ulysses_sequence_parallel_size)
-        model = build_model(config, source, mesh, world, tokens=max(new_tokens.values(), default=-1) + 1)
+        attention = attention_of(config, source, Available.on(world.device))
+        model, grown = build_bare_model(config, source, attention, tokens=max(new_tokens.values(), default=-1) + 1)
+        place(model, config, source, mesh, sharding_of(config.model.fsdp_config), world, grown=grown)
 
         def progress(batches, what, total):
             return track(batches, what, total=total, disable=not (world.is_main and sys.stdout.isatty()))

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from sft.build import build_bare_model
 from sft.checkpoint.state import MOMENTS, fill, stored_state
 from sft.config.secrets import without_secrets
 from sft.data import stop_token_ids
@@ -22,9 +21,10 @@ from sft.export.model import ADAPTER_DIR, Speech, export
 from sft.export.saved import Saved, find_saved
 from sft.export.side_files import copy_side_files, set_dtype, stop_tokens_of
 from sft.export.weights import DTYPES, Gather, check_room, convert_weights, plan_weights
-from sft.inputs import open_tokenizer, supervision_of
-from sft.model import load_tokenizer, named_weights, trained_weights
+from sft.inputs import attention_of, open_tokenizer, supervision_of
+from sft.model import Available, load_tokenizer, named_weights, trained_weights
 from sft.model.load import stored_name, weight_files
+from sft.place import build_bare_model
 from sft.shards import StoredTensors
 
 ALONE = World(rank=0, size=1, local_rank=0)
@@ -179,7 +179,8 @@ def _rebuilt(saved: Saved, base: Path | None) -> tuple[PreTrainedModel, Path]:
         importlib.import_module(saved.config.model.external_lib)
     source = saved.base(base)
     _, _, new_tokens = open_tokenizer(saved.config, source)
-    model, _ = build_bare_model(saved.config, source, tokens=max(new_tokens.values(), default=-1) + 1)
+    attention = attention_of(saved.config, source, Available("cpu"), wanted="auto")
+    model, _ = build_bare_model(saved.config, source, attention, tokens=max(new_tokens.values(), default=-1) + 1)
     model.tie_weights()
     if saved.config.model.lora_rank:
         for module in model.modules():

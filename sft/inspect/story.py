@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from sft.build import build_bare_model
 from sft.config import SftConfig
 from sft.data import Dataset, stop_token_ids, template_fingerprint
 from sft.data.audit import Audit, audit, overlap, summary
@@ -27,6 +26,7 @@ from sft.inspect.page import write_page
 from sft.inspect.show import audit_lines, show_sample
 from sft.inspect.tokens import SeenSample, see
 from sft.model import Available, find_model
+from sft.place import build_bare_model
 
 
 class DataError(InputError):

@@ -1,0 +1,92 @@
+"""From a model directory to a model on the mesh: a skeleton without memory, then sharded, then filled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from sft.config import FsdpConfig, SftConfig
+from sft.distributed import World, log
+from sft.model import (
+    Choice,
+    adapter_settings,
+    build_skeleton,
+    decoder_layers,
+    grow_vocabulary,
+    learn_logit_form,
+    load_config,
+    load_weights,
+    use_liger_kernels,
+)
+from sft.parallel import Mesh, Sharding, checkpoint_activations, compile_layers, exchange_heads, shard
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def build_bare_model(
+    config: SftConfig, source: Path, attention: Choice, *, tokens: int = 0
+) -> tuple[PreTrainedModel, bool]:
+    """(the model on the meta device, with LoRA's adapters inside; whether its vocabulary had to grow)."""
+    trust, fsdp, adapters = config.model.trust_remote_code, config.model.fsdp_config, adapter_settings(config.model)
+    master_dtype, compute_dtype = DTYPES[fsdp.model_dtype], DTYPES[fsdp.compute_dtype]
+    model_config = load_config(source, trust_remote_code=trust)
+    grown = grow_vocabulary(model_config, tokens)
+    model = build_skeleton(
+        model_config,
+        attention=attention,
+        dtype=compute_dtype if adapters else master_dtype,  # what LoRA freezes never moves: no master copy
+        trust_remote_code=trust,
+    )
+    if adapters:
+        from sft.model import lora  # needs peft, which other runs do not
+
+        name = str(source.resolve()) if Path(config.model.partial_pretrain).is_dir() else config.model.partial_pretrain
+        lora.add_adapters(model, base=name, dtype=master_dtype, **adapters)
+    learn_logit_form(model)  # with its adapters: one on the LM head makes it another head
+    return model, grown
+
+
+def sharding_of(fsdp: FsdpConfig, *, reduce_once: bool = True) -> Sharding:
+    """What model.fsdp_config says about how the weights are spread."""
+    return Sharding(
+        DTYPES[fsdp.compute_dtype],
+        offload=fsdp.cpu_offload or fsdp.offload_params,
+        reshard_after_forward=fsdp.reshard_after_forward,
+        reduce_once=reduce_once,
+        min_group_params=fsdp.wrap_policy.min_num_params,
+    )
+
+
+def place(
+    model: PreTrainedModel,
+    config: SftConfig,
+    source: Path,
+    mesh: Mesh,
+    sharding: Sharding,
+    world: World,
+    *,
+    grown: bool,
+) -> None:
+    """Shard the skeleton over mesh.fsdp and fill it from `source`; no rank ever holds all of it.
+
+    grown: the vocabulary of the skeleton is larger than that of the files
+    """
+    trust, layers = config.model.trust_remote_code, decoder_layers(model)
+    if config.model.use_liger:
+        use_liger_kernels(model, world.device)
+    if mesh.sp_size > 1:
+        exchange_heads(model, mesh.sp_group)
+    if config.model.enable_gradient_checkpointing:
+        checkpoint_activations(layers, selective=config.model.gradient_checkpointing_kind == "selective")
+    if config.model.compile:
+        if world.device.type == "cpu":
+            log.warning("model.compile=true: on a CPU it costs minutes at the start and wins little.")
+        compile_layers(layers)
+    shard(model, layers, mesh.fsdp, sharding)
+    load_weights(model, source, world.device, offload=sharding.offload, trust_remote_code=trust, grown_vocabulary=grown)
+    if config.model.lora_rank:
+        from sft.model import lora
+
+        lora.start_adapters(model, seed=config.trainer.seed, adapter=config.model.lora_adapter_path)
