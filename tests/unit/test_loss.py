@@ -12,7 +12,7 @@ from sft.data import collate
 from sft.loss import token_ce_sum, token_ce_sum_and_hits
 from sft.model import learn_logit_form
 from sft.types import Sample
-from tests.assets import tiny_model_dir
+from tests.assets import boundaries, tiny_model_dir
 from tests.unit.model.test_load import load_sharded
 from tests.unit.test_head import Watch
 
@@ -190,7 +190,7 @@ def test_generation_sees_the_model_as_it_is(tmp_path, world_of_one, samples):
     token_ce_sum(model, collate(samples, packed=True, pad_id=0)).backward()
     assert [dict(module._forward_hooks) for module in model.modules()] == hooks
     assert list(model.state_dict()) == names
-    logits = model(torch.arange(5)[None], position_ids=torch.arange(5)[None], sample_lengths=(5,)).logits
+    logits = model(torch.arange(5)[None], position_ids=torch.arange(5)[None], **boundaries(5)).logits
     assert logits.shape == (1, 5, model.config.vocab_size)
 
 

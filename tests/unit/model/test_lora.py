@@ -249,6 +249,7 @@ def test_an_adapter_of_another_model_is_refused_or_at_least_named(
     deeper = tiny_model_dir(tmp_path / "deeper", num_hidden_layers=3, tie=False)
     with pytest.raises(InputError, match=r"it lacks base_model\.model\.model\.layers\.2"):
         adapted(deeper, adapter=tmp_path / "adapter")
+    caplog.clear()
     with caplog.at_level("WARNING", logger="sft"):
         adapted(untied, adapter=tmp_path / "adapter", base="elsewhere/base")
         assert not caplog.messages  # the same model in another place
