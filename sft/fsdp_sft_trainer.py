@@ -52,7 +52,7 @@ from sft.lock import sole_use_of
 from sft.loss import token_ce_sum
 from sft.optim import lr_at, scale_gradients, squared_norm_of_gradients
 from sft.parallel import begin_micro_batch
-from sft.report import describe_data, describe_step, is_complete, open_log, samples_per_source, start_meter
+from sft.report import describe_data, describe_step, is_complete, of_sources, open_log, start_meter
 from sft.requests import Requests, listening
 from sft.samples import choose_prompts, sample_if_due
 from sft.save import finish, save_if_best, save_if_due
@@ -137,13 +137,13 @@ def fit(job: Job) -> RunResult:
         while not job.is_over and not requests.stop:
             entering(f"step {state.step + 1}")
             waited_since = time.perf_counter()
-            micro_batches, weight_sum = next(parts)
+            micro_batches, weight_sums = next(parts)
             data_wait_s = time.perf_counter() - waited_since
 
             with explaining_memory(job.memory, f"step {state.step + 1}"):
-                stats = train_step(job, micro_batches, weight_sum)
+                stats = train_step(job, micro_batches, weight_sums)
             count(state, stats)
-            metrics = meter.measure(stats, data_wait_s) | samples_per_source(job)
+            metrics = meter.measure(stats, data_wait_s) | of_sources(job, stats)
             metrics |= validate_if_due(job, run_log, listener)
             run_log.log(state.step, metrics)
             watch(job, metrics, run_log)
@@ -165,25 +165,26 @@ def fit(job: Job) -> RunResult:
     return RunResult(state.step, metrics, job.run_dir)
 
 
-def train_step(job: Job, micro_batches: list[Batch], weight_sum: float) -> StepStats:
+def train_step(job: Job, micro_batches: list[Batch], weight_sums: list[float]) -> StepStats:
     """One optimizer step over all ranks: loss = Σ w·CE / Σ w, however the samples are split.
 
-    micro_batches: this rank's part. weight_sum: Σ w of all parts, known before forward: a rank without supervised
-    tokens would divide by its own zero. If loss or gradient is not finite on any rank, every rank knows it and nothing
-    is updated.
+    micro_batches: this rank's part. weight_sums: Σ w of all parts, by source of the data, known before forward: a rank
+    without supervised tokens would divide by its own zero. If loss or gradient is not finite on any rank, every rank
+    knows it and nothing is updated.
     """
     model, optimizer, optim = job.model, job.optimizer, job.config.optim
-    ce_sum = torch.zeros((), device=job.world.device)
+    weight_sum, sources = sum(weight_sums), len(weight_sums)
+    ce_sums = torch.zeros(sources, device=job.world.device)
     for number, batch in enumerate(micro_batches, start=1):
         begin_micro_batch(model, job.sharding, is_last=number == len(micro_batches))
-        ce = token_ce_sum(model, batch.to(job.world.device))
+        ce, ce_of_sources = token_ce_sum(model, batch.to(job.world.device), sources=sources)
         (ce / weight_sum).backward()
-        ce_sum += ce.detach()
+        ce_sums += ce_of_sources
 
     # The one place where the step talks to the other ranks, and where the host waits for the device.
-    ce_sum, square_sum, weights, samples, tokens, supervised_tokens, positions = sum_over(
+    *ce_sums, square_sum, weights, samples, tokens, supervised_tokens, positions = sum_over(
         ALL_RANKS,
-        ce_sum,
+        *ce_sums,
         squared_norm_of_gradients(model) / job.mesh.dp_replicate,  # that many ranks hold the same part
         sum(batch.weight_sum for batch in micro_batches),
         sum(batch.num_samples for batch in micro_batches),
@@ -192,7 +193,7 @@ def train_step(job: Job, micro_batches: list[Batch], weight_sum: float) -> StepS
         sum(batch.input_ids.numel() for batch in micro_batches),
     )
     refuse_other_data(weights, weight_sum)
-    loss, grad_norm = ce_sum / weight_sum, math.sqrt(square_sum)
+    loss, grad_norm = sum(ce_sums) / weight_sum, math.sqrt(square_sum)
     finite = math.isfinite(loss) and math.isfinite(grad_norm)  # sums over all ranks: every rank sees the same
     lr = lr_at(
         job.state.updates + 1,
@@ -210,6 +211,7 @@ def train_step(job: Job, micro_batches: list[Batch], weight_sum: float) -> StepS
     optimizer.zero_grad()
     return StepStats(
         loss=loss,
+        losses=tuple(ce / w if w else math.nan for ce, w in zip(ce_sums, weight_sums, strict=True)),
         grad_norm=grad_norm,
         lr=lr,
         samples=int(samples),
@@ -220,13 +222,13 @@ def train_step(job: Job, micro_batches: list[Batch], weight_sum: float) -> StepS
     )
 
 
-def parts_from(job: Job, first: int) -> Iterator[tuple[list[Batch], float]]:
-    """(this rank's micro-batches, Σ w over all ranks) of step `first`, of the next one, and so on."""
+def parts_from(job: Job, first: int) -> Iterator[tuple[list[Batch], list[float]]]:
+    """(this rank's micro-batches, Σ w over all ranks by source) of step `first`, of the next one, and so on."""
     if job.world.device.type == "cuda":
         torch.cuda.set_device(job.world.device)  # of the thread that prefetches: it pins memory
     for step in range(first, job.total_steps + 1):
         sample_ids = job.samples_of(step)
-        yield list(job.batches(job.train, sample_ids)), job.train.weight_sum(sample_ids)
+        yield list(job.batches(job.train, sample_ids)), job.train.weight_sums(sample_ids)
 
 
 def refuse_other_data(weights: float, weight_sum: float) -> None:

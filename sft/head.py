@@ -37,8 +37,8 @@ def linear_ce_sum(
     labels: torch.Tensor,  # int64 [N], IGNORE_INDEX = no loss
     loss_weights: torch.Tensor,  # float32 [N]
     form: LogitForm,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(Σ w·CE, differentiable once; labelled rows whose most likely prediction is right), both fp32 scalars."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(Σ w·CE, differentiable once; w·CE of every row [N]; rows whose likeliest prediction is the label), all fp32."""
     return _LinearCrossEntropy.apply(hidden, weight, bias, labels, loss_weights, form, torch.is_grad_enabled())
 
 
@@ -53,13 +53,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss_weights: torch.Tensor,
         form: LogitForm,
         grad_enabled: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         wants = [grad_enabled and needed for needed in ctx.needs_input_grad[:3]]
         d_hidden = torch.empty_like(hidden) if wants[0] else None
         # In fp32: a sum over many chunks does not survive the 8 bits of bf16's mantissa.
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if wants[1] else None
         d_bias = weight.new_zeros(len(weight), dtype=torch.float32) if wants[2] else None
-        ce_sum, hits = torch.zeros((), device=hidden.device), torch.zeros((), device=hidden.device)
+        ce, hits = torch.zeros(len(hidden), device=hidden.device), torch.zeros((), device=hidden.device)
 
         rows = CHUNK["cpu" if hidden.device.type == "cpu" else "gpu"]
         # One piece of memory serves all chunks: on a CPU, new memory costs more than the arithmetic on it.
@@ -78,7 +78,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             highest, guess = z.max(dim=1, keepdim=True)
             at_label = z.gather(1, label.clamp(min=0)) - highest
             normaliser = z.sub_(highest).exp_().sum(dim=1, keepdim=True)
-            ce_sum = ce_sum + ((normaliser.log() - at_label) * w).sum()
+            ce[start : start + rows] = ((normaliser.log() - at_label) * w)[:, 0]
             hits = hits + (guess == label).sum()  # IGNORE_INDEX equals no token id
             if not any(wants):
                 continue
@@ -97,11 +97,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
         ctx.dtype = weight.dtype
-        ctx.mark_non_differentiable(hits)
-        return ce_sum, hits
+        ctx.mark_non_differentiable(ce, hits)
+        return ce.sum(), ce, hits
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, gradient: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         # In place, because these are the largest tensors of a step; autograd refuses a second backward through them.
         scaled = (None if d is None else d.mul_(gradient).to(ctx.dtype) for d in ctx.saved_tensors)
         return *scaled, None, None, None, None

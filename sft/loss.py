@@ -23,20 +23,21 @@ CHUNK = 1024
 """Rows of whole logits whose fp32 copy is alive at one time: 1024 x 152k x 4 bytes = 0.6 GiB."""
 
 
-def token_ce_sum(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Σ w·CE over the supervised tokens of `batch`: fp32 scalar, differentiable once, not divided by anything.
+def token_ce_sum(model: torch.nn.Module, batch: Batch, *, sources: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """(Σ w·CE over the supervised tokens of `batch`, the same over those of each source [sources]), fp32.
 
-    Only the step knows Σ w over all micro-batches and ranks. A batch without labels gives a zero that still
-    reaches every parameter, so that a rank with nothing to learn takes part in the gradient reduction.
+    The scalar is differentiable once, and nothing is divided: only the step knows Σ w over all micro-batches and
+    ranks. A batch without labels gives a zero that still reaches every parameter, so that a rank with nothing to
+    learn takes part in the gradient reduction.
     """
     form = getattr(model, "logit_form", None)
     if form is not None:
-        return _fused(model, batch, form)[0]
+        total, ce, _ = _fused(model, batch, form)
+        return total, _by_source(ce, batch, sources)
     logits, labels, weights = supervised_logits(model, batch)
-    total = logits[:0].sum(dtype=torch.float32)
-    for chunk in _chunks(logits, labels, weights):
-        total = total + checkpoint(_weighted_ce, *chunk, use_reentrant=False)
-    return total
+    parts = [checkpoint(_weighted_ce, *chunk, use_reentrant=False) for chunk in _chunks(logits, labels, weights)]
+    ce = torch.cat([logits[:0].sum(dim=1, dtype=torch.float32), *parts])
+    return ce.sum(), _by_source(ce.detach(), batch, sources)
 
 
 @torch.no_grad()
@@ -44,19 +45,20 @@ def token_ce_sum_and_hits(model: torch.nn.Module, batch: Batch) -> tuple[torch.T
     """(Σ w·CE, number of supervised tokens whose most likely prediction is right), both fp32 scalars."""
     form = getattr(model, "logit_form", None)
     if form is not None:
-        return _fused(model, batch, form)
+        ce_sum, _, hits = _fused(model, batch, form)
+        return ce_sum, hits
     logits, labels, weights = supervised_logits(model, batch)
     ce_sum = hits = logits.new_zeros((), dtype=torch.float32)
     for chunk in _chunks(logits, labels, weights):
-        ce_sum = ce_sum + _weighted_ce(*chunk)
+        ce_sum = ce_sum + _weighted_ce(*chunk).sum()
         hits = hits + (chunk[0].argmax(-1) == chunk[1]).sum()  # IGNORE_INDEX equals no token id
     return ce_sum, hits
 
 
-def _fused(model: Any, batch: Batch, form: LogitForm) -> tuple[torch.Tensor, torch.Tensor]:
-    """(Σ w·CE, hits): the answer of `model` itself, for the time of one call.
+def _fused(model: Any, batch: Batch, form: LogitForm) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(Σ w·CE, w·CE [N], hits): the answer of `model` itself, for the time of one call.
 
-    Both must leave the model through its LM head and its own forward, or FSDP2 would not know of their gradients.
+    They must leave the model through its LM head and its own forward, or FSDP2 would not know of their gradients.
     """
     head = model.get_output_embeddings()
     hidden, answer = [], []
@@ -103,6 +105,13 @@ def _supervised(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     return batch.labels[:, columns].flatten(), batch.loss_weights[:, columns].flatten()
 
 
+def _by_source(ce: torch.Tensor, batch: Batch, sources: int) -> torch.Tensor:
+    """Σ of ce [N] over the tokens of each source, [sources]."""
+    if batch.sources is None:
+        return ce.sum()[None]
+    return ce.new_zeros(sources).index_add_(0, batch.sources[:, batch.supervised_columns].flatten(), ce)
+
+
 def _chunks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
     # split, not slices: the backward of a slice is a zero gradient of the whole tensor, once for every chunk.
     if len(tensors[0]):
@@ -110,5 +119,5 @@ def _chunks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
 
 
 def _weighted_ce(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    ce = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="none")
-    return (ce * weights).sum()
+    """w·CE of every row, [n]."""
+    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="none") * weights

@@ -18,6 +18,7 @@ from sft.distributed import ALL_RANKS, sum_over
 from sft.metrics import Meter, device_peak, training_flops_per_token
 from sft.place import DTYPES
 from sft.track import RunLog, open_run, write_run_json
+from sft.types import StepStats
 
 MOST_TOKENS_READ = 20_000_000
 """By the audit at the start of a run: a tenth of a second; `python -m sft.inspect` reads them all."""
@@ -109,12 +110,19 @@ def lengths_in_epoch(job: Job) -> np.ndarray:
     return job.train.samples.lengths[epoch_order(mixture, job.config.trainer.seed, 0)].astype(np.float64)
 
 
-def samples_per_source(job: Job) -> dict[str, float]:
-    """data/samples/<name>: how many samples of the step that just ended each source gave; nothing for a single one."""
+def of_sources(job: Job, stats: StepStats) -> dict[str, float]:
+    """data/samples/<name> and train/loss/<name> of the step that just ended; nothing where there is a single source.
+
+    No loss for a source that had nothing in this step.
+    """
     mixture = job.train.mixture
     if len(mixture.sources) == 1:
         return {}
-    return {f"data/samples/{name}": count for name, count in mixture.count(job.samples_of(job.state.step)).items()}
+    counts = mixture.count(job.samples_of(job.state.step))
+    losses = {name: loss for name, loss in zip(counts, stats.losses, strict=True) if counts[name]}
+    return {f"data/samples/{name}": count for name, count in counts.items()} | {
+        f"train/loss/{name}": loss for name, loss in losses.items()
+    }
 
 
 def is_complete(job: Job) -> bool:

@@ -51,6 +51,7 @@ class Batch:
     supervised_columns: torch.Tensor  # int64 [K], columns where any row has a label: all the LM head meets
     cu_seqlens: torch.Tensor | None  # int32 [S + 1]
     sample_lengths: tuple[int, ...] | None  # their differences, which the host can read without waiting for the device
+    sources: torch.Tensor | None  # int64 [R, C], the source of the mixture that each position is of; None: there is one
     max_seqlen: int
     num_samples: int
     num_tokens: int  # real tokens, padding excluded
@@ -84,6 +85,7 @@ class StepStats:
     """What one optimizer step did, summed over every rank of the run."""
 
     loss: float  # Σ w·CE / Σ w over all tokens of the step
+    losses: tuple[float, ...]  # the same over the tokens of each source of the mixture; nan: none in this step
     grad_norm: float  # before clipping
     lr: float
     samples: int

@@ -77,11 +77,14 @@ class Dataset:
     def batches(self, sample_ids: np.ndarray, *, dp_size: int, dp_rank: int) -> Iterator[Batch]:
         """The micro-batches in which one data-parallel rank computes its part of `sample_ids`."""
         for ids in self.micro_batches(sample_ids, dp_size=dp_size, dp_rank=dp_rank):
-            yield collate([self.samples[i] for i in ids], packed=self.packed, pad_id=self.pad_id)
+            sources = self.mixture.source_of(ids) if len(self.mixture.sources) > 1 else None
+            yield collate([self.samples[i] for i in ids], packed=self.packed, pad_id=self.pad_id, sources=sources)
 
-    def weight_sum(self, sample_ids: np.ndarray) -> float:
-        """Σ loss_weights of all tokens that are predicted in `sample_ids`, whichever ranks compute them."""
-        return float(sum(self.samples[i].loss_weights[1:].sum(dtype=np.float64) for i in sample_ids))
+    def weight_sums(self, sample_ids: np.ndarray) -> list[float]:
+        """Σ loss_weights of all tokens that are predicted in `sample_ids`, of each source, whichever ranks compute."""
+        weights = [self.samples[i].loss_weights[1:].sum(dtype=np.float64) for i in sample_ids]
+        sources = self.mixture.source_of(sample_ids)
+        return np.bincount(sources, weights=weights, minlength=len(self.mixture.sources)).tolist()
 
     def supervised_tokens(self, sample_id: int) -> int:
         """How many tokens of a sample carry loss."""

@@ -17,11 +17,14 @@ _NOTHING = Sample(np.zeros(1, np.int32), np.zeros(1, np.float32))
 """What a rank computes when a step has no sample left for it: one token that teaches nothing."""
 
 
-def collate(samples: Sequence[Sample], *, packed: bool, pad_id: int) -> Batch:
+def collate(
+    samples: Sequence[Sample], *, packed: bool, pad_id: int, sources: Sequence[int] | np.ndarray | None = None
+) -> Batch:
     """One micro-batch of whole samples, on the CPU.
 
     packed: all samples in one row, cu_seqlens marks them. Otherwise one row per sample, padded on the right
     with pad_id to the longest. Both carry the same labels and weights. No samples: a batch without labels.
+    sources: the source of every sample, where there are several.
     """
     real_tokens = sum(len(sample) for sample in samples)
     samples = samples or [_NOTHING]
@@ -34,12 +37,15 @@ def collate(samples: Sequence[Sample], *, packed: bool, pad_id: int) -> Batch:
     labels = np.full(rows * columns, IGNORE_INDEX, np.int64)
     loss_weights = np.zeros(rows * columns, np.float32)
     position_ids = np.arange(rows * columns) % columns
-    for start, sample in zip(starts, samples, strict=False):
+    source_of_position = np.zeros(rows * columns, np.int64)
+    for n, (start, sample) in enumerate(zip(starts, samples, strict=False)):
         end = start + len(sample)
         input_ids[start:end] = sample.input_ids
         loss_weights[start : end - 1] = sample.loss_weights[1:]
         labels[start : end - 1] = np.where(sample.loss_weights[1:] > 0, sample.input_ids[1:], IGNORE_INDEX)
         position_ids[start:end] = np.arange(len(sample))
+        if sources is not None and real_tokens:
+            source_of_position[start:end] = sources[n]
 
     def layout(flat: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(flat.reshape(rows, columns))
@@ -53,6 +59,7 @@ def collate(samples: Sequence[Sample], *, packed: bool, pad_id: int) -> Batch:
         supervised_columns=torch.from_numpy(np.flatnonzero(supervised.any(axis=0))),
         cu_seqlens=torch.from_numpy(starts.astype(np.int32)) if packed else None,
         sample_lengths=tuple(lengths.tolist()) if packed else None,
+        sources=None if sources is None else layout(source_of_position),
         max_seqlen=longest,
         num_samples=len(samples) if real_tokens else 0,
         num_tokens=real_tokens,

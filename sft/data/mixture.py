@@ -90,10 +90,13 @@ class Mixture:
             source.name: np.arange(end - source.samples, end) for source, end in zip(self.sources, ends, strict=True)
         }
 
+    def source_of(self, sample_ids: np.ndarray) -> np.ndarray:
+        """The number of the source that each of these samples comes from."""
+        return np.searchsorted(self.starts, sample_ids, side="right") - 1
+
     def count(self, sample_ids: np.ndarray) -> dict[str, int]:
         """How many of these samples come from each source."""
-        source_of = np.searchsorted(self.starts, sample_ids, side="right") - 1
-        counts = np.bincount(source_of, minlength=len(self.sources)).tolist()
+        counts = np.bincount(self.source_of(sample_ids), minlength=len(self.sources)).tolist()
         return {source.name: count for source, count in zip(self.sources, counts, strict=True)}
 
 

@@ -62,6 +62,7 @@ def split_tokens(batch: Batch, *, part: int, parts: int) -> Batch:
         loss_weights=loss_weights,
         position_ids=mine(batch.position_ids, 0),
         supervised_columns=supervised.nonzero().flatten(),
+        sources=None if batch.sources is None else mine(batch.sources, 0),
         cu_seqlens=torch.cat([batch.cu_seqlens, ends]),
         sample_lengths=(*batch.sample_lengths, *([padding] if padding else [])),
         max_seqlen=max(batch.max_seqlen, padding),

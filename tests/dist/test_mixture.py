@@ -6,7 +6,10 @@ from tests.assets import write_jsonl
 from tests.dist.conftest import read_metrics
 from tests.launch import succeed
 
-TRAINED = ("train/loss", "train/grad_norm", "train/epoch", "train/num_input_tokens_seen", "data/samples/text")
+TRAINED = (
+    *("train/loss", "train/loss/chat", "train/loss/text", "train/grad_norm", "train/epoch"),
+    *("train/num_input_tokens_seen", "data/samples/text"),
+)
 
 
 @pytest.fixture

@@ -127,17 +127,17 @@ def test_a_step_asks_the_other_ranks_once_and_never_waits_for_the_device_between
     calls = []
     all_reduce = dist.all_reduce
     monkeypatch.setattr(dist, "all_reduce", lambda *a, **k: (calls.append(1), all_reduce(*a, **k))[1])
-    micro_batches, weight_sum = next(trainer.parts_from(job, 1))
+    micro_batches, weight_sums = next(trainer.parts_from(job, 1))
     assert len(micro_batches) == 4
     with HostReads() as reads:
-        trainer.train_step(job, micro_batches, weight_sum)
+        trainer.train_step(job, micro_batches, weight_sums)
     assert len(calls) == 1
     assert reads.count == 0  # the sums of the step come over in one piece, by tolist()
 
 
 def test_the_weights_of_a_step_are_known_before_it_is_computed(job):
     """Whoever computes it: a rank divides by what it reads in the files, not by what it is told."""
-    micro_batches, weight_sum = next(trainer.parts_from(job, 1))
-    assert weight_sum == sum(batch.weight_sum for batch in micro_batches) > 0
+    micro_batches, weight_sums = next(trainer.parts_from(job, 1))
+    assert sum(weight_sums) == sum(batch.weight_sum for batch in micro_batches) > 0
     with pytest.raises(InputError, match="the ranks read different data"):
-        trainer.train_step(job, micro_batches[1:], weight_sum)
+        trainer.train_step(job, micro_batches[1:], weight_sums)

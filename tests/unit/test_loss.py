@@ -47,7 +47,7 @@ def test_sum_and_every_gradient_equal_the_definition(tmp_path, world_of_one, sam
     expected.backward()
 
     model = load_sharded(directory, packed=packed)
-    found = token_ce_sum(model, collate(samples, packed=packed, pad_id=0))
+    found = token_ce_sum(model, collate(samples, packed=packed, pad_id=0))[0]
     found.backward()
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
     theirs = dict(reference.named_parameters())
@@ -71,7 +71,7 @@ def test_fractional_weights_against_numbers_by_hand():
 
     sample = Sample(np.array([3, 3, 5, 6, 3, 7, 8, 4], np.int32), np.array([0, 0, 0.25, 0.25, 0, 2, 2, 0], np.float32))
     batch = collate([sample], packed=True, pad_id=0)
-    loss = token_ce_sum(Model(), batch).item() / batch.weight_sum
+    loss = token_ce_sum(Model(), batch)[0].item() / batch.weight_sum
     assert batch.weight_sum == 4.5
     bits = 0.25 * (1 + 2) + 2 * (3 + 4)  # -log2 of the probabilities
     assert loss == pytest.approx(bits * np.log(2) / 4.5, rel=1e-6)
@@ -121,7 +121,7 @@ def both_ways(model, batch):
         assert form is not None or results, "the form of this family was not found"
         vars(model)["logit_form"] = form
         model.zero_grad()
-        loss = token_ce_sum(model, batch)
+        loss = token_ce_sum(model, batch)[0]
         (loss / 7).backward()
         gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
         validation, hits = token_ce_sum_and_hits(model, batch)
@@ -157,10 +157,10 @@ def test_whole_logits_remain_for_models_that_need_them(tmp_path, world_of_one, s
     """More rows than a chunk, and the same loss as the fused way."""
     model = load_sharded(tiny_model_dir(tmp_path))
     batch = collate(samples, packed=True, pad_id=0)
-    fused = token_ce_sum(model, batch).item()
+    fused = token_ce_sum(model, batch)[0].item()
     vars(model)["logit_form"] = None
     monkeypatch.setattr("sft.loss.CHUNK", 7)
-    assert token_ce_sum(model, batch).item() == pytest.approx(fused, rel=1e-6)
+    assert token_ce_sum(model, batch)[0].item() == pytest.approx(fused, rel=1e-6)
 
 
 def test_nothing_is_as_large_as_all_logits(tmp_path, world_of_one, monkeypatch):
@@ -173,7 +173,7 @@ def test_nothing_is_as_large_as_all_logits(tmp_path, world_of_one, monkeypatch):
 
     def largest():
         with Watch() as watch:
-            token_ce_sum(model, batch).backward()
+            token_ce_sum(model, batch)[0].backward()
             token_ce_sum_and_hits(model, batch)
         return watch.largest
 
@@ -187,7 +187,7 @@ def test_generation_sees_the_model_as_it_is(tmp_path, world_of_one, samples):
     model = load_sharded(tiny_model_dir(tmp_path))
     hooks = [dict(module._forward_hooks) for module in model.modules()]
     names = list(model.state_dict())
-    token_ce_sum(model, collate(samples, packed=True, pad_id=0)).backward()
+    token_ce_sum(model, collate(samples, packed=True, pad_id=0))[0].backward()
     assert [dict(module._forward_hooks) for module in model.modules()] == hooks
     assert list(model.state_dict()) == names
     logits = model(torch.arange(5)[None], position_ids=torch.arange(5)[None], **boundaries(5)).logits
@@ -195,10 +195,26 @@ def test_generation_sees_the_model_as_it_is(tmp_path, world_of_one, samples):
 
 
 @pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_sum_of_every_source_is_that_of_its_samples_alone(tmp_path, world_of_one, samples, packed, fused):
+    model = load_sharded(tiny_model_dir(tmp_path), packed=packed)
+    vars(model)["logit_form"] = model.logit_form if fused else None
+    sources = [k % 2 for k in range(len(samples))]
+    batch = collate(samples, packed=packed, pad_id=0, sources=sources)
+    total, of_sources = token_ce_sum(model, batch, sources=3)
+    for number in range(2):
+        alone = [sample for sample, source in zip(samples, sources, strict=True) if source == number]
+        expected = token_ce_sum(model, collate(alone, packed=packed, pad_id=0))[0].item()
+        assert of_sources[number].item() == pytest.approx(expected, rel=1e-5)
+    assert of_sources[2] == 0 and not of_sources.requires_grad
+    assert of_sources.sum().item() == pytest.approx(total.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("fused", [True, False])
 def test_a_batch_without_labels_is_a_zero_that_reaches_every_parameter(tmp_path, world_of_one, fused):
     model = load_sharded(tiny_model_dir(tmp_path))
     vars(model)["logit_form"] = model.logit_form if fused else None
-    loss = token_ce_sum(model, collate([], packed=True, pad_id=0))
+    loss = token_ce_sum(model, collate([], packed=True, pad_id=0))[0]
     loss.backward()
     assert loss.item() == 0
     assert all(not parameter.grad.full_tensor().any() for parameter in model.parameters())

@@ -13,7 +13,7 @@ from sft.metrics import Meter, device_peak, training_flops_per_token
 from sft.types import StepStats
 
 STATS = StepStats(
-    loss=1.25, grad_norm=0.5, lr=1e-5, samples=8, tokens=1000, supervised_tokens=300, padding=200,
+    loss=1.25, losses=(1.25,), grad_norm=0.5, lr=1e-5, samples=8, tokens=1000, supervised_tokens=300, padding=200,
     skipped=False,
 )  # fmt: skip
 

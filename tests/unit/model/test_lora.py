@@ -191,7 +191,7 @@ def test_the_loss_sees_what_trains_in_the_head(kind: str, untied: Path) -> None:
     weights = [[0, 0, 1, 1, 1], [0, 1, 1]]
     samples = [Sample(np.arange(len(w), dtype=np.int32), np.array(w, dtype=np.float32)) for w in weights]
     batch = collate(samples, packed=False, pad_id=0)
-    found = token_ce_sum(model, batch)
+    found = token_ce_sum(model, batch)[0]
     expected = torch.nn.functional.cross_entropy(
         model(input_ids=batch.input_ids, position_ids=batch.position_ids).logits.flatten(0, 1),
         batch.labels.flatten(),

@@ -7,7 +7,7 @@ from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 from sft.model import build_skeleton, decoder_layers, load_config, load_weights
 from sft.parallel import Sharding, begin_micro_batch, build_mesh, shard
 from sft.parallel.fsdp import join_layers
-from tests.assets import tiny_model_dir
+from tests.assets import attention_on_cpu, tiny_model_dir
 
 LAYERS = 4
 IDS = torch.arange(24).view(2, 12)
@@ -19,9 +19,9 @@ def directory(tmp_path):
 
 
 def sharded(directory, sharding):
-    model = build_skeleton(
-        load_config(directory, trust_remote_code=False), packed=False, dtype=torch.float32, trust_remote_code=False
-    )
+    config = load_config(directory, trust_remote_code=False)
+    attention = attention_on_cpu(config, packed=False)
+    model = build_skeleton(config, attention=attention, dtype=torch.float32, trust_remote_code=False)
     shard(model, decoder_layers(model), build_mesh(1, "cpu").fsdp, sharding)
     load_weights(model, directory, torch.device("cpu"), offload=sharding.offload, trust_remote_code=False)
     return model
