@@ -100,7 +100,7 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
     model, grown = build_bare_model(config, inputs.source, inputs.attention, tokens=tokens)
     memory = footprint_of_run(config, model, inputs.train, world)
     log.info("%s", memory.line())
-    sharding = sharding_of(config.model.fsdp_config, reduce_once=memory.load.whole_gradients)
+    sharding = sharding_of(config.model.fsdp_config, reduce_once=memory.reduce_once)
     with explaining_memory(memory, "loading the model"):
         place(model, config, inputs.source, mesh, sharding, world, grown=grown)
     optim = config.optim

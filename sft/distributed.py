@@ -171,7 +171,8 @@ def sum_over(group: dist.ProcessGroup | None, *values: float | torch.Tensor) -> 
     """
     devices = [value.device for value in values if isinstance(value, torch.Tensor)]
     total = torch.tensor([0.0 if isinstance(value, torch.Tensor) else value for value in values], dtype=torch.float64)
-    total = total.to(devices[0] if devices else "cpu")
+    if devices and devices[0].type == "cuda":
+        total = total.pin_memory().to(devices[0], non_blocking=True)  # from pageable memory, the host would wait
     for index, value in enumerate(values):
         if isinstance(value, torch.Tensor):
             total[index] = value.detach()

@@ -32,6 +32,7 @@ class Footprint:
     ranks: int
     device: str = "cuda"
     device_bytes: int = 0  # of one rank; 0: nobody looked
+    reduce_once: bool = True  # sum gradients over the ranks once per step, as asked or because there is room
 
     def fits(self) -> bool:
         """Whether the estimate leaves room on the device."""
@@ -72,7 +73,7 @@ def footprint(
     device_bytes: int = 0,
     supervised_tokens: np.ndarray | None = None,
 ) -> Footprint:
-    """The estimate for `config` on `ranks` ranks. model: its skeleton, adapters inside. Looks at the first steps.
+    """The estimate for `config` on `ranks` ranks. model: its skeleton, adapters inside. Looks at some steps.
 
     supervised_tokens: of every sample, where somebody counted them
     """
@@ -87,21 +88,20 @@ def footprint(
         checkpointing=kind if config.model.enable_gradient_checkpointing else None,
         offload=(fsdp.cpu_offload or fsdp.offload_params) and device != "cpu",
         whole_weights=not fsdp.reshard_after_forward,
-        whole_gradients=fsdp.reduce_gradients != "every_micro_batch" and view.micro_batches > 1,
     )
-    size = model_size(model, decoder_layers(model))
-    found = Footprint(size, load, ranks, device, device_bytes)
-    if fsdp.reduce_gradients == "auto" and not found.fits():
-        found = replace(found, load=replace(load, whole_gradients=False))
-    return found
+    plain = Footprint(model_size(model, decoder_layers(model)), load, ranks, device, device_bytes, reduce_once=False)
+    whole = replace(plain, load=replace(load, whole_gradients=True), reduce_once=True)
+    has_room = whole.fits() and not load.offload  # what was offloaded for want of memory must not come back
+    if fsdp.reduce_gradients == "once" or (fsdp.reduce_gradients == "auto" and has_room):
+        return whole if view.micro_batches > 1 else replace(plain, reduce_once=True)
+    return plain
 
 
 def footprint_of_run(config: SftConfig, skeleton: PreTrainedModel, train: Dataset, world: World) -> Footprint:
-    """The estimate of memory, the same on every rank: by the smallest device, and the samples of the first steps."""
+    """The estimate of memory, the same on every rank: by the smallest device, and the samples of some steps."""
     batch_size = config.data.train_batch_size
-    first_steps = min(STEPS, plan.steps_per_epoch(len(train.mixture), batch_size))
     counted = np.zeros(len(train), np.int64)
-    for step in range(1, first_steps + 1):
+    for step in steps_to_look_at(config, train):
         for index in plan.step_samples(step, mixture=train.mixture, batch_size=batch_size, seed=config.trainer.seed):
             counted[index] = train.supervised_tokens(index)
     (smallest,) = max_over_all_ranks(-device_bytes(world.device))
@@ -116,15 +116,22 @@ def footprint_of_run(config: SftConfig, skeleton: PreTrainedModel, train: Datase
     )
 
 
+def steps_to_look_at(config: SftConfig, dataset: Dataset) -> list[int]:
+    """The first steps of an epoch; with a curriculum, whose first steps are the easy ones, the last ones as well."""
+    steps = range(1, plan.steps_per_epoch(len(dataset.mixture), config.data.train_batch_size) + 1)
+    first, last = list(steps[:STEPS]), list(steps[STEPS:][-STEPS:])
+    return first + last if config.data.curriculum else first
+
+
 def look_ahead(
     config: SftConfig, dataset: Dataset, ranks: int, supervised_tokens: np.ndarray | None = None
 ) -> Forecast:
-    """The run as these ranks would do it, from its first steps."""
-    steps_per_epoch = -(-len(dataset.mixture) // config.data.train_batch_size)
+    """The run as these ranks would do it, from some of its steps."""
+    steps_per_epoch = plan.steps_per_epoch(len(dataset.mixture), config.data.train_batch_size)
     sp_size = config.ulysses_sequence_parallel_size
     return forecast(
         dataset,
-        steps=range(1, min(STEPS, steps_per_epoch) + 1),
+        steps=steps_to_look_at(config, dataset),
         batch_size=config.data.train_batch_size,
         seed=config.trainer.seed,
         total_steps=config.trainer.total_training_steps or config.trainer.total_epochs * steps_per_epoch,

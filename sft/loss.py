@@ -74,8 +74,8 @@ def _fused(model: Any, batch: Batch, form: LogitForm) -> tuple[torch.Tensor, tor
 
     with (
         head.register_forward_pre_hook(take_hidden),
-        head.register_forward_hook(give_loss, prepend=True),  # first: FSDP2's own hook may free the weight
-        model.register_forward_hook(lambda *_: tuple(answer), prepend=True),
+        head.register_forward_hook(give_loss),
+        model.register_forward_hook(lambda *_: tuple(answer), prepend=True),  # first: FSDP2's own must see the answer
     ):
         return _forward(model, batch)
 

@@ -41,6 +41,8 @@ class ModelSize:
     key_width: int
     mlp_width: int
     vocabulary: int
+    head_trains: bool = True
+    fused_loss: bool = True  # there are never all logits of a micro-batch
 
 
 @dataclass(frozen=True)
@@ -102,16 +104,21 @@ def estimate(model: ModelSize, load: Load) -> Memory:
         optimizer=here * 2 * model.trainable * m // n,
         gathered=alive * c + int(trained_share * (c * (model.outside + model.layer) + 4 * largest)),
         activations=load.tokens * (kept_layers * in_layer + checkpoints),
-        logits=_fused_loss(model, load, head_trains=trained_share > 0.5),
+        logits=_fused_loss(model, load) if model.fused_loss else _whole_logits(model, load),
     )
 
 
-def _fused_loss(model: ModelSize, load: Load, *, head_trains: bool) -> int:
+def _fused_loss(model: ModelSize, load: Load) -> int:
     """The rows of one chunk, once more in fp32; gradients of what the LM head met, and of its weight in fp32."""
     c, copy = load.compute_bytes, 0 if load.compute_bytes == 4 else load.compute_bytes
     rows = min(load.logits, CHUNK["gpu"])
-    head = model.vocabulary * model.width * (4 + copy) if head_trains and load.logits else 0
+    head = model.vocabulary * model.width * (4 + copy) if model.head_trains and load.logits else 0
     return model.vocabulary * rows * (4 + copy) + c * model.width * load.logits + head
+
+
+def _whole_logits(model: ModelSize, load: Load) -> int:
+    """Logits and their gradients in compute dtype, and three copies of a chunk in fp32 (loss.py)."""
+    return model.vocabulary * (2 * load.compute_bytes * load.logits + 3 * 4 * min(load.logits, 1024))
 
 
 def savings(model: ModelSize, load: Load, *, can_offload: bool = True) -> dict[str, int]:
@@ -152,6 +159,7 @@ def model_size(model: PreTrainedModel, layers: list[torch.nn.Module]) -> ModelSi
     parameters = list(model.parameters())
     in_layers = [sum(weight.numel() for weight in layer.parameters()) for layer in layers]
     everything = sum(weight.numel() for weight in parameters)
+    head = model.get_output_embeddings()
     return ModelSize(
         trainable=sum(weight.numel() for weight in parameters if weight.requires_grad),
         frozen=sum(weight.numel() for weight in parameters if not weight.requires_grad),
@@ -163,6 +171,8 @@ def model_size(model: PreTrainedModel, layers: list[torch.nn.Module]) -> ModelSi
         key_width=(getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head_width,
         mlp_width=_mlp_width(config),
         vocabulary=config.vocab_size,
+        head_trains=any(weight.requires_grad for weight in head.parameters()) if head is not None else True,
+        fused_loss=getattr(model, "logit_form", None) is not None,
     )
 
 

@@ -141,7 +141,7 @@ class Meter:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """The next step begins now: call it after validation or a checkpoint, whose time is not training time."""
+        """The next step begins now: call it after log, validation and checkpoint, whose time is not training time."""
         self._step_began = self._clock()
 
     def measure(self, stats: StepStats, data_wait_s: float) -> dict[str, float]:

@@ -83,6 +83,11 @@ def place(
     if config.model.compile:
         if world.device.type == "cpu":
             log.warning("model.compile=true: on a CPU it costs minutes at the start and wins little.")
+        if config.use_remove_padding and "by_sample" in str(model.config._attn_implementation):
+            log.warning(
+                "model.compile=true: attention by sdpa on packed rows is compiled again for every number of samples in "
+                "a row; another model.attn_implementation is not."
+            )
         compile_layers(layers)
     shard(model, layers, mesh.fsdp, sharding)
     load_weights(model, source, world.device, offload=sharding.offload, trust_remote_code=trust, grown_vocabulary=grown)

@@ -21,6 +21,9 @@ from sft.types import Batch
 
 Tagged = tuple[str, Batch]
 
+ASK_EVERY = 8
+"""Forwards between two questions whether to stop: each makes all ranks, and the host, wait."""
+
 
 @dataclass(frozen=True)
 class Score:
@@ -65,7 +68,7 @@ def score(
 ) -> dict[str, Score] | None:
     """The score of every source of `dataset`, by name; None if must_stop said so. Every rank calls it.
 
-    must_stop is asked after every forward, and must answer alike on all ranks. The model is left in its mode.
+    must_stop is asked after every few forwards, and must answer alike on all ranks. The model is left in its mode.
     """
     was_training = model.training
     model.eval()
@@ -73,14 +76,16 @@ def score(
     sums = {name: np.zeros(4) for name in ids_of}
     forwards = [len(dataset.micro_batches(i, dp_size=mesh.dp_size, dp_rank=mesh.dp_rank)) for i in ids_of.values()]
     batches = ((name, batch) for name, ids in ids_of.items() for batch in my_batches(dataset, ids, mesh))
-    stopped = False
-    for name, batch in progress(batches, "validation", sum(forwards)):
-        ce_sum, hits = torch.stack(token_ce_sum_and_hits(model, batch.to(device))).tolist()
-        sums[name] += (ce_sum, hits, batch.weight_sum, batch.num_supervised_tokens)
-        if stopped := must_stop():
+    on_device = {name: torch.zeros(2, dtype=torch.float64, device=device) for name in ids_of}  # Σ w·CE, hits
+    for number, (name, batch) in enumerate(progress(batches, "validation", sum(forwards)), start=1):
+        on_device[name] += torch.stack(token_ce_sum_and_hits(model, batch.to(device)))
+        sums[name] += (0, 0, batch.weight_sum, batch.num_supervised_tokens)
+        if number % ASK_EVERY == 0 and must_stop():
             break
     model.train(was_training)
-    if stopped or must_stop():
+    if must_stop():
         return None
+    for name, (ce_sum, hits) in ((name, both.tolist()) for name, both in on_device.items()):
+        sums[name] += (ce_sum, hits, 0, 0)
     totals = np.reshape(sum_over(ALL_RANKS, *np.concatenate(list(sums.values()))), (-1, 4)).tolist()
     return {name: Score(*total) for name, total in zip(sums, totals, strict=True)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +31,7 @@ class Forecast:
 def forecast(
     dataset: Dataset,
     *,
-    steps: range,
+    steps: Sequence[int],
     batch_size: int,
     seed: int,
     total_steps: int,

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 
 from sft.distributed import log
 from sft.errors import InputError
-from sft.model.attention import Choice, expect_calls, refuse_other_mixers, register
+from sft.model.attention import Choice, expect_calls, hide_lengths, refuse_other_mixers, register
 from sft.model.vocabulary import fill_with_mean_rows, vocabulary_weights
 from sft.shards import StoredTensors, local_box, local_part
 
@@ -88,6 +88,8 @@ def build_skeleton(
         )
     if attention.packed:
         refuse_other_mixers(model)
+        if attention.kernel != "sdpa":
+            hide_lengths(model)
         if not type(model).__module__.startswith("transformers."):  # their own say what they do
             expect_calls(model, len(decoder_layers(model)))
     model.train()

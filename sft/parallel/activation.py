@@ -1,4 +1,4 @@
-"""Trading compute for memory: compute a layer's activations again in backward instead of keeping them."""
+"""What a layer does with its forward: compute activations again in backward instead of keeping them; be compiled."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ def checkpoint_activations(layers: Sequence[torch.nn.Module], *, selective: bool
 
 def compile_layers(layers: Sequence[torch.nn.Module]) -> None:
     """Compile every layer by itself, equal ones once. After checkpointing, before sharding."""
+    # Layers share their code: each kind of it, in training and in validation, static and dynamic, counts as one.
+    torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
     for layer in layers:
         layer.forward = torch.compile(layer.forward)
 

@@ -1,12 +1,13 @@
 """What a person is told about memory: before the model is built, and when there was not enough."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from sft.errors import InputError
-from sft.footprint import Footprint, OutOfMemory, explaining_memory, is_out_of_memory
+from sft.footprint import Footprint, OutOfMemory, explaining_memory, footprint, is_out_of_memory, steps_to_look_at
 from sft.memory import Load, ModelSize, device_bytes, estimate
 
 MODEL = ModelSize(
@@ -62,3 +63,39 @@ def test_ranks_of_a_node_share_its_memory(monkeypatch):
     alone = device_bytes(torch.device("cpu"))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert device_bytes(torch.device("cpu")) == alone // 4 > 10**8
+
+
+@pytest.mark.parametrize(
+    ("asked", "room", "offload", "micro_batches", "once"),
+    [
+        ("auto", 1.0, False, 4, True),
+        ("auto", 0.5, False, 4, False),
+        ("auto", 1.0, True, 4, False),
+        ("once", 0.5, True, 4, True),
+        ("once", 1.0, False, 1, True),  # the first step has one micro-batch; later ones may have more
+        ("every_micro_batch", 1.0, False, 4, False),
+    ],
+)
+def test_when_gradients_are_summed(monkeypatch, asked, room, offload, micro_batches, once):
+    fsdp = SimpleNamespace(
+        reduce_gradients=asked, model_dtype="fp32", compute_dtype="bf16", cpu_offload=offload, offload_params=False,
+        dp_replicate=1, reshard_after_forward=True,
+    )  # fmt: skip
+    model = SimpleNamespace(fsdp_config=fsdp, gradient_checkpointing_kind="full", enable_gradient_checkpointing=False)
+    view = SimpleNamespace(most_positions=4096, most_logits=1000, sp_size=1, micro_batches=micro_batches)
+    monkeypatch.setattr("sft.footprint.look_ahead", lambda *_: view)
+    monkeypatch.setattr("sft.footprint.model_size", lambda *_: MODEL)
+    monkeypatch.setattr("sft.footprint.decoder_layers", lambda _: [])
+    whole = estimate(MODEL, replace(PLAN.load, whole_gradients=True, offload=offload)).total
+    found = footprint(SimpleNamespace(model=model), None, None, 1, device="cuda", device_bytes=int(whole * room / 0.79))
+    assert found.reduce_once == once
+    assert found.load.whole_gradients == (once and micro_batches > 1)
+
+
+def test_a_curriculum_is_judged_by_its_hard_end_as_well():
+    dataset = SimpleNamespace(mixture=range(1000))
+    for curriculum, steps in ((None, [*range(1, 9)]), ("length", [*range(1, 9), *range(93, 101)])):
+        data = SimpleNamespace(train_batch_size=10, curriculum=curriculum)
+        assert steps_to_look_at(SimpleNamespace(data=data), dataset) == steps
+    few = SimpleNamespace(train_batch_size=100, curriculum="length")
+    assert steps_to_look_at(SimpleNamespace(data=few), dataset) == [*range(1, 11)]

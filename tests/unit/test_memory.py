@@ -102,8 +102,10 @@ def test_logits_exist_for_a_chunk_of_trained_positions():
     assert estimate(BILLION, replace(LOAD, logits=0)).logits == 0
     more = estimate(BILLION, replace(LOAD, logits=5000)).logits
     assert more == 150_000 * 2048 * (2 + 4) + 2 * 2048 * 5000 + head
-    frozen = estimate(replace(BILLION, trainable=10**7, frozen=10**9), replace(LOAD, logits=5000)).logits
+    frozen = estimate(replace(BILLION, head_trains=False), replace(LOAD, logits=5000)).logits
     assert frozen == more - head
+    whole = estimate(replace(BILLION, fused_loss=False), replace(LOAD, logits=5000)).logits
+    assert whole == 150_000 * (2 * 2 * 5000 + 3 * 4 * 1024), "fp32 exists for a chunk only"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

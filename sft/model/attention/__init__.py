@@ -10,6 +10,6 @@ interface.py  a kernel in the signature that transformers calls     choice.py  w
 """
 
 from sft.model.attention.choice import Available, Choice, choose_attention
-from sft.model.attention.interface import expect_calls, refuse_other_mixers, register
+from sft.model.attention.interface import expect_calls, hide_lengths, refuse_other_mixers, register
 
-__all__ = ["Available", "Choice", "choose_attention", "expect_calls", "refuse_other_mixers", "register"]
+__all__ = ["Available", "Choice", "choose_attention", "expect_calls", "hide_lengths", "refuse_other_mixers", "register"]

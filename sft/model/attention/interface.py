@@ -90,12 +90,12 @@ def attention_function(kernel: Kernel, *, packed: bool) -> Any:
             _calls += 1
         unknown = [name for name, given in options.items() if given is not None and name not in HARMLESS]
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-        told = not packed or (sample_lengths is not None and cu_seqlens is not None)
+        told = not packed or cu_seqlens is not None
         if unknown or attention_mask is not None or not causal or not told:
             _refuse(module, unknown, masked=attention_mask is not None, causal=causal, packed=packed)
         rows, heads, columns, width = query.shape
-        if sample_lengths is not None and cu_seqlens is not None and packed:
-            samples = Samples(tuple(sample_lengths), cu_seqlens, max_seqlen)
+        if cu_seqlens is not None and packed:
+            samples = Samples(tuple(sample_lengths or ()), cu_seqlens, max_seqlen)
         else:
             samples = _rows_as_samples(rows, columns, query.device)
         scores = Scores(
@@ -130,6 +130,18 @@ def _refuse(module: torch.nn.Module, unknown: list[str], *, masked: bool, causal
     )
 
 
+def hide_lengths(model: PreTrainedModel) -> None:
+    """Let `model` hand down where samples end as a tensor only, to kernels that read it on the device.
+
+    Compiled layers would be compiled once more for every new number of samples in a row.
+    """
+
+    def leave_out(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {name: value for name, value in kwargs.items() if name != "sample_lengths"}
+
+    model.register_forward_pre_hook(leave_out, with_kwargs=True)
+
+
 def refuse_other_mixers(model: PreTrainedModel) -> None:
     """Raise InputError if a packed `model` has layers that carry something from token to token beside attention.
 
@@ -153,8 +165,9 @@ def expect_calls(model: PreTrainedModel, at_least: int) -> None:
 
     def check(*_: Any) -> None:
         handle.remove()
-        compiled = any(module._compiled_call_impl is not None for module in model.modules())
-        if _calls - before < at_least and not compiled:  # compiled layers do not count
+        # compile_layers replaces the forward of layers, and compiled ones do not count.
+        compiled = any(hasattr(module.forward, "_torchdynamo_orig_callable") for module in model.modules())
+        if _calls - before < at_least and not compiled:
             raise InputError(
                 f"use_remove_padding=true: {type(model).__name__} computed attention {at_least} times and asked for it "
                 f"only {_calls - before} times through transformers' AttentionInterface, so samples would see each "

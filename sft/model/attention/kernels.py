@@ -23,7 +23,7 @@ from sft.errors import InputError
 class Samples:
     """Where the samples lie: for the host, which plans, and for kernels that read it on the device."""
 
-    lengths: tuple[int, ...]  # S of them, Σ = T
+    lengths: tuple[int, ...]  # S of them, Σ = T; empty for kernels that do not ask the host
     cu_seqlens: torch.Tensor  # int32 [S + 1], on the device
     max_seqlen: int
 
@@ -44,6 +44,7 @@ Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Samples, Scores], t
 
 def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, samples: Samples, scores: Scores) -> torch.Tensor:
     """PyTorch's scaled dot product, sample by sample; where it has no means (softcap, sinks), the formula itself."""
+    assert sum(samples.lengths) == len(q), "where samples end was hidden from a kernel that asks the host"
     attend = _scaled_dot_product if scores.softcap is None and scores.sinks is None else _by_the_formula
     lengths = list(samples.lengths)
     parts = zip(*(x.transpose(0, 1).split(lengths, dim=1) for x in (q, k, v)), strict=True)  # [heads, L, D] each

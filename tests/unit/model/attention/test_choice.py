@@ -10,13 +10,14 @@ from transformers import (
     LlamaConfig,
     MambaConfig,
     MiniMaxConfig,
+    Qwen3Config,
     Qwen3NextConfig,
 )
 
 from sft.errors import InputError
 from sft.model import Available, build_skeleton, choose_attention
-from sft.model.attention.choice import KERNELS
-from tests.assets import attention_on_cpu
+from sft.model.attention.choice import KERNELS, Choice
+from tests.assets import attention_on_cpu, boundaries
 from tests.unit.model.attention.families import FAMILIES, SIZES, config_of
 
 CPU = Available("cpu")
@@ -150,6 +151,20 @@ def test_short_convolutions_are_found_where_the_configuration_does_not_tell():
     config.layer_types = ["conv", "full_attention"]
     with pytest.raises(InputError, match=r"Lfm2ForCausalLM has layers that mix .*conv.*use_remove_padding=false"):
         build_skeleton(config, attention=attention, dtype=torch.float32, trust_remote_code=False)
+
+
+@pytest.mark.parametrize(("kernel", "told"), [("sdpa", True), ("varlen", False)])
+def test_only_a_kernel_that_asks_the_host_is_handed_the_lengths(monkeypatch, kernel, told):
+    """A tuple in the arguments of compiled layers compiles them again for every number of samples."""
+    monkeypatch.setattr("sft.model.attention.interface.load_kernel", lambda _: None)
+    config = Qwen3Config(**SIZES)
+    attention = Choice(f"packed_{kernel}_told", kernel, True, "")
+    model = build_skeleton(config, attention=attention, dtype=torch.float32, trust_remote_code=False)
+    handed = {}
+    model.register_forward_pre_hook(lambda _, args, kwargs: handed.update(kwargs) or (args, kwargs), with_kwargs=True)
+    with pytest.raises(TypeError, match="NoneType"):  # the kernel
+        model(torch.zeros(1, 5, dtype=torch.long, device="meta"), use_cache=False, **boundaries(2, 3))
+    assert ("sample_lengths" in handed, handed["max_seqlen"]) == (told, 3)
 
 
 def test_available_on_the_cpu_is_nothing_more():

@@ -124,7 +124,7 @@ def test_nothing_that_a_model_asks_of_its_attention_is_ignored():
     for options, said in (
         ({"position_bias": q}, "asks for position_bias, which the kernels do not know"),
         ({"is_causal": False}, "is not causal"),
-        ({"sample_lengths": None}, "does not pass on where the samples end"),
+        ({"cu_seqlens": None}, "does not pass on where the samples end"),
     ):
         with pytest.raises(InputError, match=rf"Identity {said}; set use_remove_padding=false"):
             attention(module, q, q, q, None, **told | options)
