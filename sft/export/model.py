@@ -119,7 +119,9 @@ def _move_in(aside: Path, target: Path) -> None:
     (target / "config.json").unlink(missing_ok=True)  # from here until the last move, target is no model
     for stale in [*target.glob("*.safetensors"), target / "model.safetensors.index.json"]:
         stale.unlink(missing_ok=True)
-    shutil.rmtree(target / ADAPTER_DIR, ignore_errors=True)
+    subdirectories = {path.name for path in aside.iterdir() if path.is_dir()}  # which no rename can replace
+    for name in {ADAPTER_DIR, *subdirectories}:
+        shutil.rmtree(target / name, ignore_errors=True)
     for path in sorted(aside.iterdir(), key=lambda path: path.name == "config.json"):
         path.rename(target / path.name)
     aside.rmdir()

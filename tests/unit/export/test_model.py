@@ -96,6 +96,19 @@ def test_published_weights_are_on_the_disk_once_and_leave_no_files_of_a_larger_m
     assert not (tmp_path / "run" / "config.json").samefile(one / "config.json"), "the checkpoint keeps its own"
 
 
+def test_a_model_with_subdirectories_replaces_one_that_has_them(tmp_path, world_of_one):
+    source = tiny_model_dir(tmp_path / "source")
+    (source / "additional_chat_templates").mkdir()
+    template = source / "additional_chat_templates" / "rag.jinja"
+    template.write_text("first")
+    model, run_dir = load_sharded(source), tmp_path / "run"
+    publish(export_to(tmp_path / "first", model, source, world_of_one), run_dir)
+    template.write_text("second")
+    publish(export_to(tmp_path / "second", model, source, world_of_one), run_dir)
+    assert (run_dir / template.relative_to(source)).read_text() == "second"
+    assert headers(run_dir) == headers(source) and (run_dir / "config.json").is_file()
+
+
 def test_where_there_are_no_hard_links_weights_are_copied(tmp_path, world_of_one, monkeypatch):
     def no_links(*_):
         raise OSError("not supported")
