@@ -158,13 +158,12 @@ def _model_state(saved: Saved, model: PreTrainedModel, source: Path, dtype: torc
     """For load_state_dict: adapters merged, a tied weight under both of its names."""
     gather = _gather(saved, model)
     stored = StoredTensors.of_whole_tensors(weight_files(source))
-    planned = plan_weights(model, stored, gather=gather, dtype=dtype, write=True)
+    planned = plan_weights(model, stored, gather=gather, dtype=dtype)
     if planned is None:
         if saved.config.model.lora_rank:
             raise InputError(f"{type(model).__name__}: transformers renames its weights; use --format hf and adapter.")
         return {name: gather(name, dtype) for name in named_weights(model)}
-    made = {name: plan.make() for name, plan in planned.items()}
-    whole = {name: tensor for name, tensor in made.items() if tensor is not None}
+    whole = {name: plan.collect()() for name, plan in planned.items()}
     first_names = {id(weight): name for name, weight in named_weights(model).items()}
     for name, weight in model.state_dict(keep_vars=True).items():
         if (second_name := stored_name(name)) is not None:

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from sft.distributed import on_main_rank
+from sft.distributed import on_every_rank, on_main_rank
 from sft.errors import InputError
 from sft.model.load import has_adapters, named_weights, optional_names, weight_files
 from sft.shards import StoredTensors, whole_tensor
@@ -47,6 +47,9 @@ DTYPES = {
 Gather = Callable[[str, torch.dtype], torch.Tensor]
 """(name in a model directory, dtype) -> the trained weight, whole, on the CPU. Every rank calls it."""
 
+Make = Callable[[], torch.Tensor]
+"""Reads, merges and casts without the other ranks; only the one that writes calls it."""
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -54,7 +57,7 @@ class Planned:
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    make: Callable[[], torch.Tensor | None]  # every rank calls it; None where nobody writes it
+    collect: Callable[[], Make]  # every rank calls it
 
     @property
     def size(self) -> int:
@@ -83,16 +86,18 @@ def write_weights(
     tensors; None: each as in the source.
     """
     gather = gather or gather_from(model)
-    stored = StoredTensors.of_whole_tensors(weight_files(source))
-    planned = plan_weights(model, stored, gather=gather, dtype=dtype, write=write)
+    found: list[StoredTensors] = []
+    on_every_rank(f"reading {source}", lambda: found.append(StoredTensors.of_whole_tensors(weight_files(source))))
+    (stored,) = found
+    planned = plan_weights(model, stored, gather=gather, dtype=dtype)
     if planned is None:
         write_renamed_weights(model, stored, target, gather=gather, dtype=dtype)
     else:
-        write_files(planned, target, write=write)
+        write_files(planned, target, write=write, beside=_adapter_bytes(model))
 
 
 def plan_weights(
-    model: PreTrainedModel, stored: StoredTensors, *, gather: Gather, dtype: torch.dtype | None, write: bool
+    model: PreTrainedModel, stored: StoredTensors, *, gather: Gather, dtype: torch.dtype | None
 ) -> dict[str, Planned] | None:
     """The tensors of a trained model under their stored names; None where only transformers knows these names."""
     weights, adapters = named_weights(model), _adapters(model)
@@ -101,53 +106,64 @@ def plan_weights(
     if not changed <= stored.parts.keys():
         return None
 
-    def make(name: str, dtype: torch.dtype) -> torch.Tensor | None:
+    def collect(name: str, dtype: torch.dtype) -> Make:
         if name in adapters:
             adapter = adapters[name]()
-            return adapter.merged_into(stored.read(name)).to(dtype) if write else None
+            return lambda: adapter.merged_into(stored.read(name)).to(dtype)
         if name in changed:
-            return gather(name, dtype)
-        return stored.read(name).to(dtype) if write else None
+            weight = gather(name, dtype)
+            return lambda: weight
+        return lambda: stored.read(name).to(dtype)
 
     planned, left_out = {}, optional_names(model, stored.parts)
     for name in [name for name in stored.parts if name not in left_out] if adapters else weights:
         shape = tuple(weights[name].shape) if name in weights else stored.shape(name)
         to = _target_dtype(DTYPES[stored.dtypes[name]], dtype)
-        planned[name] = Planned(shape, to, partial(make, name, to))
+        planned[name] = Planned(shape, to, partial(collect, name, to))
     return planned
 
 
 def convert_weights(source: Path, target: Path, dtype: torch.dtype | None) -> None:
     """Every tensor of `source` in another dtype; one process alone calls it, in a world of one."""
     stored = StoredTensors.of_whole_tensors(weight_files(source))
+
+    def collect(name: str, dtype: torch.dtype) -> Make:
+        return lambda: stored.read(name).to(dtype)
+
     planned = {}
     for name in stored.parts:
         to = _target_dtype(DTYPES[stored.dtypes[name]], dtype)
-        planned[name] = Planned(stored.shape(name), to, lambda name=name, to=to: stored.read(name).to(to))
+        planned[name] = Planned(stored.shape(name), to, partial(collect, name, to))
     write_files(planned, target, write=True)
 
 
-def write_files(planned: dict[str, Planned], target: Path, *, write: bool) -> None:
+def write_files(planned: dict[str, Planned], target: Path, *, write: bool, beside: int = 0) -> None:
     """model.safetensors, or several files of at most MAX_FILE_BYTES with an index. Every rank calls it.
 
-    Raises InputError, before anything is written, where the file system has no room for all of them.
+    beside: bytes that will be written next to them. Raises InputError on every rank: before anything is written, where
+    the file system has no room for all of it, and where the one that writes cannot read or write.
     """
     total = sum(plan.size for plan in planned.values())
-    on_main_rank(f"writing {target}", lambda: check_room(target, total))
+    on_main_rank(f"writing {target}", lambda: check_room(target, total + beside))
     files = list(_pack({name: plan.size for name, plan in planned.items()}, MAX_FILE_BYTES))
     weight_map = {}
     for number, names in enumerate(files, start=1):
         file = "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        tensors = {}
+        collected = {}
         for name in names:
-            tensor = planned[name].make()
-            if write and tensor is not None:
-                tensors[name] = tensor.contiguous()
-        on_main_rank(f"writing {target / file}", partial(save_file, tensors, target / file, metadata={"format": "pt"}))
+            make = planned[name].collect()
+            if write:
+                collected[name] = make
+        on_main_rank(f"writing {target / file}", partial(_write_file, collected, target / file))
         weight_map |= dict.fromkeys(names, file)
-    if write and len(files) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    if len(files) > 1:
+        index = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n"
+        path = target / "model.safetensors.index.json"
+        on_main_rank(f"writing {path}", lambda: path.write_text(index))
+
+
+def _write_file(collected: dict[str, Make], file: Path) -> None:
+    save_file({name: make().contiguous() for name, make in collected.items()}, file, metadata={"format": "pt"})
 
 
 def check_room(target: Path, weights: int) -> None:
@@ -172,7 +188,7 @@ def write_renamed_weights(
     usual, _ = Counter(stored.dtypes.values()).most_common(1)[0]
     dtypes = {name: _target_dtype(DTYPES[stored.dtypes.get(name, usual)], dtype) for name in weights}
     total = sum(weight.numel() * dtypes[name].itemsize for name, weight in weights.items())
-    on_main_rank(f"writing {target}", lambda: check_room(target, total))
+    on_main_rank(f"writing {target}", lambda: check_room(target, total + _adapter_bytes(model)))
     whole = {name: gather(name, dtypes[name]) for name in weights}
     for name, adapter in _adapters(model).items():
         whole[name] = adapter().merged_into(whole[name])
@@ -186,6 +202,12 @@ def _adapters(model: PreTrainedModel) -> dict[str, Callable[[], Adapter]]:
     from sft.model import lora  # needs peft, which other runs do not
 
     return lora.adapters(model)
+
+
+def _adapter_bytes(model: PreTrainedModel) -> int:
+    """Of all that trains in a LoRA run: what an adapter directory holds."""
+    trained = [weight for weight in model.parameters() if weight.requires_grad] if has_adapters(model) else []
+    return sum(weight.numel() * weight.itemsize for weight in trained)
 
 
 def _pack(sizes: dict[str, int], limit: int) -> Iterator[list[str]]:

@@ -31,7 +31,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from sft.distributed import log
+from sft.distributed import log, on_main_rank
 from sft.errors import InputError
 from sft.model.load import stored_name
 from sft.model.lora_targets import MAX_NAMES_SHOWN, few, find_module_to_save, find_targets, is_expert_to_peft
@@ -161,15 +161,22 @@ def _gather(layer: LoraLinear) -> Adapter:
 def save_adapter(model: PreTrainedModel, directory: Path, *, write: bool) -> None:
     """Leave what was trained in `directory`, as `peft.PeftModel.from_pretrained(base, directory)` opens it.
 
-    A collective; only the rank with `write` writes.
+    A collective; only the rank with `write`, which is rank 0, writes. Raises InputError on every rank if it cannot.
     """
-    whole = {key: whole_tensor(weight, weight.dtype) for key, weight in _adapter_tensors(model).items()}
-    if write:
+    whole = {}
+    for key, weight in _adapter_tensors(model).items():
+        tensor = whole_tensor(weight, weight.dtype)
+        if write:
+            whole[key] = tensor
+
+    def put() -> None:
         directory.mkdir()
         save_file(whole, directory / FILE, metadata={"format": "pt"})
         config = copy(_config_of(model))  # not dataclasses.replace: it would make sets of our sorted lists again
         config.inference_mode = True
         config.save_pretrained(str(directory))
+
+    on_main_rank(f"writing {directory}", put)
 
 
 def _load_adapter(model: PreTrainedModel, directory: Path) -> None:

@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 from sft.errors import InputError
+from sft.export.model import export
 from tests.assets import tiny_model_dir
 from tests.unit.export.conftest import train
 
@@ -29,6 +31,45 @@ def test_without_room_the_state_is_kept_and_the_same_command_finishes(tmp_path, 
     train(tmp_path, model, *only_at_the_end)
     assert kinds(run_dir) == [(4, True, False), (4, True, True)] and (run_dir / "config.json").exists()
     assert list(run_dir.glob(".*.partial")) == []
+
+
+def no_adapter(patch):
+    patch.setattr("sft.model.lora.save_file", failing)
+
+
+def no_source(patch):
+    patch.setattr("sft.export.weights.StoredTensors.read", failing)
+
+
+def no_headers(patch):
+    patch.setattr("sft.export.weights.StoredTensors.of_whole_tensors", failing)
+
+
+def no_index(patch):
+    write_text = Path.write_text
+    patch.setattr("sft.export.weights.MAX_FILE_BYTES", 100_000)
+    patch.setattr(Path, "write_text", lambda p, text: (failing if "index" in p.name else write_text)(p, text))
+
+
+def failing(*_, **__):
+    raise OSError("gone for a moment")
+
+
+@pytest.mark.parametrize("breaking", [no_adapter, no_source, no_headers, no_index])
+def test_what_fails_on_the_rank_that_writes_fails_everywhere_and_the_state_is_kept(tmp_path, monkeypatch, breaking):
+    """InputError is what all ranks agree on; anything else ends one rank and leaves the others waiting."""
+    model = tiny_model_dir(tmp_path / "model", tie=False)
+    end = ("model.lora_rank=2", "trainer.save_freq=0", "trainer.save_hf_freq=0", "trainer.total_training_steps=1")
+    with monkeypatch.context() as patch, pytest.raises(InputError) as caught:
+        breaking_at_export(patch, breaking)
+        train(tmp_path, model, *end)
+    assert "gone for a moment" in str(caught.value) and "What was trained is safe in" in str(caught.value)
+    assert kinds(tmp_path / "sums") == [(1, True, False)]
+
+
+def breaking_at_export(patch, breaking):
+    """Not before: the same reader loads the model."""
+    patch.setattr("sft.save.export", lambda *given, **options: (breaking(patch), export(*given, **options)))
 
 
 def test_a_model_that_is_not_the_one_trained_is_not_published(tmp_path, monkeypatch):

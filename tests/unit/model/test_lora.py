@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, Qwen3MoeConfig
 
 from sft.data.collate import collate
 from sft.errors import InputError
-from sft.export.weights import gather_from, write_renamed_weights, write_weights
+from sft.export.weights import ROOM_FOR_SIDE_FILES, gather_from, write_renamed_weights, write_weights
 from sft.loss import token_ce_sum
 from sft.model import build_skeleton, load_config, load_weights, lora, named_weights, trained_weights
 from sft.shards import StoredTensors
@@ -120,6 +121,18 @@ def test_only_changed_tensors_differ_from_the_source(tied: Path, tmp_path: Path)
     for name, tensor in before.items():
         assert tensor.dtype == after[name].dtype
         assert torch.equal(tensor, after[name]) != name.endswith("q_proj.weight"), name
+
+
+def test_room_is_asked_for_the_adapter_as_well(tied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapted(tied)
+    merged = sum(tensor.nbytes for tensor in load_file(tied / "model.safetensors").values())
+    adapter = sum(weight.nbytes for weight in trained_weights(model).values() if weight.requires_grad)
+    free = SimpleNamespace(free=merged + adapter + ROOM_FOR_SIDE_FILES)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: free)
+    write_weights(model, tied, tmp_path, write=True)
+    free.free -= 1
+    with pytest.raises(InputError, match="no room for the model"):
+        write_weights(model, tied, tmp_path, write=True)
 
 
 def test_a_bf16_base_does_not_round_an_fp32_source(tied: Path, tmp_path: Path) -> None:
