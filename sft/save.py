@@ -82,6 +82,7 @@ def _save(job: Job, kind: Kind, *, wait: bool) -> Path | None:
         stop_token_ids=job.stop_token_ids,
         chat_template=job.inputs.chat_template,
         new_tokens=job.inputs.new_tokens,
+        template_options=job.config.data.apply_chat_template_kwargs,
         trust_remote_code=job.config.model.trust_remote_code,
     )
 

@@ -102,9 +102,15 @@ def _write_model(saved: Saved, target: Path, base: Path | None, dtype: torch.dty
     if dtype is not None:
         set_dtype(target, dtype)
     trust = saved.config.model.trust_remote_code
-    tokenizer = load_tokenizer(saved.model, trust_remote_code=trust)
-    stops = stop_tokens_of(saved.model)
-    check(target, saved.model, tokenizer=tokenizer, stop_token_ids=stops, dtype=dtype, trust_remote_code=trust)
+    check(
+        target,
+        saved.model,
+        tokenizer=load_tokenizer(saved.model, trust_remote_code=trust),
+        stop_token_ids=stop_tokens_of(saved.model),
+        template_options=saved.config.data.apply_chat_template_kwargs,
+        dtype=dtype,
+        trust_remote_code=trust,
+    )
 
 
 def _write_adapter(saved: Saved, target: Path, base: Path | None) -> None:
@@ -208,5 +214,6 @@ def _speech(saved: Saved, source: Path) -> Speech:
         stop_token_ids=stop_token_ids(tokenizer, supervision_of(config), **options),
         chat_template=chat_template,
         new_tokens=new_tokens,
+        template_options=options,
         trust_remote_code=config.model.trust_remote_code,
     )

@@ -6,8 +6,9 @@ What disagrees is an error before the directory has its name: no run ends with a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +39,20 @@ def check(
     *,
     tokenizer: Any,
     stop_token_ids: Sequence[int],
+    template_options: Mapping[str, Any] | None = None,
     left_out: AbstractSet[str] = frozenset(),
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
 ) -> None:
     """Raises ExportError unless `target` opens, and differs from `source` only in what training changes.
 
-    tokenizer: the one trained with. left_out: names of the source that a model need not store. dtype: of the weights,
-    where not the source's.
+    tokenizer: the one trained with, its template rendered with template_options. left_out: names of the source that a
+    model need not store. dtype: of the weights, where not the source's.
     """
     problems = [
         *_config_problems(target, source, dtype, trust_remote_code),
         *_weight_problems(target, source, left_out, dtype),
-        *_tokenizer_problems(target, tokenizer, trust_remote_code),
+        *_tokenizer_problems(target, tokenizer, template_options or {}, trust_remote_code),
         *_stop_problems(target, stop_token_ids),
     ]
     if problems:
@@ -130,10 +132,17 @@ def _vocabulary(directory: Path) -> int | None:
     return (config if VOCABULARY in config else config.get("text_config", {})).get(VOCABULARY)
 
 
-def _tokenizer_problems(target: Path, tokenizer: Any, trust_remote_code: bool) -> Iterator[str]:
+def _tokenizer_problems(
+    target: Path, tokenizer: Any, options: Mapping[str, Any], trust_remote_code: bool
+) -> Iterator[str]:
+    ids_of = partial(_ids_of_chat, options=options)
     try:
-        saved = AutoTokenizer.from_pretrained(target, trust_remote_code=trust_remote_code)
-        found, expected = _ids(saved), _ids(tokenizer)
+        expected = ids_of(tokenizer)
+    except Exception:  # a template may want other conversations than ours, and yet be the one trained with
+        ids_of = _ids_of_text
+        expected = ids_of(tokenizer)
+    try:
+        found = ids_of(AutoTokenizer.from_pretrained(target, trust_remote_code=trust_remote_code))
     except Exception as error:  # a template is a program, a remote class as well
         yield f"the tokenizer does not open, or its chat template fails ({error})"
         return
@@ -146,14 +155,19 @@ def _tokenizer_problems(target: Path, tokenizer: Any, trust_remote_code: bool) -
             )
 
 
-def _ids(tokenizer: Any) -> dict[str, list[int]]:
+def _ids_of_chat(tokenizer: Any, options: Mapping[str, Any]) -> dict[str, list[int]]:
     """A conversation and a prompt, through the chat template."""
-    text = tokenizer.apply_chat_template(CONVERSATION, tokenize=False)
-    prompt = tokenizer.apply_chat_template(CONVERSATION[:1], tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(CONVERSATION, tokenize=False, **options)
+    prompt = tokenizer.apply_chat_template(CONVERSATION[:1], tokenize=False, add_generation_prompt=True, **options)
     return {
         what: tokenizer(rendered, add_special_tokens=False)["input_ids"]
         for what, rendered in (("a conversation", text), ("a prompt", prompt))
     }
+
+
+def _ids_of_text(tokenizer: Any) -> dict[str, list[int]]:
+    text = "\n".join(message["content"] for message in CONVERSATION)
+    return {"a text": tokenizer(text, add_special_tokens=False)["input_ids"]}
 
 
 def _stop_problems(target: Path, stop_token_ids: Sequence[int]) -> Iterator[str]:

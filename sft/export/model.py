@@ -38,6 +38,7 @@ class Speech:
     stop_token_ids: Sequence[int]
     chat_template: str | None = None  # the template trained with, where it is not the tokenizer's own
     new_tokens: Mapping[str, int] = field(default_factory=dict)  # special tokens that the source's tokenizer lacks
+    template_options: Mapping[str, Any] = field(default_factory=dict)  # what the template was rendered with
     trust_remote_code: bool = False
 
 
@@ -79,6 +80,7 @@ def export(
             source,
             tokenizer=speech.tokenizer,
             stop_token_ids=speech.stop_token_ids,
+            template_options=speech.template_options,
             left_out=optional_names(model, StoredTensors.of_whole_tensors(weight_files(source)).parts),
             dtype=dtype,
             trust_remote_code=speech.trust_remote_code,

@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sft.export.__main__ import main
+from tests.assets import CHATML, tiny_model_dir, tiny_tokenizer
 from tests.launch import clean_environment
+from tests.unit.export.conftest import train
 
 IDS = torch.arange(3, 40)[None]
 
@@ -171,6 +173,15 @@ def test_the_base_model_must_be_the_one_that_was_trained(full, lora, export, tmp
     moved = shutil.copytree(full.parent / "model", tmp_path / "moved")
     assert export(full / "global_step_2", "--base", moved, "--out", "out")[0] == 0
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template
+
+
+def test_a_run_whose_template_wants_a_variable_ends_with_a_model_and_can_be_exported(export, tmp_path):
+    model = tiny_model_dir(tmp_path / "model")
+    template = "{{ raise_exception('no language') if language != 'Latin' }}" + CHATML
+    tiny_tokenizer(template).save_pretrained(model)
+    run_dir = train(tmp_path, model, "+data.apply_chat_template_kwargs={language: Latin}")
+    for step in (3, 4):
+        assert export(run_dir / f"global_step_{step}", "--out", f"out{step}", "--dtype", "fp32")[0] == 0
 
 
 @pytest.mark.parametrize("source", ["nowhere", "."])

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sft.export.check import ExportError, check
-from tests.assets import tiny_model_dir, tiny_tokenizer
+from tests.assets import CHATML, tiny_model_dir, tiny_tokenizer
 
 WEIGHTS = "model.safetensors"
 
@@ -92,6 +92,34 @@ def test_what_differs_is_named(pair, name):
     with pytest.raises(ExportError) as caught:
         look(pair)
     assert told in str(caught.value) and str(pair[1]) in str(caught.value)
+
+
+@pytest.fixture
+def demanding(pair):
+    """The pair with a template that wants a language; how to look at it."""
+    template = "{{ raise_exception('no language') if not language }}" + CHATML
+    for directory in pair:
+        tiny_tokenizer(template).save_pretrained(directory)
+
+    def look(**options):
+        left_out = {"lm_head.weight"}
+        check(pair[1], pair[0], tokenizer=tiny_tokenizer(template), stop_token_ids=[2], left_out=left_out, **options)
+
+    return look
+
+
+def test_the_template_is_rendered_with_the_variables_of_training(pair, demanding):
+    demanding(template_options={"language": "Latin"})
+    tiny_tokenizer("{{ language }}" + CHATML).save_pretrained(pair[1])
+    with pytest.raises(ExportError, match="a conversation becomes other tokens than in training from token 0 on"):
+        demanding(template_options={"language": "Latin"})
+
+
+def test_a_template_that_refuses_our_conversation_is_no_problem_but_another_tokenizer_is(pair, demanding):
+    demanding()
+    edit_json(pair[1] / "tokenizer.json", normalizer={"type": "Lowercase"})
+    with pytest.raises(ExportError, match="a text becomes other tokens than in training from token 0 on"):
+        demanding()
 
 
 def test_files_of_more_than_five_gigabytes_are_found(pair, monkeypatch):
