@@ -109,7 +109,7 @@ def plan_weights(
     def collect(name: str, dtype: torch.dtype) -> Make:
         if name in adapters:
             adapter = adapters[name]()
-            return lambda: adapter.merged_into(stored.read(name)).to(dtype)
+            return lambda: adapter.merged_into(stored.read(name), dtype)
         if name in changed:
             weight = gather(name, dtype)
             return lambda: weight
@@ -189,9 +189,10 @@ def write_renamed_weights(
     dtypes = {name: _target_dtype(DTYPES[stored.dtypes.get(name, usual)], dtype) for name in weights}
     total = sum(weight.numel() * dtypes[name].itemsize for name, weight in weights.items())
     on_main_rank(f"writing {target}", lambda: check_room(target, total + _adapter_bytes(model)))
-    whole = {name: gather(name, dtypes[name]) for name in weights}
-    for name, adapter in _adapters(model).items():
-        whole[name] = adapter().merged_into(whole[name])
+    adapters = _adapters(model)
+    whole = {name: gather(name, torch.float32 if name in adapters else dtypes[name]) for name in weights}
+    for name, adapter in adapters.items():
+        whole[name] = adapter().merged_into(whole[name], dtypes[name])
     save = partial(model.save_pretrained, target, state_dict=whole, max_shard_size=MAX_FILE_BYTES)
     on_main_rank(f"writing {target}", save)
 

@@ -133,13 +133,13 @@ class Adapter:
     scaling: float
     transposed: bool  # the module keeps its weight as [I, O] (GPT-2's Conv1D)
 
-    def merged_into(self, weight: torch.Tensor) -> torch.Tensor:
-        """The weight that does alone what `weight` and adapter do together: computed in fp32, in weight's dtype."""
+    def merged_into(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The weight that does alone what `weight` and adapter do together: computed in fp32, cast once to `dtype`."""
         rows = weight.float().T if self.transposed else weight.float()
         rows = rows + self.scaling * (self.b @ self.a)
         if self.magnitude is not None:
             rows = rows * (self.magnitude / rows.norm(dim=1))[:, None]
-        return (rows.T if self.transposed else rows).to(weight.dtype).contiguous()
+        return (rows.T if self.transposed else rows).to(dtype).contiguous()
 
 
 def adapters(model: PreTrainedModel) -> dict[str, Callable[[], Adapter]]:

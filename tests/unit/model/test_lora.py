@@ -145,6 +145,22 @@ def test_a_bf16_base_does_not_round_an_fp32_source(tied: Path, tmp_path: Path) -
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.parametrize(("stored", "asked"), [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_merged_weights_are_cast_once(stored: str, asked: str, tmp_path: Path) -> None:
+    source, to = tiny_model_dir(tmp_path / "source", tie=False, dtype=stored), getattr(torch, asked)
+    model = adapted(source, dtype=getattr(torch, stored))
+    disturb(model)
+    name = "model.layers.0.mlp.up_proj.weight"
+    adapter = lora.adapters(model)[name]()
+    base = load_file(source / "model.safetensors")[name].float()
+    expected = (base + adapter.scaling * (adapter.b @ adapter.a)).to(to)
+    tensors = StoredTensors.of_whole_tensors([source / "model.safetensors"])
+    write_weights(model, source, tmp_path, write=True, dtype=to)
+    assert torch.equal(load_file(tmp_path / "model.safetensors")[name], expected)
+    write_renamed_weights(model, tensors, tmp_path, gather=gather_from(model), dtype=to)
+    assert torch.equal(load_file(tmp_path / "model.safetensors")[name], expected)
+
+
 def test_gradients_reach_adapters_only(untied: Path) -> None:
     model = adapted(untied)
     model(input_ids=IDS).logits.sum().backward()
