@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from sft.checkpoint import MODEL_DIR
 from sft.checkpoint.state import MOMENTS, fill, stored_state
 from sft.config.secrets import without_secrets
-from sft.data import stop_token_ids
+from sft.data import stop_token_ids, template_fingerprint
 from sft.distributed import World, process_group
 from sft.errors import InputError
 from sft.export.check import check
@@ -209,6 +210,12 @@ def _speech(saved: Saved, source: Path) -> Speech:
     config = saved.config
     tokenizer, chat_template, new_tokens = open_tokenizer(config, source)
     options = config.data.apply_chat_template_kwargs
+    if template_fingerprint(tokenizer, options) != saved.manifest["fingerprint"]["template"]:
+        raise InputError(
+            f"data.chat_template={config.data.chat_template or 'null'} with the tokenizer of {source} is another "
+            f"template now than the one {saved.run_name} was trained with; put the file back as it was (checkpoints "
+            f"of the run that hold a model have it in {MODEL_DIR}/)."
+        )
     return Speech(
         tokenizer=tokenizer,
         stop_token_ids=stop_token_ids(tokenizer, supervision_of(config), **options),

@@ -184,6 +184,17 @@ def test_a_run_whose_template_wants_a_variable_ends_with_a_model_and_can_be_expo
         assert export(run_dir / f"global_step_{step}", "--out", f"out{step}", "--dtype", "fp32")[0] == 0
 
 
+def test_a_template_that_has_changed_since_training_is_refused(export, tmp_path):
+    file = tmp_path / "own.jinja"
+    file.write_text(CHATML)
+    run_dir = train(tmp_path, tiny_model_dir(tmp_path / "model"), f"data.chat_template={file}")
+    file.write_text(CHATML.replace("user", "person") + "{# now another #}")
+    code, told = export(run_dir / "global_step_2", "--out", "out")
+    assert code == 2 and f"data.chat_template={file}" in told and "another template now than the one sums" in told
+    file.write_text(CHATML)
+    assert export(run_dir / "global_step_2", "--out", "out")[0] == 0
+
+
 @pytest.mark.parametrize("source", ["nowhere", "."])
 def test_where_there_is_nothing_to_export_it_says_what_to_give(source, export):
     code, told = export(source)
