@@ -91,7 +91,7 @@ def write_weights(
     (stored,) = found
     planned = plan_weights(model, stored, gather=gather, dtype=dtype)
     if planned is None:
-        write_renamed_weights(model, stored, target, gather=gather, dtype=dtype)
+        write_renamed_weights(model, stored, target, write=write, gather=gather, dtype=dtype)
     else:
         write_files(planned, target, write=write, beside=_adapter_bytes(model))
 
@@ -181,18 +181,29 @@ def _target_dtype(stored: torch.dtype, asked: torch.dtype | None) -> torch.dtype
 
 
 def write_renamed_weights(
-    model: PreTrainedModel, stored: StoredTensors, target: Path, *, gather: Gather, dtype: torch.dtype | None
+    model: PreTrainedModel,
+    stored: StoredTensors,
+    target: Path,
+    *,
+    write: bool,
+    gather: Gather,
+    dtype: torch.dtype | None,
 ) -> None:
-    """For a model whose weights transformers renames while loading: only it knows the way back."""
+    """For a model whose weights transformers renames while loading: only it knows the way back.
+
+    The rank that writes holds the whole model, the others one tensor at a time.
+    """
     weights = named_weights(model)
     usual, _ = Counter(stored.dtypes.values()).most_common(1)[0]
     dtypes = {name: _target_dtype(DTYPES[stored.dtypes.get(name, usual)], dtype) for name in weights}
     total = sum(weight.numel() * dtypes[name].itemsize for name, weight in weights.items())
     on_main_rank(f"writing {target}", lambda: check_room(target, total + _adapter_bytes(model)))
-    adapters = _adapters(model)
-    whole = {name: gather(name, torch.float32 if name in adapters else dtypes[name]) for name in weights}
-    for name, adapter in adapters.items():
-        whole[name] = adapter().merged_into(whole[name], dtypes[name])
+    adapters, whole = _adapters(model), {}
+    for name in weights:
+        weight = gather(name, torch.float32 if name in adapters else dtypes[name])
+        adapter = adapters[name]() if name in adapters else None
+        if write:
+            whole[name] = adapter.merged_into(weight, dtypes[name]) if adapter else weight
     save = partial(model.save_pretrained, target, state_dict=whole, max_shard_size=MAX_FILE_BYTES)
     on_main_rank(f"writing {target}", save)
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sft.errors import InputError
 from sft.export.model import Speech, export, publish
+from sft.export.weights import gather_from, write_weights
 from sft.model import build_skeleton, load_config, load_weights, lora
 from tests.assets import attention_on_cpu, boundaries, tiny_model_dir, tiny_tokenizer
 from tests.unit.model.test_load import load_sharded, model_of_family
@@ -124,6 +126,25 @@ def test_models_that_transformers_renames_keep_their_stored_names(tmp_path, worl
     source = model_of_family(tmp_path / "source", "qwen3_moe")
     target = export_to(tmp_path / "target", load_sharded(source), source, world_of_one)
     assert headers(target) == headers(source)
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_who_does_not_write_holds_one_tensor_at_a_time(tmp_path, world_of_one, monkeypatch, renamed):
+    """qwen3_moe is renamed by transformers, and held whole by the rank that writes."""
+    source = model_of_family(tmp_path / "source", "qwen3_moe") if renamed else tiny_model_dir(tmp_path / "source")
+    (tmp_path / "target").mkdir()
+    model, alive, most = load_sharded(source), weakref.WeakSet(), 0
+
+    def gather(name, dtype):
+        nonlocal most
+        tensor = gather_from(model)(name, dtype).clone()
+        alive.add(tensor)
+        most = max(most, len(alive))
+        return tensor
+
+    monkeypatch.setattr("sft.export.weights.on_main_rank", lambda phase, work: None)  # as on another rank
+    write_weights(model, source, tmp_path / "target", write=False, gather=gather)
+    assert 1 <= most <= 2 and list((tmp_path / "target").iterdir()) == []
 
 
 def test_stop_tokens_join_those_the_source_had(tmp_path, world_of_one):

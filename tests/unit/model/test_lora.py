@@ -157,7 +157,7 @@ def test_merged_weights_are_cast_once(stored: str, asked: str, tmp_path: Path) -
     tensors = StoredTensors.of_whole_tensors([source / "model.safetensors"])
     write_weights(model, source, tmp_path, write=True, dtype=to)
     assert torch.equal(load_file(tmp_path / "model.safetensors")[name], expected)
-    write_renamed_weights(model, tensors, tmp_path, gather=gather_from(model), dtype=to)
+    write_renamed_weights(model, tensors, tmp_path, write=True, gather=gather_from(model), dtype=to)
     assert torch.equal(load_file(tmp_path / "model.safetensors")[name], expected)
 
 
@@ -344,7 +344,7 @@ def test_experts_are_not_adapted_and_that_is_said(tmp_path: Path, caplog: pytest
 
     stored = StoredTensors.of_whole_tensors([source / "model.safetensors"])
     # The way of models whose linear weights are renamed.
-    write_renamed_weights(model, stored, tmp_path / "run", gather=gather_from(model), dtype=None)
+    write_renamed_weights(model, stored, tmp_path / "run", write=True, gather=gather_from(model), dtype=None)
     torch.testing.assert_close(
         logits(AutoModelForCausalLM.from_pretrained(tmp_path / "run")), logits(model), rtol=0, atol=1e-5
     )
