@@ -34,7 +34,7 @@ class Saved:
     @property
     def is_final(self) -> bool:
         """Whether this is the last step of a run that finished."""
-        return _exported_step(self.run_dir) == self.step
+        return _facts(self.run_dir).get("exported_step") == self.step
 
     @cached_property
     def config(self) -> SftConfig:
@@ -76,7 +76,8 @@ def find_saved(path: Path) -> Saved:
             log.warning("checkpoint %s is not usable and passed over: %s", checkpoint, "; ".join(problems))
         else:
             return _of_checkpoint(checkpoint)
-    step = _exported_step(path)
+    facts = _facts(path)
+    step = facts.get("published_step", facts.get("exported_step"))  # the best one's, with trainer.load_best_at_end
     if step is None or not (path / "config.json").is_file():
         raise InputError(f"{path} holds no usable checkpoint (global_step_N) and no finished run's model.")
     return Saved(path, path.resolve().name, step, state=None, model=path)
@@ -94,8 +95,8 @@ def _of_checkpoint(checkpoint: Path) -> Saved:
     )
 
 
-def _exported_step(run_dir: Path) -> int | None:
+def _facts(run_dir: Path) -> dict[str, Any]:
     try:
-        return json.loads((run_dir / "run.json").read_text()).get("exported_step")
+        return json.loads((run_dir / "run.json").read_text())
     except (OSError, ValueError):
-        return None
+        return {}

@@ -1,5 +1,6 @@
 """python -m sft.export: every kind of checkpoint in every format, whole or absent."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -73,7 +74,6 @@ def test_a_model_rebuilt_from_the_state_is_the_one_the_run_wrote(run, export, tm
 def as_state_only(run_dir, home):
     """The last checkpoint of a run as if it had been saved without its model."""
     import hashlib
-    import json
 
     copy = home / "copy" / "global_step_4"
     shutil.copytree(run_dir / "global_step_4", copy, ignore=shutil.ignore_patterns("huggingface"))
@@ -98,6 +98,16 @@ def test_a_run_directory_stands_for_its_newest_whole_checkpoint(full, export, tm
         shutil.rmtree(checkpoint)
     assert export(damaged, "--out", "last") == (0, "last: step 4 of sums\n")
     same_files(tmp_path / "last", full / "global_step_4" / "huggingface")
+
+
+def test_a_model_without_checkpoints_has_the_step_its_weights_are_of(full, export, tmp_path):
+    """With trainer.load_best_at_end that is not the last one."""
+    best = shutil.copytree(full, tmp_path / "sums", ignore=shutil.ignore_patterns("global_step_*"))
+    facts = json.loads((best / "run.json").read_text())
+    assert (facts["exported_step"], facts["published_step"]) == (4, 4)
+    (best / "run.json").write_text(json.dumps(facts | {"published_step": 3}))
+    assert export(best) == (0, "sums-step3: step 3 of sums\n")
+    assert export(best, "--format", "pt") == (0, "sums-sft_step3.pt: step 3 of sums\n")
 
 
 def test_another_dtype_comes_from_the_weights_as_they_were_trained(full, export, tmp_path):
