@@ -111,6 +111,7 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
         "model": model_fingerprint(inputs.source),
         "lora": adapter_settings(config.model) or None,
         "lora_adapter": config.model.lora_adapter_path,
+        "lora_start": None if config.model.init_lora_weights is True else config.model.init_lora_weights,
         "seed": config.trainer.seed,
         "template": template_fingerprint(inputs.tokenizer, config.data.apply_chat_template_kwargs),
         "train_batch_size": config.data.train_batch_size,

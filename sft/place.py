@@ -94,4 +94,5 @@ def place(
     if config.model.lora_rank:
         from sft.model import lora
 
-        lora.start_adapters(model, seed=config.trainer.seed, adapter=config.model.lora_adapter_path)
+        start = config.model.init_lora_weights
+        lora.start_adapters(model, seed=config.trainer.seed, start=start, adapter=config.model.lora_adapter_path)

@@ -177,11 +177,22 @@ def _model_warnings(model: ModelConfig) -> Iterator[str]:
 
 
 def _lora_problems(model: ModelConfig) -> Iterator[str]:
+    start = model.init_lora_weights
     if not model.lora_rank:
         for key in ("lora_adapter_path", "lora_dropout", "use_rslora", "use_dora", "modules_to_save"):
             if value := getattr(model, key):
                 yield f"model.{key}={shown(value)} would be ignored: model.lora_rank=0 trains no adapter; set the rank."
+        if start is not True:
+            yield f"model.init_lora_weights={shown(start)} would be ignored: model.lora_rank=0; set the rank."
         return
+    if start not in (True, "gaussian"):
+        yield (
+            f"model.init_lora_weights={shown(start)} is none of true and gaussian. Not built: orthogonal; pissa, "
+            "olora, corda, loftq, lora_ga and eva, which need whole base weights, or data; false, which begins "
+            "elsewhere than at the model."
+        )
+    elif model.lora_adapter_path and start is not True:
+        yield f"model.init_lora_weights={shown(start)} would be ignored: model.lora_adapter_path has the weights."
     if not _is_importable("peft"):
         yield f"model.lora_rank={model.lora_rank} needs peft, which is not installed: pip install peft."
     if isinstance(model.target_modules, str):

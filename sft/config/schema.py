@@ -69,6 +69,7 @@ Names = Annotated[
 Modules = Annotated[
     Text | tuple[Text, ...], Field(min_length=1, description="all-linear, a list of names or a regular expression")
 ]
+LoraStart = Annotated[Flag | Text, Field(description="true or gaussian")]
 Format = Literal["auto", "messages", "sharegpt", "prompt_response", "alpaca", "dolly", "openorca", "text"]
 Variables = Annotated[dict[str, Any], Field(description="a section of keys")]
 
@@ -191,6 +192,7 @@ class ModelConfig:
     use_rslora: Flag
     use_dora: Flag
     modules_to_save: Names | None
+    init_lora_weights: LoraStart
     lora_adapter_path: UserPath | None
 
 

@@ -93,11 +93,11 @@ def add_adapters(
 
 
 @torch.no_grad()
-def start_adapters(model: PreTrainedModel, *, seed: int, adapter: str | None) -> None:
+def start_adapters(model: PreTrainedModel, *, seed: int, adapter: str | None, start: bool | str = True) -> None:
     """Fill the adapters of the loaded model: as if nothing were added (B = 0), or from a trained `adapter`.
 
-    The same numbers on any number of ranks, drawn from (seed, name). Raises InputError where the adapter is
-    another kind of adapter than the one configured.
+    start: how A is drawn, "gaussian" with deviation 1/R, or True, kaiming uniform as peft does. The same numbers on any
+    number of ranks, drawn from (seed, name). Raises InputError where `adapter` is of another kind than configured.
     """
     if adapter is not None:
         _load_adapter(model, Path(adapter))
@@ -107,7 +107,10 @@ def start_adapters(model: PreTrainedModel, *, seed: int, adapter: str | None) ->
         digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
         whole = torch.empty(a.shape)  # small enough to draw everywhere: R x I
-        torch.nn.init.kaiming_uniform_(whole, a=math.sqrt(5), generator=generator)
+        if start == "gaussian":
+            torch.nn.init.normal_(whole, std=1 / len(whole), generator=generator)
+        else:
+            torch.nn.init.kaiming_uniform_(whole, a=math.sqrt(5), generator=generator)
         local_part(a).copy_(whole[local_box(a).slices()])
         local_part(b).zero_()
         if NAME in layer.lora_magnitude_vector:

@@ -92,6 +92,7 @@ BAD = [
     ("trainer.timeout_s=0", ["trainer.timeout_s=0 must be a whole number of at least 1"]),
     ("trainer.async_save=1", ["trainer.async_save=1 must be true or false"]),
     ("model.use_dora=true", ["model.use_dora=true would be ignored: model.lora_rank=0"]),
+    ("model.init_lora_weights=gaussian", ['model.init_lora_weights="gaussian" would be ignored', "set the rank"]),
     ("model.lora_adapter_path=model", ['model.lora_adapter_path="model" would be ignored', "set the rank"]),
     ("trainer.default_local_dir=./model", ["would overwrite model.partial_pretrain"]),
     ("grad_accum=3", ["grad_accum=3 does not divide data.train_batch_size=256 over dp=1", "255 or 258"]),
@@ -322,6 +323,11 @@ def test_impossible_divisions_name_the_numbers_and_the_nearest_choices(
     ("override", "fragments"),
     [
         ("model.target_modules='(q_proj'", ['model.target_modules="(q_proj" is no regular expression']),
+        (
+            "model.init_lora_weights=pissa",
+            ['model.init_lora_weights="pissa" is none of true and gaussian', "Not built"],
+        ),
+        ("model.init_lora_weights=false", ["model.init_lora_weights=false is none of true", "elsewhere than at the"]),
         ("model.lora_adapter_path=nowhere", ['model.lora_adapter_path="nowhere" is no directory (looked for /']),
     ],
 )
@@ -329,6 +335,11 @@ def test_mistakes_about_adapters(override: str, fragments: list[str], runnable: 
     (problem,) = problems_of([*runnable, "model.lora_rank=8", override])
     for fragment in fragments:
         assert fragment in problem
+
+
+def test_a_start_beside_a_trained_adapter_is_refused(runnable: list[str]) -> None:
+    both = ["model.lora_rank=8", "model.lora_adapter_path=.", "model.init_lora_weights=gaussian"]
+    assert 'model.init_lora_weights="gaussian" would be ignored' in problems_of([*runnable, *both])[0]
 
 
 def test_adapters_without_peft_are_refused_before_torch_is_loaded(

@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from sft.errors import InputError
 from sft.export.model import export
@@ -65,6 +67,17 @@ def test_what_fails_on_the_rank_that_writes_fails_everywhere_and_the_state_is_ke
         train(tmp_path, model, *end)
     assert "gone for a moment" in str(caught.value) and "What was trained is safe in" in str(caught.value)
     assert kinds(tmp_path / "sums") == [(1, True, False)]
+
+
+def test_adapters_start_as_configured_and_a_run_keeps_its_start(tmp_path):
+    model = tiny_model_dir(tmp_path / "model")
+    lora = ("model.lora_rank=2", "optim.weight_decay=0")
+    run_dir = train(tmp_path, model, *lora, "model.init_lora_weights=gaussian", "trainer.total_training_steps=1")
+    weights = load_file(run_dir / "lora_adapter" / "adapter_model.safetensors")
+    drawn = torch.cat([weight.flatten() for name, weight in weights.items() if "lora_A" in name])
+    assert drawn.std().item() == pytest.approx(1 / 2, rel=0.1), "B is 0, so that one step leaves A alone"
+    with pytest.raises(InputError, match="lora_start: the checkpoint has 'gaussian', this run None"):
+        train(tmp_path, model, *lora, "trainer.total_training_steps=2")
 
 
 def breaking_at_export(patch, breaking):

@@ -179,6 +179,14 @@ def test_the_seed_and_the_name_decide_the_start(untied: Path) -> None:
     assert not torch.equal(*q_projs)
 
 
+def test_a_gaussian_start_is_the_model_as_well(untied: Path) -> None:
+    model = adapted(untied)
+    lora.start_adapters(model, seed=1, adapter=None, start="gaussian")
+    torch.testing.assert_close(logits(model), logits(AutoModelForCausalLM.from_pretrained(untied)), rtol=0, atol=0)
+    drawn = torch.cat([weight.flatten() for name, weight in trained_weights(model).items() if "lora_A" in name])
+    assert drawn.std().item() == pytest.approx(1 / 4, rel=0.05)  # rank 4; some 4,600 numbers: 5 standard errors
+
+
 @pytest.mark.parametrize(
     ("targets", "fragments"),
     [
