@@ -16,15 +16,17 @@ import torch
 
 from sft.build import Job
 from sft.data import collate
-from sft.data.prompts import Prompt, read_prompts
+from sft.data.prompts import Prompt, read_prompts, those_that_fit
 from sft.distributed import ALL_RANKS, entering, on_main_rank, sum_over
+from sft.footprint import explaining_memory
+from sft.model import positions_of
 from sft.parallel import split_tokens
 from sft.requests import Listener
 from sft.track import RunLog
 from sft.types import Batch, Sample
 
 ROWS_PASSED_OVER = 100
-"""Rows without a question or an answer, before no more are looked at."""
+"""Rows without a question or an answer, or with a prompt that is too long, before no more are looked at."""
 
 
 def choose_prompts(job: Job, run_log: RunLog) -> list[Prompt]:
@@ -38,7 +40,7 @@ def choose_prompts(job: Job, run_log: RunLog) -> list[Prompt]:
         bad: list[str] = []
         rows = trainer.generate_samples + ROWS_PASSED_OVER
         prompts = read_prompts(data, files, job.inputs.tokenizer, bad, max_rows=rows, seed=trainer.seed)
-        return list(islice(prompts, trainer.generate_samples)), bad
+        return list(islice(those_that_fit(prompts, data.max_length, bad), trainer.generate_samples)), bad
 
     prompts, bad = on_main_rank("reading prompts for samples", read)
     for problem in bad[:1]:
@@ -56,7 +58,8 @@ def sample_if_due(job: Job, prompts: Sequence[Prompt], run_log: RunLog, listener
     if not prompts or (step % trainer.generate_freq and step != job.total_steps):
         return
     entering(f"samples after step {step}")
-    answers = greedy(job, [prompt.input_ids for prompt in prompts], trainer.generate_max_new_tokens, listener)
+    with explaining_memory(job.memory, f"samples after step {step}"):
+        answers = greedy(job, [prompt.input_ids for prompt in prompts], trainer.generate_max_new_tokens, listener)
     if answers is None:  # the run was asked to stop
         return
     told = [job.inputs.tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
@@ -81,8 +84,7 @@ def greedy(
     was_training = job.model.training
     job.model.eval()
     rows, stops = [list(prompt) for prompt in prompts], set(job.stop_token_ids)
-    longest = getattr(job.model.config.get_text_config(), "max_position_embeddings", None) or 2**31
-    ends = [min(len(row) + max_new_tokens, longest) for row in rows]
+    ends = [min(len(row) + max_new_tokens, positions_of(job.model)) for row in rows]
     speaking = [n for n, row in enumerate(rows) if len(row) < ends[n]]
     stopped = False
     while speaking and not stopped:

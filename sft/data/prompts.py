@@ -6,7 +6,7 @@ thinking switch and template options are the row's, as in training.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -64,6 +64,16 @@ def read_prompts(
             yield prompt_of(source.convert(row), tokenizer, supervision, where=row[0], part=part.name)
         except InputError as error:
             bad.append(str(error))
+
+
+def those_that_fit(prompts: Iterable[Prompt], max_length: int, too_long: list[str]) -> Iterator[Prompt]:
+    """Prompts of at most max_length tokens, the longest that training computes; the others are named in `too_long`."""
+    for prompt in prompts:
+        if len(prompt.input_ids) <= max_length:
+            yield prompt
+        else:
+            tokens = f"{len(prompt.input_ids):,} tokens"
+            too_long.append(f"{prompt.where}: a prompt of {tokens}, longer than data.max_length={max_length}.")
 
 
 def prompt_of(item: Item, tokenizer: Any, supervision: Supervision, *, where: str, part: str = "") -> Prompt:

@@ -17,7 +17,7 @@ from typing import Any
 from rich.progress import track
 
 from sft.config import SftConfig
-from sft.data.prompts import Prompt, read_prompts
+from sft.data.prompts import Prompt, read_prompts, those_that_fit
 from sft.distributed import (
     LostRanksError,
     World,
@@ -161,10 +161,14 @@ def judge(config: SftConfig, options: Options, source: Path, tokenizer: Any, wor
 
 
 def prompts_of(config: SftConfig, tokenizer: Any) -> list[Prompt]:
-    """What the rows of data.val_files ask. Raises InputError for rows without an answer, unless they are dropped."""
-    data, bad = config.data, []
+    """What the rows of data.val_files ask, but for prompts that are too long: these are counted.
+
+    Raises InputError for rows without an answer, unless they are dropped.
+    """
+    data, bad, too_long = config.data, [], []
     max_rows = None if data.val_max_samples < 0 else data.val_max_samples
-    prompts = list(read_prompts(data, data.val_files, tokenizer, bad, max_rows=max_rows))
+    read = read_prompts(data, data.val_files, tokenizer, bad, max_rows=max_rows)
+    prompts = list(those_that_fit(read, data.max_length, too_long))
     if bad and (data.bad_rows == "error" or not prompts):
         more = f"\n  and {len(bad) - MAX_BAD_ROWS:,} more" if len(bad) > MAX_BAD_ROWS else ""
         shown = "\n  ".join(bad[:MAX_BAD_ROWS])
@@ -174,6 +178,8 @@ def prompts_of(config: SftConfig, tokenizer: Any) -> list[Prompt]:
         )
     if bad:
         log.warning("%s rows have no answer to compare with, and are left out; the first: %s", f"{len(bad):,}", bad[0])
+    if too_long:
+        log.warning("%s rows are not answered; the first: %s", f"{len(too_long):,}", too_long[0])
     return prompts
 
 

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, TextStreamer
 
 from sft.errors import InputError
+from sft.model import positions_of
 from sft.model.load import load_tokenizer, weight_files
 
 
@@ -69,14 +70,24 @@ def answer(
 ) -> list[str]:
     """The answer to every prompt (token ids), in order. Prompts of like length share a batch, so few are padded much.
 
-    stream: print it while it is made; for one prompt.
+    stream: print it while it is made; for one prompt. An answer ends where the model has no more positions. Raises
+    InputError for a prompt that leaves none.
     """
     order = sorted(range(len(prompts)), key=lambda n: -len(prompts[n]))
-    starts = range(0, len(prompts), batch_size)
+    positions = positions_of(model)
+    if order and len(prompts[order[0]]) >= positions:
+        raise InputError(
+            f"a prompt of {len(prompts[order[0]]):,} tokens leaves no room for an answer: the model has {positions:,} "
+            "positions (max_position_embeddings); shorten it, or leave it out."
+        )
+    # Those that end early are answered alone: no answer depends on the others of its batch.
+    cramped = [n for n in order if len(prompts[n]) + sampling.max_new_tokens > positions]
+    roomy = order[len(cramped) :]
+    batches = [[n] for n in cramped] + [roomy[n : n + batch_size] for n in range(0, len(roomy), batch_size)]
     answers = [""] * len(prompts)
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
-    for start in progress(starts, len(starts)):
-        batch = order[start : start + batch_size]
+    for number in progress(range(len(batches)), len(batches)):
+        batch = batches[number]
         made = _generate(model, tokenizer, [prompts[n] for n in batch], sampling, streamer)
         for n, text in zip(batch, tokenizer.batch_decode(made, skip_special_tokens=True), strict=True):
             answers[n] = text
@@ -95,7 +106,7 @@ def _generate(
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     chosen = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     settings = GenerationConfig(
-        max_new_tokens=sampling.max_new_tokens,
+        max_new_tokens=min(sampling.max_new_tokens, positions_of(model) - longest),
         eos_token_id=stops,
         pad_token_id=pad,
         **(chosen if sampling.temperature else {"do_sample": False}),

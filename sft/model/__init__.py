@@ -24,6 +24,7 @@ from sft.model.load import (
     load_tokenizer,
     load_weights,
     named_weights,
+    positions_of,
     read_weights,
     trained_weights,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "load_tokenizer",
     "load_weights",
     "named_weights",
+    "positions_of",
     "read_weights",
     "trained_weights",
     "use_liger_kernels",

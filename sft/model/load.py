@@ -105,6 +105,11 @@ def decoder_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
     return layers
 
 
+def positions_of(model: PreTrainedModel) -> int:
+    """How many tokens the model can tell the places of; more than any text has where its config sets no limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
+
+
 def weight_files(directory: Path) -> list[Path]:
     """The safetensors files that make the model: those of the index, or the only one; others may lie beside them."""
     index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"

@@ -91,3 +91,12 @@ def test_rows_that_ask_nothing_give_no_samples_and_that_is_said(base, tmp_path):
     done = succeed([*run, "trainer.total_training_steps=2", "trainer.default_local_dir=run"], ranks=0, cwd=tmp_path)
     assert "text.jsonl:1: plain text asks nothing" in done.stdout and "the rows give 0 prompts" in done.stdout
     assert not (tmp_path / "run" / "samples.jsonl").exists()
+
+
+def test_a_prompt_that_training_would_not_compute_is_not_asked(base, tmp_path):
+    rows = [{"question": "and so on " * 200, "answer": "No."}, {"question": "Why?", "answer": "So."}]
+    files = [f"data.val_files={write_jsonl(tmp_path / 'val.jsonl', rows)}", "data.truncation=drop", "data.max_length=256"]
+    run = [*base, *SAMPLES, *files, "trainer.total_training_steps=1", "trainer.default_local_dir=run"]
+    done = succeed(run, ranks=0, cwd=tmp_path)
+    assert "1 rows give no prompt, the first because: val.jsonl:1: a prompt of" in done.stdout
+    assert [line["row"] for line in samples(tmp_path / "run")] == ["val.jsonl:2"]

@@ -5,7 +5,7 @@ import pytest
 
 from sft.data.chat import Conversation, Supervision, encode_batch
 from sft.data.documents import Document
-from sft.data.prompts import prompt_of
+from sft.data.prompts import Prompt, prompt_of, those_that_fit
 from sft.errors import InputError
 from sft.types import Sample
 from tests.assets import CHATML, tiny_tokenizer
@@ -66,3 +66,10 @@ def test_a_sample_of_the_users_own_class_is_asked_up_to_its_last_trained_stretch
 def test_a_row_without_question_or_answer_is_named(item, told):
     with pytest.raises(InputError, match=told):
         ask(item)
+
+
+def test_a_prompt_longer_than_any_sample_of_training_is_left_out_and_named():
+    prompts = [Prompt(f"val.jsonl:{n}", "val", "?", [7] * n, "!") for n in (8, 9, 3)]
+    too_long = []
+    assert [len(prompt.input_ids) for prompt in those_that_fit(prompts, 8, too_long)] == [8, 3]
+    assert too_long == ["val.jsonl:9: a prompt of 9 tokens, longer than data.max_length=8."]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sft.errors import InputError
 from sft.generate import ask
 from sft.generate.__main__ import main
 from sft.generate.answer import Sampling, answer, chat_prompt, open_model
@@ -133,3 +134,13 @@ def test_stdin_is_a_prompt_and_a_terminal_a_conversation(run, model_dir, monkeyp
     monkeypatch.setattr("builtins.input", type_in)
     ask.talk("Be brief.", lambda messages: asked.append([m["content"] for m in messages]) or "Because.")
     assert asked == [["Be brief.", "Why?"], ["Be brief.", "Why?", "Because.", "And?"], ["Be brief.", "Why?"]]
+
+
+def test_an_answer_ends_where_the_model_has_no_more_positions(tmp_path):
+    model, tokenizer = open_model(tiny_model_dir(tmp_path, max_position_embeddings=32))
+    long, short = [5] * 28, [6] * 3
+    both = answer(model, tokenizer, [short, long], Sampling(12))
+    assert both == [answer(model, tokenizer, [prompt], Sampling(12))[0] for prompt in (short, long)]
+    assert both[1] == answer(model, tokenizer, [long], Sampling(4))[0] != ""
+    with pytest.raises(InputError, match=r"32 tokens leaves no room for an answer: the model has 32 positions"):
+        answer(model, tokenizer, [short, [5] * 32], Sampling(12))
