@@ -1,7 +1,8 @@
 """Is the run still worth its electricity? Pure functions of how the losses went (sft.types.Course).
 
     note_training, note_validation    what happened goes into the course
-    note_metric, out_of_patience      which validation was best, and whether to give up
+    compare_by, note_metric           which validation was best, and by what
+    out_of_patience                   whether to give up
     warnings                          overfitting, underfitting, a rate that is too high: in plain words
 
 Every rank calls them with the same numbers, so all ranks come to the same verdict without asking each other. The
@@ -55,10 +56,20 @@ def note_validation(course: Course, metrics: Mapping[str, float]) -> None:
         course.validations = [*course.validations, [metrics["val/loss"], total / steps]][-RISES - 1 :]
 
 
-def note_metric(course: Course, name: str, value: float, *, step: int, min_delta: float) -> None:
+def compare_by(course: Course, name: str) -> str | None:
+    """Compare validations by this metric from now on; a sentence where that makes the best so far meaningless."""
+    before, step, course.metric = course.metric, course.best_step, name
+    if before != name:
+        course.best_step, course.best_value, course.stale = -1, None, 0
+    if before == name or step < 0:
+        return None
+    return f"trainer.early_stop_metric is {name} from here on: that step {step} was the best by {before} is forgotten"
+
+
+def note_metric(course: Course, value: float, *, step: int, min_delta: float) -> None:
     """Remember whether this validation was the best so far: better than the best before by more than min_delta."""
     gain = math.inf if course.best_value is None else course.best_value - value
-    if name == "val/token_accuracy":  # the one that should rise
+    if course.metric == "val/token_accuracy":  # the one that should rise
         gain = math.inf if course.best_value is None else -gain
     if math.isfinite(value) and gain > min_delta:
         course.best_step, course.best_value, course.stale = step, value, 0

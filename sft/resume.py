@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from sft import checkpoint
+from sft import checkpoint, judge
 from sft.config import SftConfig
 from sft.distributed import World, log
 from sft.errors import InputError
@@ -58,8 +58,10 @@ def resume(
         log.info("continuing from %s", found)
     elif trainer.init_from_checkpoint is not None:
         began_with = str(start_elsewhere(config, model, world))
+    if told := judge.compare_by(state.course, trainer.early_stop_metric or judge.DEFAULT_METRIC):
+        log.warning("%s", told)
     checkpoint.forget_after(run_dir, state.step)
-    checkpoint.mend_best(run_dir, state.course.best_step)
+    checkpoint.mend_best(run_dir, state.course.best_step, wanted=trainer.save_best)
     return state, began_with
 
 

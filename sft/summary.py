@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sft import judge
 from sft.build import Job
 from sft.card import CURVE, CardFacts, model_card
 from sft.config.secrets import without_secrets
@@ -65,7 +64,7 @@ def result_of(job: Job, start: Start, ended: str, peak_gb: float, published_step
         "train_loss": {"first": first, "last": last},
         "val": course.last_val,
         "best": {
-            "metric": job.config.trainer.early_stop_metric or judge.DEFAULT_METRIC,
+            "metric": course.metric,
             "value": course.best_value,
             "step": course.best_step,
         }

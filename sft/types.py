@@ -106,10 +106,16 @@ class Course:
     since_validation: list[float] = field(default_factory=lambda: [0.0, 0])  # the same, since the last validation
     validations: list[list[float]] = field(default_factory=list)  # the last ones: [val/loss, training loss before it]
     last_val: dict[str, float] = field(default_factory=dict)  # all metrics of the last validation
+    metric: str = "val/loss"  # by which validations are compared
     best_step: int = -1  # of the validation that was best; -1: none yet
     best_value: float | None = None
     stale: int = 0  # validations since then
     warned: dict[str, str] = field(default_factory=dict)  # kind of warning -> what was said
+
+    @property
+    def last_metrics(self) -> dict[str, float]:
+        """The loss of the last step and the numbers of the last validation, as far as there were any."""
+        return ({} if self.last_loss is None else {"train/loss": self.last_loss}) | self.last_val
 
 
 @dataclass

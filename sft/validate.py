@@ -47,8 +47,8 @@ def watch(job: Job, metrics: Mapping[str, float], run_log: RunLog) -> None:
     if "val/loss" in metrics:
         judge.note_validation(state.course, metrics)
     if "val/loss" in metrics and state.step > 0:  # the model one begins with is no result of the run
-        name = trainer.early_stop_metric or judge.DEFAULT_METRIC
-        judge.note_metric(state.course, name, metrics[name], step=state.step, min_delta=trainer.early_stop_min_delta)
+        value = metrics[state.course.metric]
+        judge.note_metric(state.course, value, step=state.step, min_delta=trainer.early_stop_min_delta)
     said = judge.warnings(
         state.course, step=state.step, total_steps=job.total_steps, warmup_steps_ratio=optim.warmup_steps_ratio
     )

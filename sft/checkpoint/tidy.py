@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from sft.checkpoint.ledger import reconcile
-from sft.checkpoint.manifest import CheckpointError, checkpoints_of, has_state, read_manifest, step_of
+from sft.checkpoint.manifest import CheckpointError, checkpoints_of, has_model, has_state, read_manifest, step_of
 from sft.distributed import log, on_main_rank
 
 PROMOTED = "promoted"
@@ -61,25 +61,22 @@ def retain(run_dir: Path, keep: int | None) -> None:
 
 def mark_best(run_dir: Path, step: int) -> None:
     """Let `best` point to the checkpoint of `step`. Every rank calls it."""
-
-    def link() -> None:
-        aside = run_dir / f".{BEST}.partial"
-        aside.unlink(missing_ok=True)
-        aside.symlink_to(f"global_step_{step}")
-        aside.replace(run_dir / BEST)
-
-    on_main_rank(f"marking the best checkpoint of {run_dir}", link)
+    on_main_rank(f"marking the best checkpoint of {run_dir}", lambda: _link_best(run_dir, step))
 
 
-def mend_best(run_dir: Path, step: int) -> None:
-    """Where `best` leads nowhere since its checkpoint was set aside: to the one of `step`, the best of what is left."""
+def mend_best(run_dir: Path, step: int, *, wanted: bool) -> None:
+    """Let `best` point to the checkpoint of `step`, the best by now, where that has a model; never to nothing.
+
+    What was marked may have been set aside since, and a kill may have come between a checkpoint and its mark.
+    wanted: also where there is no mark yet.
+    """
 
     def mend() -> None:
-        best = run_dir / BEST
-        if best.is_symlink() and not best.exists():
+        best, chosen = run_dir / BEST, run_dir / f"global_step_{step}"
+        if (wanted or best.is_symlink()) and _has_model(chosen):
+            _link_best(run_dir, step)
+        elif best.is_symlink() and not best.exists():
             best.unlink()
-            if (run_dir / f"global_step_{step}").is_dir():
-                best.symlink_to(f"global_step_{step}")
 
     on_main_rank(f"looking where {run_dir / BEST} leads", mend)
 
@@ -95,6 +92,20 @@ def prepare(run_dir: Path) -> None:
         reconcile(run_dir)
 
     on_main_rank(f"looking for what an interrupted save left in {run_dir}", restore)
+
+
+def _link_best(run_dir: Path, step: int) -> None:
+    aside = run_dir / f".{BEST}.partial"
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(f"global_step_{step}")
+    aside.replace(run_dir / BEST)
+
+
+def _has_model(checkpoint: Path) -> bool:
+    try:
+        return has_model(read_manifest(checkpoint))
+    except CheckpointError:
+        return False
 
 
 def _newest_with_state(checkpoints: list[Path]) -> list[Path]:

@@ -95,10 +95,21 @@ def test_a_validation_stands_beside_the_training_loss_since_the_one_before() -> 
     ],
 )
 def test_the_best_validation(metric: str, values: list[float], min_delta: float, best_step: int, stale: int) -> None:
-    course = Course()
+    course = Course(metric=metric)
     for step, value in enumerate(values, start=1):
-        judge.note_metric(course, metric, value, step=step, min_delta=min_delta)
+        judge.note_metric(course, value, step=step, min_delta=min_delta)
     assert (course.best_step, course.stale) == (best_step, stale)
+
+
+def test_another_metric_knows_no_best_and_has_lost_no_patience() -> None:
+    course = Course(best_step=4, best_value=0.9, stale=3)
+    assert judge.compare_by(course, "val/loss") is None and course.best_step == 4
+    assert "step 4 was the best by val/loss" in (judge.compare_by(course, "val/token_accuracy") or "")
+    assert (course.best_step, course.best_value, course.stale) == (-1, None, 0)
+    judge.note_metric(course, 0.1, step=5, min_delta=0.0)
+    assert course.best_step == 5
+    fresh = Course(stale=2)
+    assert judge.compare_by(fresh, "val/perplexity") is None and fresh.stale == 0
 
 
 def test_patience() -> None:

@@ -50,14 +50,23 @@ def test_the_best_and_the_promoted_stay(tmp_path, world_of_one):
 def test_the_best_leads_somewhere_after_going_back(run):
     save_steps(run, {1: "BOTH", 2: "BOTH"})
     mark_best(run.dir, 2)
-    mend_best(run.dir, 1)
+    mend_best(run.dir, -1, wanted=False)
     assert (run.dir / "best").resolve().name == "global_step_2"  # it is there: nothing to mend
     forget_after(run.dir, 1)
-    mend_best(run.dir, 1)
+    mend_best(run.dir, 1, wanted=False)
     assert (run.dir / "best").resolve() == (run.dir / "global_step_1").resolve()
     forget_after(run.dir, 0)
-    mend_best(run.dir, -1)
+    mend_best(run.dir, -1, wanted=False)
     assert not (run.dir / "best").is_symlink()
+
+
+def test_a_best_model_that_a_kill_left_without_its_mark_gets_it(run):
+    save_steps(run, {1: "BOTH", 2: "STATE", 3: "BOTH"})
+    mend_best(run.dir, 1, wanted=False)
+    assert not (run.dir / "best").is_symlink()
+    for best, marked in ((1, 1), (2, 1), (3, 3)):  # step 2 has no model to load
+        mend_best(run.dir, best, wanted=True)
+        assert (run.dir / "best").resolve().name == f"global_step_{marked}"
 
 
 def test_leftovers_of_a_killed_run_are_gone_after_the_next_save(run):
