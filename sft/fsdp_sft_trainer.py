@@ -52,10 +52,10 @@ from sft.lock import sole_use_of
 from sft.loss import token_ce_sum
 from sft.optim import lr_at, scale_gradients, squared_norm_of_gradients
 from sft.parallel import begin_micro_batch
-from sft.report import describe_data, describe_step, is_complete, of_sources, open_log, start_meter
+from sft.report import describe_data, describe_end, describe_step, of_sources, open_log, start_meter
 from sft.requests import Requests, listening
 from sft.samples import choose_prompts, sample_if_due
-from sft.save import finish, save_if_best, save_if_due
+from sft.save import finish, is_complete, save_if_best, save_if_due
 from sft.summary import Start, summarise
 from sft.track import RunLog, check_loggers
 from sft.types import Batch, StepStats, TrainState
@@ -66,7 +66,10 @@ MAX_SKIPS_IN_A_ROW = 5
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run leaves behind. output_dir is a Hugging Face model directory, unless the run was stopped."""
+    """What a run leaves behind. output_dir is a Hugging Face model directory, unless the run was stopped.
+
+    metrics: of the last step and of the last validation, also where an earlier process did them.
+    """
 
     steps: int
     metrics: dict[str, float]
@@ -120,16 +123,15 @@ def fit(job: Job) -> RunResult:
     """Train to the last step, validate and save on the way, and leave the model in the run directory."""
     state = job.state
     if is_complete(job):
-        log.info("%s is finished (step %d of %d): nothing to do", job.run_dir, state.step, job.total_steps)
-        return RunResult(state.step, {}, job.run_dir)
+        log.info("%s is %s: nothing to do", job.run_dir, describe_end(job))
+        return RunResult(state.step, state.course.last_metrics, job.run_dir)
 
-    metrics: dict[str, float] = {}
     requests, start = Requests(), Start.of(job)
     with listening(job.run_dir, job.world) as listener, open_log(job) as run_log:
         for line in [*describe_data(job), describe_step(job)] if job.world.is_main else []:
             run_log.say(line)
         meter, prompts = start_meter(job, run_log), choose_prompts(job, run_log)
-        parts = prefetch(parts_from(job, state.step + 1))
+        parts, metrics = prefetch(parts_from(job, state.step + 1)), {}
         if missed := validate_if_due(job, run_log, listener):  # before the first step, or where the run was stopped
             run_log.log(state.step, missed)
             watch(job, missed, run_log)
@@ -158,11 +160,17 @@ def fit(job: Job) -> RunResult:
             summarise(job, start, run_log, ended="stopped")
             if job.hub:
                 job.hub.close(wait=False)
-            return RunResult(state.step, metrics, job.run_dir, stopped=True, stopped_by_signal=requests.signal)
+            return RunResult(
+                state.step,
+                state.course.last_metrics | metrics,
+                job.run_dir,
+                stopped=True,
+                stopped_by_signal=requests.signal,
+            )
         finish(job, run_log, start)
     if job.hub:
         job.hub.close()
-    return RunResult(state.step, metrics, job.run_dir)
+    return RunResult(state.step, state.course.last_metrics | metrics, job.run_dir)
 
 
 def train_step(job: Job, micro_batches: list[Batch], weight_sums: list[float]) -> StepStats:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any
 
@@ -14,7 +13,6 @@ from sft.config import config_to_yaml
 from sft.data import epoch_order
 from sft.data.audit import audit, kept, overlap, summary
 from sft.data.forecast import forecast, sentence
-from sft.distributed import ALL_RANKS, sum_over
 from sft.metrics import Meter, device_peak, training_flops_per_token
 from sft.place import DTYPES
 from sft.track import RunLog, open_run, write_run_json
@@ -125,17 +123,16 @@ def of_sources(job: Job, stats: StepStats) -> dict[str, float]:
     }
 
 
-def is_complete(job: Job) -> bool:
-    """Whether the run is over and its model is there: run.json says so after the export.
-
-    Rank 0 looks, for it wrote the file; all ranks call this and get its answer.
-    """
-    try:
-        exported_step = json.loads((job.run_dir / "run.json").read_text()).get("exported_step")
-    except (OSError, ValueError):
-        exported_step = None
-    (finished,) = sum_over(ALL_RANKS, job.world.is_main and exported_step == job.state.step and job.is_over)
-    return finished > 0
+def describe_end(job: Job) -> str:
+    """How a run that is over came to its end, and what would make it go on, as one clause."""
+    trainer, step, total = job.config.trainer, job.state.step, job.total_steps
+    if step >= total:
+        return f"finished (step {step} of {total})"
+    return (
+        f"finished by early stopping (step {step} of {total}: nothing better by "
+        f"trainer.early_stop_metric={trainer.early_stop_metric} in {job.state.course.stale} validations; it goes on "
+        f"without that key, or with more than trainer.early_stop_patience={trainer.early_stop_patience})"
+    )
 
 
 def describe_step(job: Job) -> str:

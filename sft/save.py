@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sft import checkpoint
 from sft.build import Job
 from sft.card import TAG
 from sft.checkpoint import MODEL_DIR, Kind
-from sft.distributed import on_main_rank
+from sft.distributed import log, on_main_rank
 from sft.errors import InputError
 from sft.export.model import Speech, export, publish
 from sft.report import write_facts
@@ -101,7 +104,7 @@ def model_of(job: Job, step: int) -> Path:
 def finish(job: Job, run_log: RunLog, start: Start) -> None:
     """The last checkpoint, which is always BOTH, and its model (or the best one) in the run directory itself."""
     save(job, "BOTH", run_log, wait=True)
-    step = step_to_publish(job, run_log)
+    step = step_to_publish(job, run_log.warn)
     if job.hub and step != job.state.step:
         job.hub.push(model_of(job, step), step)
     on_main_rank(f"looking at {job.run_dir}", lambda: keep_own_readme(job.run_dir))
@@ -111,7 +114,25 @@ def finish(job: Job, run_log: RunLog, start: Start) -> None:
     summarise(job, start, run_log, ended=ended, published_step=step)
 
 
-def step_to_publish(job: Job, run_log: RunLog) -> int:
+def is_complete(job: Job) -> bool:
+    """Whether the run is over and its model, the one that is asked for, lies in its directory: run.json says so.
+
+    Every rank calls it; rank 0 looks, for it wrote the file.
+    """
+
+    def read() -> dict[str, Any]:
+        try:
+            return json.loads((job.run_dir / "run.json").read_text())
+        except (OSError, ValueError):
+            return {}
+
+    facts = on_main_rank(f"looking whether {job.run_dir} is finished", read)
+    if not job.is_over or facts.get("exported_step") != job.state.step:
+        return False
+    return facts.get("published_step") == step_to_publish(job, log.warning)
+
+
+def step_to_publish(job: Job, warn: Callable[[str], None]) -> int:
     """The step whose model the run ends with: the last one, or with trainer.load_best_at_end the best."""
     last, best = job.state.step, job.state.course.best_step
     if not job.config.trainer.load_best_at_end or best < 1 or best == last:
@@ -121,7 +142,7 @@ def step_to_publish(job: Job, run_log: RunLog) -> int:
     if not problems and not checkpoint.has_model(checkpoint.read_manifest(chosen)):
         problems = ["it holds no model"]
     if problems:
-        run_log.warn(f"{chosen}, the best, is not usable ({'; '.join(problems)}): the run ends with its last model")
+        warn(f"{chosen}, the best, is not usable ({'; '.join(problems)}): the run ends with its last model")
     return last if problems else best
 
 

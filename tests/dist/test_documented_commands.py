@@ -112,10 +112,14 @@ config = load_config(sys.argv[1:])
 assert "torch" not in sys.modules, "loading a configuration must not cost importing torch"
 from sft import run
 result = run(config)
+again = run(config)  # has nothing to do
+for name in ("train/loss", "val/loss"):
+    assert again.metrics[name] == result.metrics[name], name
 print(json.dumps([result.steps, result.metrics["train/loss"], str(result.output_dir)]))
 """
     (tmp_path / "program.py").write_text(program)
-    overrides = [*base, "trainer.total_training_steps=2", f"trainer.default_local_dir={tmp_path / 'run'}"]
+    overrides = [*base, "trainer.total_training_steps=2", "trainer.test_freq=-1"]
+    overrides += [f"trainer.default_local_dir={tmp_path / 'run'}"]
     done = succeed(overrides, ranks=0, cwd=tmp_path, module="program", env={"PYTHONPATH": f"{REPOSITORY}:{tmp_path}"})
     steps, loss, output_dir = json.loads(done.stdout.splitlines()[-1])
     assert (steps, output_dir) == (2, str(tmp_path / "run"))

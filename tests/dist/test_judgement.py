@@ -151,9 +151,18 @@ def test_an_early_stopped_run_has_nothing_to_do_until_it_may_go_on(base, judged,
         f"trainer.total_training_steps={steps + 1}",
     ]
     done = succeed([*command, "trainer.early_stop_metric=val/loss"], ranks=0, cwd=tmp_path)
-    assert "nothing to do" in done.stderr
-    succeed(command, ranks=0, cwd=tmp_path)
+    told = f"finished by early stopping (step {steps} of {steps + 1}: nothing better by trainer.early_stop_metric=val/loss in 3"
+    assert told in done.stderr and "nothing to do" in done.stderr
+    best = ["trainer.early_stop_metric=val/loss", "trainer.save_best=true", "trainer.load_best_at_end=true"]
+    succeed([*command, *best], ranks=0, cwd=tmp_path)  # has to bring the best model into its place
+    assert result_of(run)["published_step"] == result_of(run)["best"]["step"] < steps
+    assert weights(run) == weights(run / "best" / "huggingface")
+    assert "nothing to do" in succeed([*command, *best], ranks=0, cwd=tmp_path).stderr
+    # By another metric there is no best yet, and nobody has lost patience.
+    done = succeed([*command, "trainer.early_stop_metric=val/token_accuracy"], ranks=0, cwd=tmp_path)
+    assert "trainer.early_stop_metric is val/token_accuracy" in done.stderr
     assert result_of(run)["ended"] == "finished" and result_of(run)["steps"] == steps + 1
+    assert result_of(run)["best"]["step"] == steps + 1
 
 
 def test_a_hub_without_a_login_is_told_before_anything_is_loaded(base, tmp_path):
