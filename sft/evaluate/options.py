@@ -14,14 +14,20 @@ from sft.config import ConfigError, options
 from sft.config.compose import key_of
 from sft.config.names import ALIASES
 
+MODEL = "model.partial_pretrain"
 NOT_READ = {
-    "data.train_files": "${data.val_files}",  # rows of training may be gone; the door wants some that are there
+    "data.train_files": f"'{__file__}'",  # rows of training may be gone; the door wants a file that is there
     "data.mixture": "null",
     "data.curriculum": "null",
     "trainer.default_local_dir": str(Path(gettempdir()) / "sft_evaluate"),  # the run directory is the model here
     "trainer.resume_mode": "auto",
     "trainer.resume_from_path": "null",
     "trainer.init_from_checkpoint": "null",
+    "trainer.early_stop_metric": "null",
+    "trainer.save_best": "false",
+    "trainer.load_best_at_end": "false",
+    "trainer.hub_model_id": "null",  # else it would ask for a login
+    "trainer.hub_dry_run_dir": "null",
 }
 """Keys that only training reads, with what they are set to, so that the same overrides may be given as there."""
 
@@ -40,9 +46,9 @@ def take_options(arguments: Sequence[str]) -> tuple[Options, list[str]]:
     taken, rest = options.take_options(arguments, Options, "evaluate", files=("out", "metrics"))
     if taken.out and not taken.generate:
         raise ConfigError([f"evaluate.out={taken.out} is for answers, which evaluate.generate=false makes none of."])
-    if "data.val_files=null" in (text.lstrip("+") for text in rest):
-        raise ConfigError(["data.val_files=null: there is nothing to evaluate on; give held-out files."])
     kept = [text for text in rest if ALIASES.get(key_of(text), key_of(text)) not in NOT_READ]
+    if MODEL in map(key_of, kept):  # the trained one, beside which the base model may stand under another name
+        kept = [text for text in kept if ALIASES.get(key_of(text)) != MODEL]
     return taken, [*kept, *(f"{key}={value}" for key, value in NOT_READ.items())]
 
 

@@ -103,6 +103,8 @@ def evaluate(config: SftConfig, options: Options, world: World) -> Numbers:
 def check(config: SftConfig, options: Options, world: World) -> None:
     """Raises InputError for what training could do with these keys, and evaluation cannot."""
     model, sp = config.model, config.ulysses_sequence_parallel_size
+    if not config.data.val_files:
+        raise InputError("data.val_files=null: there is nothing to evaluate on; give held-out files.")
     if world.size % sp:
         raise InputError(f"ulysses_sequence_parallel_size={sp} must divide the number of ranks, {world.size}.")
     if model.lora_adapter_path and (Path(model.partial_pretrain) / "lora_adapter").is_dir():
