@@ -6,6 +6,7 @@ are masked, as in config.yaml.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,20 @@ class CardFacts:
 
 
 def model_card(facts: CardFacts) -> str:
-    """The whole page, front matter included."""
+    """The whole page, front matter included, and a last line by which `is_untouched` knows it."""
+    return _sealed(_page(facts))
+
+
+def is_untouched(text: str) -> bool:
+    """Whether a README.md is a card as `model_card` made it, which nobody has written in since."""
+    return text == _sealed(text[: text.rstrip("\n").rfind("\n") + 1])
+
+
+def _sealed(page: str) -> str:
+    return f"{page}<!-- {TAG} {hashlib.sha256(page.encode()).hexdigest()} -->\n"
+
+
+def _page(facts: CardFacts) -> str:
     return "\n".join(
         [
             "---",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from sft import checkpoint
 from sft.build import Job
-from sft.card import TAG
+from sft.card import is_untouched
 from sft.checkpoint import MODEL_DIR, Kind
 from sft.distributed import log, on_main_rank
 from sft.errors import InputError
@@ -147,7 +148,8 @@ def step_to_publish(job: Job, warn: Callable[[str], None]) -> int:
 
 
 def keep_own_readme(run_dir: Path) -> None:
-    """A README.md that is no card of ours stays, under another name."""
+    """A README.md in which somebody has written, be it a card of ours, stays under another name."""
     readme = run_dir / "README.md"
-    if readme.is_file() and TAG not in readme.read_text(errors="replace"):
-        readme.rename(run_dir / "README.own.md")
+    if readme.is_file() and not is_untouched(readme.read_text(errors="replace")):
+        names = chain(["README.own.md"], (f"README.own.{n}.md" for n in count(2)))
+        readme.rename(next(path for name in names if not (path := run_dir / name).exists()))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sft.card import CardFacts, is_hub_id, model_card
+from sft.card import CardFacts, is_hub_id, is_untouched, model_card
 from sft.summary import command_of, settings_of, template_name
 
 FACTS = CardFacts(
@@ -105,3 +105,10 @@ def test_the_command_as_it_was_typed() -> None:
 def test_a_template_goes_by_its_name() -> None:
     assert template_name("chatml") == "`chatml`" and template_name("/a/b/mine.jinja") == "`mine.jinja`"
     assert template_name("{{ messages }}") == "given as text" and "tokenizer's own" in template_name(None)
+
+
+def test_a_card_in_which_somebody_has_written_is_told_from_one_of_ours():
+    card = model_card(FACTS)
+    assert is_untouched(card)
+    for edited in (card + "Mine.\n", card.replace("## Use", "## My use"), card.replace(" -->", "f -->"), "", "mine"):
+        assert not is_untouched(edited), edited[-90:]

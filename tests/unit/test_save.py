@@ -4,9 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from sft.card import model_card
 from sft.requests import Requests
 from sft.save import keep_own_readme, kind_due
 from sft.types import Course
+from tests.unit.test_card import FACTS
 
 NOTHING_ASKED = Requests()
 
@@ -52,11 +54,15 @@ def test_the_best_model_is_saved_where_that_is_asked_for():
     assert kind_at(5, best_step=5) is None
 
 
-def test_a_readme_that_is_no_card_stays_under_another_name(tmp_path):
-    (tmp_path / "README.md").write_text("mine")
+def test_a_readme_in_which_somebody_has_written_stays_under_another_name(tmp_path):
+    card = model_card(FACTS)
+    for text in ("mine", card + "mine", "about fsdp-sft-trainer"):
+        (tmp_path / "README.md").write_text(text)
+        keep_own_readme(tmp_path)
+        keep_own_readme(tmp_path)
+        assert not (tmp_path / "README.md").exists()
+    kept = ["README.own.md", "README.own.2.md", "README.own.3.md"]
+    assert [(tmp_path / name).read_text() for name in kept] == ["mine", card + "mine", "about fsdp-sft-trainer"]
+    (tmp_path / "README.md").write_text(card)
     keep_own_readme(tmp_path)
-    keep_own_readme(tmp_path)
-    assert (tmp_path / "README.own.md").read_text() == "mine" and not (tmp_path / "README.md").exists()
-    (tmp_path / "README.md").write_text("tags:\n- fsdp-sft-trainer\n")
-    keep_own_readme(tmp_path)
-    assert (tmp_path / "README.md").exists()
+    assert (tmp_path / "README.md").read_text() == card
