@@ -96,7 +96,7 @@ def _of_conversation(item: Conversation, tokenizer: Any, supervision: Supervisio
     last = len(roles) - 1 - roles[::-1].index("assistant")
     text = chat.text(last, prompt=True)
     expected = chat.messages[last]["content"]
-    if not expected.strip():  # it calls tools: what the template makes of them
+    if chat.messages[last].get("tool_calls"):  # what the template makes of words and calls
         whole, span = chat.turn(last, 1.0)
         expected = whole[span.start : span.end].removesuffix(chat.shapes.calls.stop)
     if not expected.strip():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from decimal import Decimal, InvalidOperation
 
 MARK = "####"  # GSM8K: what follows, to the end of the line, is the answer
 BOXED = "\\boxed{"  # MATH
 THOUGHT_END = "</think>"
-NUMBER = re.compile(r"[+-]?(\d+(,\d{3})*|\d*)(\.\d*)?")
+BOLD = re.compile(r"\*\*(.*)\*\*")
+NUMBER = re.compile(r"(?P<sign>[+-]?)(?P<whole>\d+(,\d{3})*|\d*)(\.(?P<part>\d*))?")
+CURRENCY = re.compile(r"\s*\\?\$\s*")
+PERCENT = re.compile(r"\s*\\?%$")
 
 
 def is_right(answer: str, expected: str) -> bool:
@@ -17,10 +19,14 @@ def is_right(answer: str, expected: str) -> bool:
 
 
 def final_answer(text: str) -> str:
-    r"""What stands behind the last `####`, or in the last `\boxed{}`; else the whole text. Thoughts do not count."""
+    r"""What stands behind the last `####`, or in the last `\boxed{}`; else the whole text. Thoughts do not count.
+
+    Behind `####`, a box or bold type around the answer is not a part of it.
+    """
     text = text.rpartition(THOUGHT_END)[2]
     if MARK in text:
-        return text.rpartition(MARK)[2].strip().partition("\n")[0]
+        text = text.rpartition(MARK)[2].strip().partition("\n")[0].strip()
+        text = bold.group(1) if (bold := BOLD.fullmatch(text)) else text
     if BOXED in text:
         return _in_braces(text.rpartition(BOXED)[2])
     return text
@@ -29,14 +35,13 @@ def final_answer(text: str) -> str:
 def normal(text: str) -> str:
     """One spelling: a number without commas, currency, trailing dot and zeros; other text with single spaces."""
     text = " ".join(text.split())
-    bare = text.replace("\\$", "").replace("$", "").replace(" ", "").rstrip(".").removesuffix("%").removesuffix("\\")
-    if not NUMBER.fullmatch(bare) or not any(character.isdigit() for character in bare):
+    bare = PERCENT.sub("", CURRENCY.sub("", text).rstrip("."))
+    number = NUMBER.fullmatch(bare)
+    if number is None or not any(character.isdigit() for character in bare):
         return text
-    try:
-        number = Decimal(bare.replace(",", ""))
-    except InvalidOperation:
-        return text
-    return f"{number.normalize() + 0:f}"  # + 0: no minus zero
+    whole, part = number["whole"].replace(",", "").lstrip("0"), (number["part"] or "").rstrip("0")
+    sign = "-" if number["sign"] == "-" and (whole or part) else ""
+    return f"{sign}{whole or 0}" + (f".{part}" if part else "")
 
 
 def _in_braces(text: str) -> str:

@@ -41,6 +41,21 @@ def test_what_stands_behind_the_last_answer_is_not_asked():
     assert "thanks" not in ask(later).text
 
 
+def test_of_words_and_calls_both_are_expected():
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    calls = (
+        "{%- if message.tool_calls %}{{- '<call>' + message.tool_calls[0].function | tojson + '</call>' }}{%- endif %}"
+    )
+    template = CHATML.replace(
+        "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}",
+        "{{- '<|im_start|>' + message.role + '\\n' + message.content }}" + calls + "{{- '<|im_end|>\\n' }}",
+    )
+    assert calls in template
+    spoken = Conversation([USER, ANSWER | {"tool_calls": [call]}], where="val.jsonl:3")
+    expected = ask(spoken, tiny_tokenizer(template)).expected
+    assert expected.startswith("It is 2.<call>") and expected.endswith("</call>") and '"add"' in expected
+
+
 def test_a_sample_of_the_users_own_class_is_asked_up_to_its_last_trained_stretch():
     tokenizer = tiny_tokenizer()
     ids = np.array(tokenizer("a b c d e f")["input_ids"], np.int32)
