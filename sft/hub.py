@@ -23,15 +23,19 @@ REPLACED = ("*.safetensors", "model.safetensors.index.json", "lora_adapter/*")
 Push = Callable[[Path, int], None]
 """Push the model directory of a step; raises whatever goes wrong."""
 
+ByHand = Callable[[Path], str]
+"""The command that pushes this model directory."""
+
 
 class Hub:
     """Where the models of one run are pushed to, one after the other; see `open_hub`."""
 
-    def __init__(self, name: str, staging: Path, push: Push):
-        self._name, self._staging, self._push = name, staging, push
+    def __init__(self, name: str, staging: Path, push: Push, by_hand: ByHand):
+        self._name, self._staging, self._push, self._by_hand = name, staging, push, by_hand
         shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
         self._waiting: queue.Queue[tuple[Path, Path, int] | None] = queue.Queue()
         self._thread: threading.Thread | None = None
+        self._given_up = False
 
     def push(self, model_dir: Path, step: int) -> None:
         """Push the model that lies in `model_dir` as it is now; returns at once."""
@@ -54,6 +58,11 @@ class Hub:
         if not wait:
             if self._waiting.unfinished_tasks:
                 log.warning("hub: %d models are not pushed to %s any more", self._waiting.unfinished_tasks, self._name)
+            self._given_up = True
+            dropped = self._staging.with_name(f"{self._staging.name}.dropped")
+            with suppress(OSError):  # at once, for a push under way must not find half a model
+                self._staging.rename(dropped)
+            shutil.rmtree(dropped, ignore_errors=True)
             return
         self._waiting.put(None)
         self._thread.join()
@@ -72,16 +81,16 @@ class Hub:
             self._waiting.task_done()
 
     def _failed(self, model_dir: Path, step: int, error: Exception) -> None:
+        if self._given_up:
+            return
         log.warning(
-            "hub: the model of step %d could not be pushed to %s (%s: %s). It is in %s; by hand: "
-            "hf upload %s %s . --private",
+            "hub: the model of step %d could not be pushed to %s (%s: %s). It is in %s; by hand: %s",
             step,
             self._name,
             type(error).__name__,
             str(error).strip() or "no reason given",
             model_dir,
-            self._name,
-            model_dir,
+            self._by_hand(model_dir),
         )
 
 
@@ -92,8 +101,18 @@ def open_hub(hub_id: str | None, run_dir: Path, private: bool, dry_run_dir: str 
     staging = run_dir / ".hub"
     if dry_run_dir is not None:
         target = Path(dry_run_dir) / hub_id
-        return Hub(str(target), staging, lambda model_dir, step: push_to_directory(target, model_dir, step))
-    return Hub(hub_id, staging, lambda model_dir, step: push_to_hub(hub_id, private, model_dir, step))
+        return Hub(
+            str(target),
+            staging,
+            push=lambda model_dir, step: push_to_directory(target, model_dir, step),
+            by_hand=lambda model_dir: f"cp -r {model_dir} {target}",
+        )
+    return Hub(
+        hub_id,
+        staging,
+        push=lambda model_dir, step: push_to_hub(hub_id, private, model_dir, step),
+        by_hand=lambda model_dir: f"hf upload {hub_id} {model_dir} ." + " --private" * private,
+    )
 
 
 def push_to_directory(target: Path, model_dir: Path, step: int) -> None:

@@ -58,7 +58,7 @@ def test_a_checkpoint_may_be_deleted_while_it_is_pushed(tmp_path: Path, model_di
         may_push.wait(10)
         seen.append((step, read(directory)))
 
-    pushing = hub.Hub("me/tiny", tmp_path / "run" / ".hub", push)
+    pushing = hub.Hub("me/tiny", tmp_path / "run" / ".hub", push, str)
     pushing.push(model_dir, 4)
     shutil.rmtree(model_dir)
     may_push.set()
@@ -66,8 +66,9 @@ def test_a_checkpoint_may_be_deleted_while_it_is_pushed(tmp_path: Path, model_di
     assert seen == [(4, MODEL)]
 
 
+@pytest.mark.parametrize("private", [True, False])
 def test_a_failed_push_is_a_warning_with_the_way_by_hand(
-    tmp_path: Path, model_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    private: bool, tmp_path: Path, model_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("sft"), "propagate", True)
 
@@ -75,7 +76,9 @@ def test_a_failed_push_is_a_warning_with_the_way_by_hand(
         if step == 4:
             raise ConnectionError("no route to the hub")
 
-    pushing = hub.Hub("me/tiny", tmp_path / "run" / ".hub", push)
+    monkeypatch.setattr(hub, "push_to_hub", lambda hub_id, private, directory, step: push(directory, step))
+    pushing = hub.open_hub("me/tiny", tmp_path / "run", private, None)
+    assert pushing is not None
     with caplog.at_level(logging.INFO, "sft"):
         pushing.push(model_dir, 4)
         pushing.push(model_dir, 8)
@@ -83,10 +86,21 @@ def test_a_failed_push_is_a_warning_with_the_way_by_hand(
         pushing.close()
     failed = next(record.message for record in caplog.records if "step 4" in record.message)
     assert "ConnectionError: no route to the hub" in failed
-    assert f"hf upload me/tiny {model_dir} . --private" in failed
+    assert failed.endswith(f"by hand: hf upload me/tiny {model_dir} ." + (" --private" if private else ""))
     assert any("pushed the model of step 8" in record.message for record in caplog.records)
     assert any("step 9 could not be pushed" in record.message for record in caplog.records)
     assert read(model_dir) == MODEL
+
+
+def test_a_failed_dry_run_names_no_repository(
+    tmp_path: Path, model_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("sft"), "propagate", True)
+    (tmp_path / "dry").write_text("a file where a directory should be")
+    pushing = open_dry(tmp_path)
+    pushing.push(model_dir, 4)
+    pushing.close()
+    assert caplog.messages[-1].endswith(f"by hand: cp -r {model_dir} {tmp_path / 'dry' / 'me' / 'tiny'}")
 
 
 def test_a_run_that_has_to_go_does_not_wait(
@@ -94,9 +108,10 @@ def test_a_run_that_has_to_go_does_not_wait(
 ) -> None:
     monkeypatch.setattr(logging.getLogger("sft"), "propagate", True)
     never = threading.Event()
-    pushing = hub.Hub("me/tiny", tmp_path / "run" / ".hub", lambda directory, step: never.wait(20) and None)
+    pushing = hub.Hub("me/tiny", tmp_path / "run" / ".hub", lambda directory, step: never.wait(20) and None, str)
     pushing.push(model_dir, 4)
     pushing.close(wait=False)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["global_step_4"]
     never.set()
     assert "1 models are not pushed to me/tiny any more" in caplog.text
 
