@@ -11,8 +11,10 @@ and the stop tokens are the model's own. Exit codes: 0, or 2 with a message.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from sft.errors import InputError
 
@@ -28,6 +30,13 @@ def main(arguments: list[str] | None = None) -> int:
     asked.add_argument("--prompts", type=Path, metavar="FILE", help="*.txt or *.jsonl; answers come as JSONL")
     parser.add_argument("--out", type=Path, metavar="FILE", help="for --prompts: where the JSONL goes; default: stdout")
     parser.add_argument("--system", metavar="TEXT", help="a system message before every question")
+    parser.add_argument(
+        "--chat-template-kwargs",
+        type=_object,
+        default={},
+        metavar="JSON",
+        help="variables of the chat template, such as '{\"enable_thinking\": false}'",
+    )
     parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
     parser.add_argument("--max-new-tokens", type=_count, default=256, metavar="N", help="default: 256")
     parser.add_argument("--temperature", type=_at_least_0, default=0.0, metavar="T", help="default: 0, the likeliest")
@@ -38,8 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.out and not options.prompts:
         parser.error("--out goes with --prompts")
-    if options.raw and options.system:
-        parser.error("--system is a message, which --raw has no place for")
+    if options.raw and (options.system or options.chat_template_kwargs):
+        parser.error("--system and --chat-template-kwargs are for the chat template, which --raw goes without")
     from sft.generate.ask import ask  # torch takes seconds to import, which --help need not
 
     try:
@@ -50,6 +59,16 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is no JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text} is no object of JSON")
+    return value
 
 
 def _count(text: str) -> int:

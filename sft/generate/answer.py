@@ -46,15 +46,18 @@ def open_model(
     return model.to(device or torch.device("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
 
 
-def chat_prompt(tokenizer: Any, messages: Sequence[dict[str, Any]]) -> list[int]:
-    """The token ids with which the model is asked to answer. Raises InputError for a model without a chat template."""
+def chat_prompt(tokenizer: Any, messages: Sequence[dict[str, Any]], **variables: Any) -> list[int]:
+    """The token ids with which the model is asked to answer. Raises InputError for a model without a chat template.
+
+    variables: the template's own, such as enable_thinking.
+    """
     if not tokenizer.chat_template:
         raise InputError(
             "the model has no chat template, which would turn a question into what it was trained on. Fine-tune it "
             "with one (data.chat_template), put a chat_template.jinja beside its tokenizer.json, or let it continue "
             "plain text: --raw."
         )
-    text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+    text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False, **variables)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 

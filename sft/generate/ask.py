@@ -34,7 +34,7 @@ def ask(options: Namespace) -> None:
     def ids_of(messages: Messages) -> list[int]:
         if options.raw:
             return tokenizer(messages[-1]["content"])["input_ids"]
-        return chat_prompt(tokenizer, messages)
+        return chat_prompt(tokenizer, messages, **options.chat_template_kwargs)
 
     if options.prompts:
         console = Console(stderr=True)
@@ -71,7 +71,14 @@ def read_questions(file: Path, system: str | None) -> Iterator[Messages]:
         asked = [_of_row(where, cells, system) for where, cells in read_rows(file)]
     if not asked:
         raise InputError(f"--prompts {file} holds no prompt; expected one per line.")
-    yield from asked
+    if answered := sum(turns[-1]["role"] == "assistant" for turns in asked):
+        print(f"{file}: {answered:,} conversations end with an answer, which is left out", file=sys.stderr)
+    yield from map(_up_to_the_answer, asked)
+
+
+def _up_to_the_answer(turns: Messages) -> Messages:
+    asking = [n for n, turn in enumerate(turns) if turn["role"] != "assistant"]
+    return turns[: asking[-1] + 1]
 
 
 def _of_row(where: str, cells: dict[str, Any], system: str | None) -> Messages:
@@ -81,7 +88,7 @@ def _of_row(where: str, cells: dict[str, Any], system: str | None) -> Messages:
     messages = messages if isinstance(messages, list) else prompt  # RL data keeps the messages in `prompt`
     turns = messages if isinstance(messages, list) else []
     is_chat = all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in turns)
-    if not turns or not is_chat:
+    if not is_chat or all(turn["role"] == "assistant" for turn in turns):
         raise InputError(
             f'{where}: expected "prompt" with text, or "messages" with a list of role and content; '
             f"found {', '.join(cells) or 'nothing'}."

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import pytest
 import torch
@@ -74,6 +75,27 @@ def test_a_file_of_prompts_in_batches(run, model_dir, tmp_path, kind):
     assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == found
 
 
+def test_variables_of_the_template_are_passed_on(run, model_dir, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    tokenizer.chat_template = "{{- mood | default('') }}" + tokenizer.chat_template
+    question = [{"role": "user", "content": "Why?"}]
+    assert tokenizer.decode(chat_prompt(tokenizer, question, mood="Cheer! ")).startswith("Cheer! <|im_start|>")
+    moody = shutil.copytree(model_dir, tmp_path / "moody")
+    tokenizer.save_pretrained(moody)
+    told = run("--model", moody, "--prompt", "Why?", "--chat-template-kwargs", '{"mood": "the the the the "}')[1]
+    assert told != run("--model", moody, "--prompt", "Why?")[1]
+    for wrong in ("mood", "[1]"):
+        with pytest.raises(SystemExit):
+            run("--prompt", "Why?", "--chat-template-kwargs", wrong)
+
+
+def test_a_row_that_ends_with_its_answer_is_asked_without_it(run, model_dir, tmp_path):
+    chat = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    _, out, err = run("--prompts", write_jsonl(tmp_path / "ask.jsonl", [{"messages": chat}]))
+    assert json.loads(out) == {"prompt": "Why?", "answer": alone(model_dir, "Why?")}
+    assert "1 conversations end with an answer, which is left out" in err
+
+
 def test_answers_end_at_the_stop_tokens_of_the_generation_config(model_dir):
     model, tokenizer = open_model(model_dir)
     ids = chat_prompt(tokenizer, [{"role": "user", "content": QUESTIONS[1]}])
@@ -108,6 +130,7 @@ def test_a_model_without_a_template_says_the_way_out(run, model_dir, tmp_path):
         ([], "is empty"),
         ([{"question": "?"}], 'ask.jsonl:1: expected "prompt" with text'),
         ([{"prompt": ""}], "ask.jsonl:1"),
+        ([{"messages": [{"role": "assistant", "content": "So."}]}], "ask.jsonl:1: expected"),
     ],
 )
 def test_rows_that_ask_nothing_are_named(run, tmp_path, rows, told):
