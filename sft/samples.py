@@ -55,7 +55,7 @@ def choose_prompts(job: Job, run_log: RunLog) -> list[Prompt]:
 def sample_if_due(job: Job, prompts: Sequence[Prompt], run_log: RunLog, listener: Listener) -> None:
     """Write what the model answers after this step into samples.jsonl and the log, if it is due."""
     trainer, step = job.config.trainer, job.state.step
-    if not prompts or (step % trainer.generate_freq and step != job.total_steps):
+    if not prompts or (step % trainer.generate_freq and not job.is_over):
         return
     entering(f"samples after step {step}")
     with explaining_memory(job.memory, f"samples after step {step}"):

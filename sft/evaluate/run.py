@@ -40,8 +40,6 @@ from sft.score import Score, score
 from sft.track.files import replace_file
 
 MAX_BAD_ROWS = 5
-ALL = "all"
-
 Numbers = dict[str, dict[str, float]]
 """What is known of each entry of data.val_files, and of all of them together."""
 
@@ -57,10 +55,10 @@ def main(config: SftConfig, options: Options) -> None:
         return
     except LostRanksError as error:
         code, message = 1, str(error)
-    except InputError as error:
-        code, message = 2, str(error)
-    if world.is_main and message:
-        print(f"error: {message}", file=sys.stderr)
+    except InputError as error:  # what is wrong with a file may be wrong on one node only
+        code, message = 2, str(error) if world.local_rank == 0 else ""
+    if message:
+        print(f"error: {message}" if world.is_main else f"error on rank {world.rank}: {message}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # threads of a process group that was left would hold this process back, or abort it
@@ -120,8 +118,9 @@ def check(config: SftConfig, options: Options, world: World) -> None:
 
 
 def numbers_of(scores: dict[str, Score]) -> Numbers:
-    """As in training: val/loss, val/perplexity, val/token_accuracy; of several files, of each."""
-    everything = {ALL: reduce(add, scores.values())} if len(scores) > 1 else {}
+    """As in training: val/loss, val/perplexity, val/token_accuracy; of several files, of each, and last of all."""
+    name_of_all = "all" if "all" not in scores else "all files"
+    everything = {name_of_all: reduce(add, scores.values())} if len(scores) > 1 else {}
     return {
         name: {"loss": part.loss, "perplexity": part.perplexity, "token_accuracy": part.token_accuracy}
         for name, part in (scores | everything).items()
@@ -149,8 +148,9 @@ def judge(config: SftConfig, options: Options, source: Path, tokenizer: Any, wor
     answers = dict(pair for share in on_every_rank("answering", answer_mine) for pair in share)
     right = [is_right(answers[n], prompt.expected) for n, prompt in enumerate(prompts)]
     for name in numbers:
-        of_part = [verdict for prompt, verdict in zip(prompts, right, strict=True) if name in (prompt.part, ALL)]
-        if name == ALL or of_part:
+        is_all = len(numbers) > 1 and name == list(numbers)[-1]
+        of_part = [verdict for prompt, verdict in zip(prompts, right, strict=True) if is_all or name == prompt.part]
+        if of_part:
             numbers[name] |= {"exact_match": sum(of_part) / len(of_part), "answers": len(of_part)}
     if options.out and world.is_main:
         lines = [
