@@ -12,7 +12,8 @@ own, each round in another order:
 
 Before anything is timed, all train two steps on the same sixteen conversations, and must report the same losses.
 Tokens are real tokens, padding is none. "Tuned" is the faster of trl_packed and trl_padded. --growth then shows what
-more samples, longer ones and more ranks cost us. Writes benchmarks/train_<device>_<date>.json, and a picture.
+more samples, longer ones and more ranks cost us; what a checkpoint costs, bench_save.py shows. Writes
+benchmarks/train_<device>_<date>.json, and a picture.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -112,7 +112,6 @@ class Run:
     supervised_tokens_per_s: float
     padding_frac: float
     peak_memory_gb: float
-    stall_s: float | None  # for the one checkpoint it saved on the way
     losses: list[float]
     limit_fraction: float | None = None
 
@@ -125,13 +124,13 @@ class Bench:
     rivals: Path  # python of their environment
     warm_up: int
 
-    def run(self, who: str, rows: Path, *, steps: int, samples: int, cache: Path, save: bool = False) -> Run:
+    def run(self, who: str, rows: Path, *, steps: int, samples: int, cache: Path) -> Run:
         if who == "ours":
-            return self.ours(rows, steps=steps, samples=samples, cache=cache, save=save)
+            return self.ours(rows, steps=steps, samples=samples, cache=cache)
         # A packed row of theirs is max_length tokens; a padded one is a sample.
         packing = RIVAL_SETTINGS[who]["packing"]
         batch_size = GATE_ROWS if samples == GATE_ROWS else self.shape.micro_batch if packing else samples
-        return self.trl(who, rows, steps=steps, batch_size=batch_size, cache=cache, save=save)
+        return self.trl(who, rows, steps=steps, batch_size=batch_size, cache=cache)
 
     def ours(
         self,
@@ -140,7 +139,6 @@ class Bench:
         steps: int,
         samples: int,
         cache: Path,
-        save: bool = False,
         ranks: int = 1,
         overrides: Sequence[str] = (),
         environment: dict[str, str] | None = None,
@@ -164,7 +162,6 @@ class Bench:
                 "optim.warmup_steps_ratio": 0,
                 "trainer.default_local_dir": run_dir,
                 "trainer.total_training_steps": steps,
-                "trainer.save_freq": steps - 1 if save else -1,
                 "trainer.logger": "[console,jsonl]",
                 "use_remove_padding": "true",
             }
@@ -179,8 +176,6 @@ class Bench:
                 if process.wait() or first_step is None:
                     output.seek(0)
                     raise SystemExit(f"{' '.join(command)} failed:\n{output.read()}")
-                output.seek(0)
-                stall = re.search(r"training waited ([\d.]+) s", output.read())
             records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
         timed = records[self.warm_up :] or records
         seconds = sum(record["perf/step_time_s"] for record in timed)
@@ -195,12 +190,11 @@ class Bench:
             supervised_tokens_per_s=supervised * ranks / seconds,
             padding_frac=sum(record["perf/padding_frac"] for record in timed) / len(timed),
             peak_memory_gb=max(record["perf/max_memory_allocated_gb"] for record in records),
-            stall_s=float(stall[1]) if stall and save else None,
             losses=[record["train/loss"] for record in records],
             limit_fraction=sum(record["perf/mfu"] * record["perf/step_time_s"] for record in timed) / seconds,
         )
 
-    def trl(self, who: str, rows: Path, *, steps: int, batch_size: int, cache: Path, save: bool = False) -> Run:
+    def trl(self, who: str, rows: Path, *, steps: int, batch_size: int, cache: Path) -> Run:
         with tempfile.TemporaryDirectory(dir=self.scratch) as directory:
             job = RIVAL_SETTINGS[who] | {
                 "model": str(self.model),
@@ -208,7 +202,6 @@ class Bench:
                 "output_dir": directory,
                 "cache_dir": str(cache),
                 "steps": steps,
-                "save_at": steps - 1 if save else 10**9,
                 "batch_size": batch_size,
                 "max_length": self.shape.max_length,
                 "lora_rank": self.shape.lora_rank,
@@ -233,7 +226,6 @@ class Bench:
             supervised_tokens_per_s=supervised / seconds,
             padding_frac=padding / (real + padding),
             peak_memory_gb=told["peak_memory_gb"],
-            stall_s=told["stall_s"],
             losses=told["losses"],
         )
 
@@ -275,7 +267,7 @@ def contest(bench: Bench, rows: Path, *, rounds: int, steps: int, samples: int) 
     for k in range(rounds):
         for who in names[k % len(names) :] + names[: k % len(names)]:
             with tempfile.TemporaryDirectory(dir=bench.scratch) as cache:
-                cold = bench.run(who, rows, steps=steps, samples=samples, cache=Path(cache), save=True)
+                cold = bench.run(who, rows, steps=steps, samples=samples, cache=Path(cache))
                 warm = bench.run(who, rows, steps=1, samples=samples, cache=Path(cache))
             runs[who]["cold"].append(cold)
             runs[who]["warm"].append(warm)
@@ -287,7 +279,7 @@ def contest(bench: Bench, rows: Path, *, rounds: int, steps: int, samples: int) 
 def summary(runs: dict[str, list[Run]]) -> dict[str, Any]:
     """Median, smallest and largest of every figure of one contestant."""
     cold = runs["cold"]
-    names = ["tokens_per_s", "supervised_tokens_per_s", "padding_frac", "peak_memory_gb", "stall_s", "limit_fraction"]
+    names = ["tokens_per_s", "supervised_tokens_per_s", "padding_frac", "peak_memory_gb", "limit_fraction"]
     figures = {name: [getattr(run, name) for run in cold] for name in names}
     figures["first_step_cold_s"] = [run.first_step_s for run in cold]
     figures["first_step_warm_s"] = [run.first_step_s for run in runs["warm"]]
@@ -397,14 +389,13 @@ def table(figures: dict[str, dict[str, Any]]) -> str:
         return f"{number['median']:{form}} ({number['min']:{form}} to {number['max']:{form}})"
 
     lines = [
-        "| | tokens/s | of them supervised | padding | first step | with tokens cached | peak memory | save |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | tokens/s | of them supervised | padding | first step | with tokens cached | peak memory |",
+        "|---|---|---|---|---|---|---|",
     ]
     for who, n in figures.items():
         cells = [cell(n["tokens_per_s"], ",.0f"), f"{n['supervised_tokens_per_s']['median']:,.0f}"]
         cells += [f"{n['padding_frac']['median']:.1%}", cell(n["first_step_cold_s"], ".1f") + " s"]
         cells += [cell(n["first_step_warm_s"], ".1f") + " s", f"{n['peak_memory_gb']['median']:.2f} GB"]
-        cells += [f"{n['stall_s']['median']:.2f} s" if "stall_s" in n else ""]
         lines.append(f"| {who} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -24,7 +24,6 @@ class Clock(TrainerCallback):
         self.began: list[float] = []
         self.ended: list[float] = []
         self.losses: list[float] = []
-        self.stalls: list[float] = []
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self.began.append(time.time())
@@ -33,9 +32,6 @@ class Clock(TrainerCallback):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.ended.append(time.time())
-
-    def on_save(self, *_: Any, **__: Any) -> None:
-        self.stalls.append(time.time() - self.ended[-1])
 
     def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
         if "loss" in logs:
@@ -72,7 +68,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         learning_rate=job["lr"],
         lr_scheduler_type="constant",
         logging_steps=1,
-        save_steps=job["save_at"],
+        save_strategy="no",
         report_to="none",
         use_cpu=not torch.cuda.is_available(),
         model_init_kwargs={"dtype": "bfloat16", "attn_implementation": job["attention"]} if tuned else None,
@@ -104,7 +100,6 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         "seconds": [end - begin for begin, end in zip(clock.began, clock.ended, strict=True)],
         "tokens": counter.tokens[: len(clock.ended)],
         "losses": clock.losses,
-        "stall_s": clock.stalls[0] if clock.stalls else None,
         "peak_memory_gb": peak / 1e9,
     }
 
