@@ -32,7 +32,9 @@ from typing import Any
 
 import torch
 from bench_material import RIVALS, SEED, make_model, make_rows, make_tokenizer, make_venv
-from bench_result import RESULTS, spread, write_result
+from bench_result import RESULTS, write_result
+from bench_shapes import SHAPES, Shape
+from bench_train_figures import Run, draw, ratios, summary, table
 
 ROOT = Path(__file__).parent.parent
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -43,77 +45,6 @@ RIVAL_SETTINGS = {
     "trl_packed": {"tuned": True, "packing": True},
     "trl_padded": {"tuned": True, "packing": False},
 }
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A model, and how much of it a step computes."""
-
-    architecture: dict[str, Any]
-    max_length: int
-    micro_batch: int  # packed rows of max_length tokens
-    lora_rank: int = 0
-
-
-QWEN = {"vocab_size": 151936, "head_dim": 128, "num_key_value_heads": 8}
-SHAPES = {
-    "tiny": Shape(
-        {
-            "vocab_size": 6400,
-            "hidden_size": 256,
-            "intermediate_size": 768,
-            "num_hidden_layers": 8,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 4,
-            "head_dim": 32,
-        },
-        max_length=2048,
-        micro_batch=2,
-    ),
-    "qwen3-0.6b": Shape(
-        QWEN | {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16},
-        max_length=8192,
-        micro_batch=1,
-    ),
-    "qwen2.5-1.5b": Shape(
-        QWEN
-        | {
-            "hidden_size": 1536,
-            "intermediate_size": 8960,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 12,
-            "num_key_value_heads": 2,
-        },
-        max_length=4096,
-        micro_batch=2,
-    ),
-    "8b-lora": Shape(
-        QWEN
-        | {
-            "hidden_size": 4096,
-            "intermediate_size": 12288,
-            "num_hidden_layers": 36,
-            "num_attention_heads": 32,
-            "tie_word_embeddings": False,
-        },
-        max_length=4096,
-        micro_batch=1,
-        lora_rank=32,
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a contestant did. Rates are of the steps after the first `warm_up`; losses are one per step."""
-
-    first_step_s: float  # from the start of its process to the end of its first optimizer step
-    tokens_per_s: float
-    supervised_tokens_per_s: float
-    padding_frac: float
-    peak_memory_gb: float
-    losses: list[float]
-    limit_fraction: float | None = None
 
 
 @dataclass(frozen=True)
@@ -276,33 +207,6 @@ def contest(bench: Bench, rows: Path, *, rounds: int, steps: int, samples: int) 
     return runs
 
 
-def summary(runs: dict[str, list[Run]]) -> dict[str, Any]:
-    """Median, smallest and largest of every figure of one contestant."""
-    cold = runs["cold"]
-    names = ["tokens_per_s", "supervised_tokens_per_s", "padding_frac", "peak_memory_gb", "limit_fraction"]
-    figures = {name: [getattr(run, name) for run in cold] for name in names}
-    figures["first_step_cold_s"] = [run.first_step_s for run in cold]
-    figures["first_step_warm_s"] = [run.first_step_s for run in runs["warm"]]
-    return {name: spread(values) for name, values in figures.items() if None not in values}
-
-
-def ratios(figures: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Ours to theirs, of medians."""
-
-    def of(who: str, what: str) -> float:
-        return figures[who][what]["median"]
-
-    tuned = max(("trl_packed", "trl_padded"), key=lambda who: of(who, "tokens_per_s"))
-    return {
-        "tokens_per_s_vs_trl_default": of("ours", "tokens_per_s") / of("trl_default", "tokens_per_s"),
-        "tokens_per_s_vs_trl_tuned": of("ours", "tokens_per_s") / of(tuned, "tokens_per_s"),
-        "first_step_vs_trl_cold": of("ours", "first_step_cold_s") / of("trl_default", "first_step_cold_s"),
-        "first_step_vs_trl_warm": of("ours", "first_step_warm_s") / of("trl_default", "first_step_warm_s"),
-        "peak_memory_vs_trl": of("ours", "peak_memory_gb") / of(tuned, "peak_memory_gb"),
-        "limit_fraction": of("ours", "limit_fraction"),
-    }
-
-
 def growth(bench: Bench, rows: Path, samples: int) -> dict[str, list[dict[str, Any]]]:
     """What it costs us to have more of something, one run each."""
     shape, scratch = bench.shape, bench.scratch
@@ -354,50 +258,6 @@ def growth(bench: Bench, rows: Path, samples: int) -> dict[str, list[dict[str, A
         )
         by_sp.append(entry("sp", sp, run))
     return {"samples": by_rows, "max_length": by_length, "ranks": by_ranks, "sp": by_sp}
-
-
-def draw(figures: dict[str, dict[str, Any]], path: Path) -> None:
-    """Bars of tokens per second and of the time to the first step, with their ranges."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    panels = {
-        "tokens/s (more is better)": "tokens_per_s",
-        "start to first step, s (less is better)": "first_step_cold_s",
-        "the same with tokens cached, s": "first_step_warm_s",
-        "peak memory, GB": "peak_memory_gb",
-    }
-    drawing, axes = pyplot.subplots(1, len(panels), figsize=(3.2 * len(panels), 3.4), constrained_layout=True)
-    for axis, (title, what) in zip(axes, panels.items(), strict=True):
-        for n, (who, numbers) in enumerate(figures.items()):
-            number = numbers[what]
-            reach = [[number["median"] - number["min"]], [number["max"] - number["median"]]]
-            axis.bar(n, number["median"], yerr=reach, capsize=3, color="tab:blue" if who == "ours" else "0.7")
-        axis.set_title(title, fontsize=9)
-        axis.set_xticks(range(len(figures)), [who.replace("_", "\n") for who in figures], fontsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
-    drawing.savefig(path, dpi=120)
-    pyplot.close(drawing)
-
-
-def table(figures: dict[str, dict[str, Any]]) -> str:
-    """Markdown, for docs/performance.md."""
-
-    def cell(number: dict[str, float], form: str) -> str:
-        return f"{number['median']:{form}} ({number['min']:{form}} to {number['max']:{form}})"
-
-    lines = [
-        "| | tokens/s | of them supervised | padding | first step | with tokens cached | peak memory |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for who, n in figures.items():
-        cells = [cell(n["tokens_per_s"], ",.0f"), f"{n['supervised_tokens_per_s']['median']:,.0f}"]
-        cells += [f"{n['padding_frac']['median']:.1%}", cell(n["first_step_cold_s"], ".1f") + " s"]
-        cells += [cell(n["first_step_warm_s"], ".1f") + " s", f"{n['peak_memory_gb']['median']:.2f} GB"]
-        lines.append(f"| {who} | {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def main() -> None:

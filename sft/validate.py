@@ -9,6 +9,7 @@ from operator import add
 from sft import judge
 from sft.build import Job
 from sft.distributed import entering
+from sft.footprint import explaining_memory
 from sft.requests import Listener
 from sft.score import Score, score
 from sft.track import RunLog
@@ -65,9 +66,10 @@ def evaluate(job: Job, run_log: RunLog, listener: Listener) -> dict[str, float]:
     """
     assert job.val is not None
     entering(f"validation after step {job.state.step}")
-    scores = score(
-        job.model, job.val, job.mesh, job.world.device, progress=run_log.progress, must_stop=listener.must_stop
-    )
+    with explaining_memory(job.memory, f"validation after step {job.state.step}"):
+        scores = score(
+            job.model, job.val, job.mesh, job.world.device, progress=run_log.progress, must_stop=listener.must_stop
+        )
     return {} if scores is None else metrics_of(scores)
 
 
