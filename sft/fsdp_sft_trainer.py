@@ -10,9 +10,11 @@ if __name__ == "__main__":
     # Help and bad configurations are answered before the seconds that importing torch takes. With a good one, this
     # file is imported by its name, and the story begins below.
     from sft.config import cli
+    from sft.imports import without_collections
 
     def start(config) -> None:
-        from sft.fsdp_sft_trainer import main
+        with without_collections():
+            from sft.fsdp_sft_trainer import main
 
         main(config)
 

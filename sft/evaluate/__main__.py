@@ -13,6 +13,7 @@ import sys
 
 from sft.config import ConfigError, SftConfig, cli
 from sft.evaluate.options import help_text, take_options
+from sft.imports import without_collections
 
 
 def main() -> None:
@@ -27,7 +28,8 @@ def main() -> None:
         print(f"{__doc__}\nKeys of this command:\n\n{help_text()}\n\nAll others are the trainer's:\n")
 
     def run(config: SftConfig) -> None:
-        from sft.evaluate.run import main  # torch takes seconds to import
+        with without_collections():
+            from sft.evaluate.run import main  # torch takes seconds to import
 
         main(config, options)
 

@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 from sft.errors import InputError
+from sft.imports import without_collections
 
 FORMATS = {
     "hf": "a directory for from_pretrained: the weights in the base model's dtype unless --dtype asks for another",
@@ -40,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         parser.error("one process exports; start it without torchrun")
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # nothing is computed: the device would only be in somebody's way
-    from sft.export.after import export_after  # torch takes seconds to import, which --help need not
+    with without_collections():
+        from sft.export.after import export_after  # torch takes seconds to import, which --help need not
 
     try:
         print(export_after(options.source, options.format, dtype=options.dtype, out=options.out, base=options.base))

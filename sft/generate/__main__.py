@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.errors import InputError
+from sft.imports import without_collections
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,7 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--out goes with --prompts")
     if options.raw and (options.system or options.chat_template_kwargs):
         parser.error("--system and --chat-template-kwargs are for the chat template, which --raw goes without")
-    from sft.generate.ask import ask  # torch takes seconds to import, which --help need not
+    with without_collections():
+        from sft.generate.ask import ask  # torch takes seconds to import, which --help need not
 
     try:
         ask(options)

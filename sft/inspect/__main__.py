@@ -12,6 +12,7 @@ import sys
 
 from sft.config import ConfigError, SftConfig, cli
 from sft.errors import InputError
+from sft.imports import without_collections
 from sft.inspect.options import Options, help_text, take_options
 
 CANNOT_RUN, CANNOT_TRAIN = 2, 3
@@ -38,7 +39,8 @@ def main() -> None:
 
 def look(config: SftConfig, options: Options) -> int:
     """Show everything; the exit code. What cannot be used is printed, as the trainer would."""
-    from sft.inspect.story import DataError, tell
+    with without_collections():
+        from sft.inspect.story import DataError, tell
 
     try:
         tell(config, options)
