@@ -20,13 +20,13 @@ class Bar:
 
 
 def histogram(values: np.ndarray) -> list[Bar]:
-    """At most MOST_BARS bars of equal width, 1, 2 or 5 times a power of ten, up to the largest value."""
-    largest = int(values.max())
-    width = next(
-        step * 10**power for power in range(12) for step in (1, 2, 5) if largest // (step * 10**power) < MOST_BARS
-    )
-    counts = np.bincount(values // width)
-    return [Bar(n * width, (n + 1) * width - 1, int(count)) for n, count in enumerate(counts)]
+    """At most MOST_BARS bars of equal width, 1, 2 or 5 times a power of ten, from the smallest value to the largest."""
+    smallest, largest = int(values.min()), int(values.max())
+    widths = (step * 10**power for power in range(12) for step in (1, 2, 5))
+    width = next(width for width in widths if largest // width - smallest // width < MOST_BARS)
+    first = smallest // width
+    counts = np.bincount(values // width - first)
+    return [Bar(n * width, (n + 1) * width - 1, int(count)) for n, count in enumerate(counts, start=first)]
 
 
 def text_bars(values: np.ndarray, *, mark: tuple[int, str] | None = None) -> list[str]:

@@ -46,7 +46,7 @@ def _append(text: Text, tokens: list[Token], *, ids: bool, style: str = "") -> N
             text.append(f"[{token.id}]", QUIET)
 
 
-def audit_lines(numbers: Audit, name: str, max_length: int) -> Iterator[str]:
+def audit_lines(numbers: Audit, name: str) -> Iterator[str]:
     """Everything that the audit found, with the first examples."""
     yield f"{name}: {kept(numbers)}"
     for cause, found in (numbers.dropped_rows | numbers.dropped_samples | {"truncated": numbers.truncated}).items():
@@ -55,6 +55,10 @@ def audit_lines(numbers: Audit, name: str, max_length: int) -> Iterator[str]:
     yield from _example("without a stop token at their end", numbers.without_stop)
     for oddity in oddities(numbers):
         yield f"  {oddity}"
+
+
+def histogram_lines(numbers: Audit, name: str, max_length: int) -> Iterator[str]:
+    """How long the samples are, and how much of them trains."""
     yield f"{name}: samples by length in tokens"
     mark = (max_length, f"data.max_length={max_length:,}")
     yield from (f"  {line}" for line in text_bars(numbers.lengths, mark=mark))

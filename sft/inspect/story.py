@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from sft.inputs import attention_of, open_data, open_tokenizer, supervision_of
 from sft.inspect.lines import write_lines
 from sft.inspect.options import Options
 from sft.inspect.page import write_page
-from sft.inspect.show import audit_lines, show_sample
+from sft.inspect.show import audit_lines, histogram_lines, show_sample
 from sft.inspect.tokens import SeenSample, see
 from sft.model import Available, find_model
 from sft.place import build_bare_model
@@ -56,23 +56,24 @@ def tell(config: SftConfig, options: Options) -> None:
         show_sample(console, see(train.samples, number, tokenizer), of=len(train), ids=options.ids)
 
     numbers = audit(train, stops)
-    lines = []
+    lines = []  # of the page, which draws the histograms
 
-    def say(told: Iterator[str]) -> None:
+    def say(told: Iterable[str], *, on_page: bool = True) -> None:
         for line in told:
-            lines.append(line)
             console.print(line, soft_wrap=True)
+            lines.extend([line] * on_page)
 
-    say(audit_lines(numbers, "train", config.data.max_length))
+    say(audit_lines(numbers, "train"))
+    say(histogram_lines(numbers, "train", config.data.max_length), on_page=False)
     if val is not None:
         say(val_lines(train, val, stops))
     say(tokenizer_lines(config, tokenizer, stops, is_own=own_template is None))
     view = look_ahead(config, train, ranks)
-    say(iter([f"plan: {sentence(view, train, config.data.train_batch_size)}"]))
+    say([f"plan: {sentence(view, train, config.data.train_batch_size)}"])
     attention = attention_of(config, source, Available("cpu"), wanted="auto")  # the run's own device may be elsewhere
     model, _ = build_bare_model(config, source, attention, tokens=max(new_tokens.values(), default=-1) + 1)
     memory = footprint(config, model, train, ranks, supervised_tokens=numbers.supervised_tokens)
-    say(iter(memory.table().splitlines()))
+    say(memory.table().splitlines())
     write_files(options, train, chosen, tokenizer, lines, numbers)
 
 

@@ -54,3 +54,10 @@ def inspect(overrides, capsys, monkeypatch):
         return code, told.out, told.err
 
     return inspect
+
+
+@pytest.fixture
+def page_file(inspect, tmp_path):
+    code, out, _ = inspect(f"+inspect.html={tmp_path / 'page.html'}", "data.max_length=500", "+inspect.samples=0")
+    assert code == 0 and "5 of 5 samples as a page" in out
+    return tmp_path / "page.html"

@@ -59,7 +59,12 @@ def test_spaces_of_a_tokenizer_that_hides_the_first_one():
 
 
 def test_histograms_have_few_round_bars():
-    assert histogram(np.array([0, 3, 3, 7])) == [Bar(n, n, c) for n, c in enumerate([1, 0, 0, 2, 0, 0, 0, 1])]
+    assert histogram(np.array([2, 5, 5, 9])) == [Bar(n, n, c) for n, c in enumerate([1, 0, 0, 2, 0, 0, 0, 1], start=2)]
+    assert histogram(np.array([507, 541, 541])) == [
+        Bar(505, 509, 1),
+        *(Bar(n, n + 4, 0) for n in range(510, 540, 5)),
+        Bar(540, 544, 2),
+    ]
     bars = histogram(np.array([5, 99, 100, 1023]))
     assert [bar.low for bar in bars] == list(range(0, 1100, 100))
     assert [bar.count for bar in bars] == [2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1]
