@@ -5,7 +5,8 @@
 Model (random weights), tokenizer and rows are made from a seed. Contestants take turns, each run in a process of its
 own, each round in another order:
 
-    ours          our defaults; packed rows of up to the rivals' micro-batch of tokens
+    ours          our defaults; packed rows of up to the rivals' micro-batch of tokens; `python -m`, as the rivals
+    ours_torchrun the same, started by torchrun, whose own process imports torch first
     trl_default   SFTTrainer, packing=True, else its defaults
     trl_packed    the same without gradient checkpointing, bf16 weights, fused AdamW, the fastest attention installed
     trl_padded    as trl_packed, with packing=False
@@ -40,6 +41,7 @@ ROOT = Path(__file__).parent.parent
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LR = 1e-4
 GATE_ROWS, GATE_TOLERANCE = 16, 0.01
+OURS = ("ours", "ours_torchrun")
 RIVAL_SETTINGS = {
     "trl_default": {"tuned": False, "packing": True},
     "trl_packed": {"tuned": True, "packing": True},
@@ -56,8 +58,8 @@ class Bench:
     warm_up: int
 
     def run(self, who: str, rows: Path, *, steps: int, samples: int, cache: Path) -> Run:
-        if who == "ours":
-            return self.ours(rows, steps=steps, samples=samples, cache=cache)
+        if who in OURS:
+            return self.ours(rows, steps=steps, samples=samples, cache=cache, torchrun=who == "ours_torchrun")
         # A packed row of theirs is max_length tokens; a padded one is a sample.
         packing = RIVAL_SETTINGS[who]["packing"]
         batch_size = GATE_ROWS if samples == GATE_ROWS else self.shape.micro_batch if packing else samples
@@ -71,6 +73,7 @@ class Bench:
         samples: int,
         cache: Path,
         ranks: int = 1,
+        torchrun: bool = False,
         overrides: Sequence[str] = (),
         environment: dict[str, str] | None = None,
     ) -> Run:
@@ -96,7 +99,9 @@ class Bench:
                 "trainer.logger": "[console,jsonl]",
                 "use_remove_padding": "true",
             }
-            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+            command = [sys.executable]
+            if torchrun or ranks > 1:
+                command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
             command += ["-m", "sft.fsdp_sft_trainer", *(f"{key}={value}" for key, value in keys.items()), *overrides]
             started = time.time()
             with (Path(directory) / "output").open("w+") as output:
@@ -193,7 +198,7 @@ def check_losses(bench: Bench, rows: Path) -> dict[str, list[float]]:
 
 def contest(bench: Bench, rows: Path, *, rounds: int, steps: int, samples: int) -> dict[str, dict[str, list[Run]]]:
     """{contestant: {"cold": runs, "warm": runs}}; the warm ones are one step long, on the token cache of the cold."""
-    runs: dict[str, dict[str, list[Run]]] = {who: {"cold": [], "warm": []} for who in ("ours", *RIVAL_SETTINGS)}
+    runs: dict[str, dict[str, list[Run]]] = {who: {"cold": [], "warm": []} for who in (*OURS, *RIVAL_SETTINGS)}
     names = list(runs)
     for k in range(rounds):
         for who in names[k % len(names) :] + names[: k % len(names)]:
@@ -203,7 +208,7 @@ def contest(bench: Bench, rows: Path, *, rounds: int, steps: int, samples: int) 
             runs[who]["cold"].append(cold)
             runs[who]["warm"].append(warm)
             told = f"first step {cold.first_step_s:5.1f} s, warm {warm.first_step_s:5.1f} s"
-            print(f"round {k + 1}: {who:12} {cold.tokens_per_s:9,.0f} tokens/s, {told}", flush=True)
+            print(f"round {k + 1}: {who:13} {cold.tokens_per_s:9,.0f} tokens/s, {told}", flush=True)
     return runs
 
 

@@ -67,7 +67,7 @@ def draw(figures: dict[str, dict[str, Any]], path: Path) -> None:
         for n, (who, numbers) in enumerate(figures.items()):
             number = numbers[what]
             reach = [[number["median"] - number["min"]], [number["max"] - number["median"]]]
-            axis.bar(n, number["median"], yerr=reach, capsize=3, color="tab:blue" if who == "ours" else "0.7")
+            axis.bar(n, number["median"], yerr=reach, capsize=3, color="tab:blue" if who.startswith("ours") else "0.7")
         axis.set_title(title, fontsize=9)
         axis.set_xticks(range(len(figures)), [who.replace("_", "\n") for who in figures], fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
