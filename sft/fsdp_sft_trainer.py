@@ -162,17 +162,13 @@ def fit(job: Job) -> RunResult:
             summarise(job, start, run_log, ended="stopped")
             if job.hub:
                 job.hub.close(wait=False)
-            return RunResult(
-                state.step,
-                state.course.last_metrics | metrics,
-                job.run_dir,
-                stopped=True,
-                stopped_by_signal=requests.signal,
-            )
-        finish(job, run_log, start)
-    if job.hub:
+        else:
+            finish(job, run_log, start)
+    if job.hub and not requests.stop:
         job.hub.close()
-    return RunResult(state.step, state.course.last_metrics | metrics, job.run_dir)
+    return RunResult(
+        state.step, state.course.last_metrics | metrics, job.run_dir, requests.stop, stopped_by_signal=requests.signal
+    )
 
 
 def train_step(job: Job, micro_batches: list[Batch], weight_sums: list[float]) -> StepStats:
