@@ -19,7 +19,7 @@ from sft.checkpoint.manifest import (
 from sft.checkpoint.state import fill
 from sft.distributed import World, on_main_rank
 from sft.errors import InputError
-from sft.model.load import trained_weights
+from sft.model.names import trained_weights
 
 NAMED_STEP = re.compile(r"(.+):step-(\d+)")
 KNOB = "trainer.init_from_checkpoint"

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from sft.checkpoint.manifest import STATE_DIR, CheckpointError, read_manifest
 from sft.distributed import World, log
-from sft.model.load import trained_weights
+from sft.model.names import trained_weights
 from sft.shards import LocalParts, StoredTensors, copy_local_parts
 from sft.types import TrainState
 

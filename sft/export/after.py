@@ -24,7 +24,8 @@ from sft.export.side_files import copy_side_files, set_dtype, stop_tokens_of
 from sft.export.weights import DTYPES, Gather, check_room, convert_weights, plan_weights
 from sft.inputs import attention_of, open_tokenizer, supervision_of
 from sft.model import Available, load_tokenizer, named_weights, trained_weights
-from sft.model.load import stored_name, weight_files
+from sft.model.directory import weight_files
+from sft.model.names import stored_name
 from sft.place import build_bare_model
 from sft.shards import StoredTensors
 

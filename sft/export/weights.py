@@ -21,7 +21,8 @@ from transformers import PreTrainedModel
 
 from sft.distributed import on_every_rank, on_main_rank
 from sft.errors import InputError
-from sft.model.load import has_adapters, named_weights, optional_names, weight_files
+from sft.model.directory import weight_files
+from sft.model.names import has_adapters, named_weights, optional_names
 from sft.shards import StoredTensors, whole_tensor
 
 if TYPE_CHECKING:

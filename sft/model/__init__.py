@@ -13,22 +13,11 @@ from typing import Any
 
 from sft.config import ModelConfig
 from sft.model.attention import Available, Choice, choose_attention
+from sft.model.directory import find_model, fingerprint, load_config, load_tokenizer
 from sft.model.liger import use_liger_kernels
-from sft.model.load import (
-    build_skeleton,
-    decoder_layers,
-    find_model,
-    fingerprint,
-    has_adapters,
-    load_config,
-    load_tokenizer,
-    load_weights,
-    named_weights,
-    positions_of,
-    read_weights,
-    trained_weights,
-)
+from sft.model.load import build_skeleton, decoder_layers, load_weights, positions_of, read_weights
 from sft.model.logits import learn_logit_form
+from sft.model.names import has_adapters, named_weights, trained_weights
 from sft.model.vocabulary import grow_vocabulary
 
 __all__ = [

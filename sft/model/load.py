@@ -7,70 +7,21 @@ A missing, unexpected or mis-shaped weight is an error that names it; transforme
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from sft.distributed import log
 from sft.errors import InputError
 from sft.model.attention import Choice, expect_calls, hide_lengths, refuse_other_mixers, register
+from sft.model.directory import weight_files
+from sft.model.names import named_weights, optional_names
 from sft.model.vocabulary import fill_with_mean_rows, vocabulary_weights
 from sft.shards import StoredTensors, local_box, local_part
 
 MAX_NAMES_SHOWN = 8
-SAMPLES_PER_FILE, SAMPLED_BYTES = 64, 64 * 1024
-ADAPTER = re.compile(r"\.lora_(A|B|magnitude_vector)\.")  # parts of the modules that peft puts around `.base_layer`
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
-NOT_FROM_HUB = ["consolidated*"]  # the same weights again, in their maker's own format
-
-
-def find_model(name_or_path: str, *, weights: bool = True) -> Path:
-    """The local directory of a model: the path itself, or the hub snapshot, downloaded if it is not here yet.
-
-    weights: whether a snapshot must have them; without, only configuration and tokenizer are downloaded
-    """
-    if Path(name_or_path).is_dir():
-        return Path(name_or_path)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        ignored = NOT_FROM_HUB if weights else [*NOT_FROM_HUB, "*.safetensors"]
-        return Path(snapshot_download(name_or_path, allow_patterns=HUB_FILES, ignore_patterns=ignored))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise InputError(
-            f"model.partial_pretrain={name_or_path} is no local directory, and the hub did not give it "
-            f"({type(error).__name__}). Check the name, log in for gated models, or give a local path."
-        ) from error
-
-
-def load_tokenizer(directory: Path, *, trust_remote_code: bool) -> Any:
-    """The tokenizer of a model directory."""
-    try:
-        return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise InputError(f"model.partial_pretrain={directory}: no usable tokenizer there ({error}).") from error
-
-
-def load_config(directory: Path, *, trust_remote_code: bool) -> PretrainedConfig:
-    """The architecture of a model directory. Raises InputError for one whose weights are quantised."""
-    try:
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"model.partial_pretrain={directory}: no usable config.json there ({error}).") from error
-    if settings := getattr(config, "quantization_config", None):
-        method = settings.get("quant_method") if isinstance(settings, dict) else settings
-        raise InputError(
-            f"model.partial_pretrain={directory} is quantised ({method}); weights are trained as they are and sharded, "
-            "and what LoRA freezes is kept in bf16: take the model it was made of."
-        )
-    return config
 
 
 def build_skeleton(
@@ -108,27 +59,6 @@ def decoder_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
 def positions_of(model: PreTrainedModel) -> int:
     """How many tokens the model can tell the places of; more than any text has where its config sets no limit."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
-
-
-def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files that make the model: those of the index, or the only one; others may lie beside them."""
-    index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
-    if index.is_file():
-        names = set(json.loads(index.read_text())["weight_map"].values())
-        if absent := sorted(name for name in names if not (directory / name).is_file()):
-            raise InputError(
-                f"model.partial_pretrain={directory} lacks {', '.join(absent)}, which {index.name} names; "
-                "download it again."
-            )
-        return sorted(directory / name for name in names)
-    files = [single] if single.is_file() else sorted(directory.glob("*.safetensors"))
-    if not files:
-        others = sorted(path.name for path in directory.glob("*.bin")) or "no weights at all"
-        raise InputError(
-            f"model.partial_pretrain={directory} holds no *.safetensors but {others}; pickled weights are not read. "
-            "Save the model again with save_pretrained()."
-        )
-    return files
 
 
 def load_weights(
@@ -178,58 +108,6 @@ def read_weights(
         _copy_from_whole_model(wanted, directory, trust_remote_code=trust_remote_code)
     else:
         raise InputError(f"the weights in {directory} do not fit {type(model).__name__}:\n  " + "\n  ".join(problems))
-
-
-def fingerprint(directory: Path) -> str:
-    """Equal for equal models, wherever they lie: sha256 of the configuration and of samples of every weight file.
-
-    Reading terabytes to find that nothing changed would cost minutes at every start; a retrained model differs in
-    nearly every byte, and so in the samples.
-    """
-    digest = hashlib.sha256((directory / "config.json").read_bytes())
-    for path in weight_files(directory):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
-        with path.open("rb") as file:
-            for start in range(0, size, max(SAMPLED_BYTES, size // SAMPLES_PER_FILE)):
-                file.seek(start)
-                digest.update(file.read(SAMPLED_BYTES))
-    return digest.hexdigest()[:32]
-
-
-def named_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Everything a model directory stores: parameters (a tied one once) and persistent buffers, by its name there."""
-    return {stored: tensor for name, tensor in _state(model).items() if (stored := stored_name(name))}
-
-
-def trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """What training can change: parameters that are not frozen, and persistent buffers, by their name in the model."""
-    frozen = {name for name, weight in model.named_parameters() if not weight.requires_grad}
-    return {name: tensor for name, tensor in _state(model).items() if name not in frozen}
-
-
-def has_adapters(model: torch.nn.Module) -> bool:
-    """Whether this is a LoRA run; asks without importing peft."""
-    return any(ADAPTER.search(name) for name, _ in model.named_parameters())
-
-
-def optional_names(model: PreTrainedModel, names: Iterable[str]) -> set[str]:
-    """Those of `names` that files may hold and need not: second names of tied weights, and what the class ignores."""
-    aliases = {stored_name(name) for name in model.state_dict()} - set(named_weights(model))
-    ignored = re.compile("|".join(model._keys_to_ignore_on_load_unexpected or ["(?!)"]))
-    return {name for name in names if name in aliases or ignored.search(name)}
-
-
-def stored_name(name: str) -> str | None:
-    """What a model directory calls a tensor of the model; None for an adapter's, which it does not hold."""
-    return None if ADAPTER.search(name) else name.replace(".base_layer.", ".")
-
-
-def _state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    # After a forward without backward, as in validation, FSDP2 leaves the root group gathered: named_parameters()
-    # would give its plain, low-precision copies. state_dict() shards it again first.
-    persistent = model.state_dict().keys()
-    return dict(model.named_parameters()) | {n: b for n, b in model.named_buffers() if n in persistent}
 
 
 @torch.no_grad()

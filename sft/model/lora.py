@@ -33,8 +33,8 @@ from transformers.pytorch_utils import Conv1D
 
 from sft.distributed import log, on_main_rank
 from sft.errors import InputError
-from sft.model.load import stored_name
 from sft.model.lora_targets import MAX_NAMES_SHOWN, few, find_module_to_save, find_targets, is_expert_to_peft
+from sft.model.names import stored_name
 from sft.shards import StoredTensors, local_box, local_part, whole_tensor
 
 NAME = "default"  # what peft calls an adapter that nobody named

@@ -1,0 +1,97 @@
+"""A Hugging Face model directory: where it is, what it says of itself, and which files are its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+
+from sft.errors import InputError
+
+SAMPLES_PER_FILE, SAMPLED_BYTES = 64, 64 * 1024
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+NOT_FROM_HUB = ["consolidated*"]  # the same weights again, in their maker's own format
+
+
+def find_model(name_or_path: str, *, weights: bool = True) -> Path:
+    """The local directory of a model: the path itself, or the hub snapshot, downloaded if it is not here yet.
+
+    weights: whether a snapshot must have them; without, only configuration and tokenizer are downloaded
+    """
+    if Path(name_or_path).is_dir():
+        return Path(name_or_path)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        ignored = NOT_FROM_HUB if weights else [*NOT_FROM_HUB, "*.safetensors"]
+        return Path(snapshot_download(name_or_path, allow_patterns=HUB_FILES, ignore_patterns=ignored))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(
+            f"model.partial_pretrain={name_or_path} is no local directory, and the hub did not give it "
+            f"({type(error).__name__}). Check the name, log in for gated models, or give a local path."
+        ) from error
+
+
+def load_tokenizer(directory: Path, *, trust_remote_code: bool) -> Any:
+    """The tokenizer of a model directory."""
+    try:
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model.partial_pretrain={directory}: no usable tokenizer there ({error}).") from error
+
+
+def load_config(directory: Path, *, trust_remote_code: bool) -> PretrainedConfig:
+    """The architecture of a model directory. Raises InputError for one whose weights are quantised."""
+    try:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"model.partial_pretrain={directory}: no usable config.json there ({error}).") from error
+    if settings := getattr(config, "quantization_config", None):
+        method = settings.get("quant_method") if isinstance(settings, dict) else settings
+        raise InputError(
+            f"model.partial_pretrain={directory} is quantised ({method}); weights are trained as they are and sharded, "
+            "and what LoRA freezes is kept in bf16: take the model it was made of."
+        )
+    return config
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files that make the model: those of the index, or the only one; others may lie beside them."""
+    index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
+    if index.is_file():
+        names = set(json.loads(index.read_text())["weight_map"].values())
+        if absent := sorted(name for name in names if not (directory / name).is_file()):
+            raise InputError(
+                f"model.partial_pretrain={directory} lacks {', '.join(absent)}, which {index.name} names; "
+                "download it again."
+            )
+        return sorted(directory / name for name in names)
+    files = [single] if single.is_file() else sorted(directory.glob("*.safetensors"))
+    if not files:
+        others = sorted(path.name for path in directory.glob("*.bin")) or "no weights at all"
+        raise InputError(
+            f"model.partial_pretrain={directory} holds no *.safetensors but {others}; pickled weights are not read. "
+            "Save the model again with save_pretrained()."
+        )
+    return files
+
+
+def fingerprint(directory: Path) -> str:
+    """Equal for equal models, wherever they lie: sha256 of the configuration and of samples of every weight file.
+
+    Reading terabytes to find that nothing changed would cost minutes at every start; a retrained model differs in
+    nearly every byte, and so in the samples.
+    """
+    digest = hashlib.sha256((directory / "config.json").read_bytes())
+    for path in weight_files(directory):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for start in range(0, size, max(SAMPLED_BYTES, size // SAMPLES_PER_FILE)):
+                file.seek(start)
+                digest.update(file.read(SAMPLED_BYTES))
+    return digest.hexdigest()[:32]
