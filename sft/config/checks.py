@@ -6,20 +6,18 @@ Every problem names its keys in full: the door leaves out a problem that names a
 from __future__ import annotations
 
 import glob
-import json
 import os
 import re
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
+from sft.config.base_model import model_problems, model_warnings
 from sft.config.mixture import mixture_problems
 from sft.config.outcome import hub_problems, judgement_problems
-from sft.config.report import Report, choices, divisors_around, multiples_around, shown
-from sft.config.schema import DataConfig, ModelConfig, SftConfig, TrainerConfig
+from sft.config.report import Report, choices, divisors_around, from_here, multiples_around, shown
+from sft.config.schema import DataConfig, SftConfig, TrainerConfig
 
 DATA_SUFFIXES = (".parquet", ".jsonl")
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 DATASET_ID = re.compile(
     r"(?!.*\.(parquet|jsonl|json|csv|txt|gz)$)"  # a file, and none of the hub
     r"(?P<id>[\w-][\w.-]*/[\w.-]+)(?P<folder>(/[\w.-]+)*)(:(?P<split>[A-Za-z_]\w*))?"
@@ -32,7 +30,7 @@ def check(config: SftConfig, world_size: int, report: Report) -> None:
     for problem in (
         *_batch_problems(config, world_size),
         *_data_problems(config.data),
-        *_model_problems(config.model),
+        *model_problems(config.model),
         *_trainer_problems(config.trainer),
         *judgement_problems(config),
         *hub_problems(config.trainer),
@@ -43,7 +41,7 @@ def check(config: SftConfig, world_size: int, report: Report) -> None:
             f"trainer.default_local_dir={shown(config.trainer.default_local_dir)} would overwrite "
             "model.partial_pretrain; choose another directory."
         )
-    for warning in _model_warnings(config.model):
+    for warning in model_warnings(config.model):
         report.warn(warning)
     if config.data.balance_dp_token and config.data.max_tokens_per_gpu is not None:
         report.warn("data.balance_dp_token=true has no effect: data.max_tokens_per_gpu already balances tokens.")
@@ -130,7 +128,7 @@ def _custom_class_problems(data: DataConfig) -> Iterator[str]:
             "set both, or leave both at null."
         )
     elif path is not None and not (path.endswith(".py") and Path(path).is_file()):
-        yield f"data.custom_cls.path={shown(path)} is no python file{_from_here(Path(path))}; give the path of a *.py."
+        yield f"data.custom_cls.path={shown(path)} is no python file{from_here(Path(path))}; give the path of a *.py."
 
 
 def _complaint_about_file(file: str) -> str | None:
@@ -143,108 +141,10 @@ def _complaint_about_file(file: str) -> str | None:
     if path.exists():
         return None
     if glob.has_magic(file):
-        return None if glob.glob(file, recursive=True) else f"matches no file{_from_here(path)}."  # noqa: PTH207
+        return None if glob.glob(file, recursive=True) else f"matches no file{from_here(path)}."  # noqa: PTH207
     if DATASET_ID.fullmatch(file):
         return None
-    return f"does not exist{_from_here(path)}; set the path of a parquet or jsonl file."
-
-
-def _model_problems(model: ModelConfig) -> Iterator[str]:
-    if complaint := _complaint_about_model(model.partial_pretrain):
-        yield f"model.partial_pretrain={shown(model.partial_pretrain)} {complaint}"
-    if model.external_lib and not _is_importable(model.external_lib):
-        yield (
-            f"model.external_lib={shown(model.external_lib)} cannot be imported; "
-            "install it, put its directory on PYTHONPATH, or set null."
-        )
-    yield from _lora_problems(model)
-
-
-def _model_warnings(model: ModelConfig) -> Iterator[str]:
-    fsdp = model.fsdp_config
-    if model.strategy == "fsdp":
-        yield "model.strategy=fsdp: the same as fsdp2."
-    if fsdp.offload_params and not fsdp.cpu_offload:
-        yield (
-            "model.fsdp_config.offload_params=true: the same as cpu_offload=true (parameters, gradients and optimizer "
-            "state live in CPU memory)."
-        )
-    if model.gradient_checkpointing_kind != "full" and not model.enable_gradient_checkpointing:
-        yield (
-            f"model.gradient_checkpointing_kind={model.gradient_checkpointing_kind} has no effect: "
-            "model.enable_gradient_checkpointing=false."
-        )
-
-
-def _lora_problems(model: ModelConfig) -> Iterator[str]:
-    start = model.init_lora_weights
-    if not model.lora_rank:
-        for key in ("lora_adapter_path", "lora_dropout", "use_rslora", "use_dora", "modules_to_save"):
-            if value := getattr(model, key):
-                yield f"model.{key}={shown(value)} would be ignored: model.lora_rank=0 trains no adapter; set the rank."
-        if start is not True:
-            yield f"model.init_lora_weights={shown(start)} would be ignored: model.lora_rank=0; set the rank."
-        return
-    if start not in (True, "gaussian"):
-        yield (
-            f"model.init_lora_weights={shown(start)} is none of true and gaussian. Not built: orthogonal; pissa, "
-            "olora, corda, loftq, lora_ga and eva, which need whole base weights, or data; false, which begins "
-            "elsewhere than at the model."
-        )
-    elif model.lora_adapter_path and start is not True:
-        yield f"model.init_lora_weights={shown(start)} would be ignored: model.lora_adapter_path has the weights."
-    if not _is_importable("peft"):
-        yield f"model.lora_rank={model.lora_rank} needs peft, which is not installed: pip install peft."
-    if isinstance(model.target_modules, str):
-        try:
-            re.compile(model.target_modules)
-        except re.error as error:
-            yield f"model.target_modules={shown(model.target_modules)} is no regular expression ({error})."
-    if model.lora_adapter_path and not Path(model.lora_adapter_path).is_dir():
-        yield (
-            f"model.lora_adapter_path={shown(model.lora_adapter_path)} is no directory"
-            f"{_from_here(Path(model.lora_adapter_path))}; give the one that holds adapter_config.json."
-        )
-
-
-def _complaint_about_model(model: str) -> str | None:
-    path = Path(model)
-    if path.is_file():
-        return "is a file; give the directory around it."
-    if not path.is_dir():
-        if HUB_ID.fullmatch(model):
-            return None
-        return f"is neither a directory{_from_here(path)} nor a hub id org/name; download the model or mend the path."
-    found = f"found {_few(sorted(inside.name for inside in path.iterdir()))}"
-    if not (path / "config.json").is_file():
-        return f"has no config.json ({found}); give a directory that save_pretrained wrote."
-    if quantised := how_quantised(path):
-        return (
-            f"is quantised ({quantised}); weights are trained as they are and sharded, and what LoRA freezes is kept "
-            "in bf16: take the model it was made of."
-        )
-    if any(path.glob("*.safetensors")):
-        return None
-    return f"has no *.safetensors ({found}); convert other weights with save_pretrained, they can carry code."
-
-
-def how_quantised(directory: Path) -> str | None:
-    """What config.json says of a model whose weights are quantised; None of any other."""
-    try:
-        settings = json.loads((directory / "config.json").read_text()).get("quantization_config")
-    except (OSError, ValueError, AttributeError):
-        return None  # whoever reads it next says what is wrong with it
-    if not settings:
-        return None
-    bits = settings.get("bits") or (4 if settings.get("load_in_4bit") else 8 if settings.get("load_in_8bit") else None)
-    return settings.get("quant_method", "by an unknown method") + (f", {bits} bit" if bits else "")
-
-
-def _is_importable(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except (ImportError, ValueError):  # a parent package is missing; a malformed name
-        return False
+    return f"does not exist{from_here(path)}; set the path of a parquet or jsonl file."
 
 
 def _trainer_problems(trainer: TrainerConfig) -> Iterator[str]:
@@ -272,13 +172,3 @@ def _trainer_problems(trainer: TrainerConfig) -> Iterator[str]:
             f"trainer.init_from_checkpoint={shown(trainer.init_from_checkpoint)} would be ignored by "
             "trainer.resume_mode=resume_path, which brings its own weights; leave one of them out."
         )
-
-
-def _from_here(path: Path) -> str:
-    """A relative path in full: the working directory may not be the one the user has in mind."""
-    return "" if path.is_absolute() else f" (looked for {path.absolute()})"
-
-
-def _few(names: list[str], limit: int = 6) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return (", ".join(names[:limit]) or "nothing") + more

@@ -16,9 +16,10 @@ from omegaconf import DictConfig
 
 from sft.config.compose import COMPOSITION_ERRORS, CONFIG_DIR, CONFIG_NAME, explain, force, plain
 from sft.config.door import checked
+from sft.config.expectations import expectations
 from sft.config.names import ALIASES
 from sft.config.report import ConfigError
-from sft.config.schema import SftConfig, expectations
+from sft.config.schema import SftConfig
 
 
 def cli(

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from sft.config.expectations import source_expectations
 from sft.config.report import shown
-from sft.config.schema import DataConfig, source_expectations
+from sft.config.schema import DataConfig
 
 ROUNDING = 1e-9
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import yaml
 
 from sft.config.compose import CONFIG_DIR, CONFIG_NAME
+from sft.config.expectations import expectations
 from sft.config.names import ALIASES, RETIRED
-from sft.config.schema import expectations
 
 HEAD = """\
 # Configuration

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from sft.errors import InputError
@@ -53,3 +54,8 @@ def divisors_around(whole: int, number: int) -> list[int]:
 
 def choices(numbers: list[int]) -> str:
     return " or ".join(map(str, numbers))
+
+
+def from_here(path: Path) -> str:
+    """A relative path in full: the working directory may not be the one the user has in mind."""
+    return "" if path.is_absolute() else f" (looked for {path.absolute()})"

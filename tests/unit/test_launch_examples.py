@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from sft.config.compose import compose
-from sft.config.schema import expectations
+from sft.config.expectations import expectations
 from tests.conftest import REPOSITORY
 
 EXAMPLES = REPOSITORY / "scripts" / "launch"

@@ -345,7 +345,7 @@ def test_a_start_beside_a_trained_adapter_is_refused(runnable: list[str]) -> Non
 def test_adapters_without_peft_are_refused_before_torch_is_loaded(
     runnable: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sft.config.checks.find_spec", lambda name: None)
+    monkeypatch.setattr("sft.config.base_model.find_spec", lambda name: None)
     assert "model.lora_rank=8 needs peft" in problems_of([*runnable, "model.lora_rank=8"])[0]
 
 

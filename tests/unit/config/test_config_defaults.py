@@ -11,8 +11,8 @@ import yaml
 from sft.config import SftConfig, SourceConfig, config_to_yaml, load_config
 from sft.config.compose import CONFIG_DIR, compose
 from sft.config.door import flatten
+from sft.config.expectations import expectations
 from sft.config.reference import reference
-from sft.config.schema import expectations
 
 DOCUMENTED = """
 data.train_batch_size: 256

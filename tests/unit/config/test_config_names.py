@@ -9,8 +9,8 @@ import pytest
 from sft.config import ConfigError, SftConfig, load_config
 from sft.config.compose import compose
 from sft.config.door import checked
+from sft.config.expectations import expectations
 from sft.config.names import ALIASES, RETIRED
-from sft.config.schema import expectations
 
 GOOD_VALUES = {
     "data.micro_batch_size_per_gpu": (8, 2),
