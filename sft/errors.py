@@ -1,4 +1,8 @@
-"""The one exception that blames the user's input."""
+"""The one exception that blames the user's input, and the manners of ranks that say it."""
+
+import time
+
+LAST_WORD_S = 10.0
 
 
 class InputError(ValueError):
@@ -6,3 +10,11 @@ class InputError(ValueError):
     expected and a way out. The command prints it without a traceback and exits with code 2; every other exception
     is a bug of ours and keeps its traceback.
     """
+
+
+def let_another_rank_speak() -> None:
+    """Wait before exiting, on a rank whose message another one prints: torchrun ends all ranks at the first exit.
+
+    The one that speaks may still be importing. It cuts the wait short, for its own exit ends this rank.
+    """
+    time.sleep(LAST_WORD_S)

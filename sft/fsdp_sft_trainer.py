@@ -22,14 +22,12 @@ if __name__ == "__main__":
     raise SystemExit
 
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 
@@ -47,8 +45,9 @@ from sft.distributed import (
     seed_everything,
     sum_over,
 )
+from sft.ending import end_at_once, end_with
 from sft.errors import InputError
-from sft.footprint import OutOfMemory, explaining_memory
+from sft.footprint import explaining_memory
 from sft.inputs import read_inputs
 from sft.lock import sole_use_of
 from sft.loss import token_ce_sum
@@ -87,23 +86,10 @@ def main(config: SftConfig) -> None:
         result = run(config)
     except KeyboardInterrupt:  # before the first step; from then on it is a request like others
         end_at_once(130)
-    except LostRanksError as error:
-        end_at_once(1, f"error: {error}" if str(error) else "")
-    except InputError as error:
-        # What is wrong with a file may be wrong on one node only; of memory, every rank has its own.
-        here = world.local_rank == 0 or isinstance(error, OutOfMemory)
-        end_at_once(2, (f"error: {error}" if world.is_main else f"error on rank {world.rank}: {error}") if here else "")
+    except (InputError, LostRanksError) as error:
+        end_with(error, world)
     if result.stopped_by_signal:
         sys.exit(128 + result.stopped_by_signal)
-
-
-def end_at_once(code: int, message: str = "") -> NoReturn:
-    """Exit without tearing down: threads of a process group that was left would hold this process back, or abort it."""
-    if message:
-        print(message, file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def run(config: SftConfig) -> RunResult:

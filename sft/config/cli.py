@@ -20,6 +20,7 @@ from sft.config.expectations import expectations
 from sft.config.names import ALIASES
 from sft.config.report import ConfigError
 from sft.config.schema import SftConfig
+from sft.errors import let_another_rank_speak
 
 
 def cli(
@@ -34,6 +35,8 @@ def cli(
     except ConfigError as error:
         if os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0":  # a file may be missing on one node only
             print(error, file=sys.stderr)
+        else:
+            let_another_rank_speak()
         sys.exit(2)
     for config in configs:
         run(config)

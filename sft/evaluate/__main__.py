@@ -12,6 +12,7 @@ import os
 import sys
 
 from sft.config import ConfigError, SftConfig, cli
+from sft.errors import let_another_rank_speak
 from sft.evaluate.options import help_text, take_options
 from sft.imports import without_collections
 
@@ -23,6 +24,8 @@ def main() -> None:
     except ConfigError as error:
         if os.environ.get("RANK", "0") == "0":
             print(error, file=sys.stderr)
+        else:
+            let_another_rank_speak()
         sys.exit(2)
     if {"--help", "-h"} & set(overrides) and os.environ.get("RANK", "0") == "0":
         print(f"{__doc__}\nKeys of this command:\n\n{help_text()}\n\nAll others are the trainer's:\n")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import importlib
 import json
-import os
 import sys
 from dataclasses import replace
 from datetime import timedelta
@@ -28,6 +27,7 @@ from sft.distributed import (
     process_group,
     seed_everything,
 )
+from sft.ending import end_with
 from sft.errors import InputError
 from sft.evaluate.judge import is_right
 from sft.evaluate.options import Options
@@ -47,21 +47,12 @@ Numbers = dict[str, dict[str, float]]
 def main(config: SftConfig, options: Options) -> None:
     """Evaluate, print, write. Ends the process with 2 and one message where the user's input is to blame."""
     world = World.from_environment()
-    code, message = 0, ""
     try:
         numbers = evaluate(config, options, world)
-        for name in numbers if world.is_main else ():
-            print(line(name, numbers[name]))
-        return
-    except LostRanksError as error:
-        code, message = 1, str(error)
-    except InputError as error:  # what is wrong with a file may be wrong on one node only
-        code, message = 2, str(error) if world.local_rank == 0 else ""
-    if message:
-        print(f"error: {message}" if world.is_main else f"error on rank {world.rank}: {message}", file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # threads of a process group that was left would hold this process back, or abort it
+    except (InputError, LostRanksError) as error:
+        end_with(error, world)
+    for name in numbers if world.is_main else ():
+        print(line(name, numbers[name]))
 
 
 def evaluate(config: SftConfig, options: Options, world: World) -> Numbers:

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.assets import base_model_dir, tiny_model_dir, write_jsonl
 from tests.dist.conftest import read_metrics
-from tests.launch import succeed, train
+from tests.launch import REPOSITORY, succeed, train
 
 
 def bad_jsonl(home, text):
@@ -123,6 +123,18 @@ def test_under_torchrun_the_message_comes_once_and_nobody_waits(base, tmp_path, 
     assert done.returncode != 0
     assert done.stderr.count("error: ") == 1
     assert "Traceback (most recent call last):\n  File" not in done.stderr.split("torch/distributed/elastic")[0]
+
+
+@pytest.mark.parametrize("mistake", ["data.train_batch_size=3", "model.attn_implementation=flex"])
+def test_the_message_comes_although_rank_0_is_the_last_to_find_the_mistake(base, tmp_path, mistake):
+    """At the first exit of any rank torchrun ends all of them, also one that is still importing."""
+    late = "import os, time\ntime.sleep(3 * (os.environ.get('LOCAL_RANK') == '0'))\n"
+    (tmp_path / "late").mkdir()
+    (tmp_path / "late" / "sitecustomize.py").write_text(late)
+    overrides = [*base, mistake, f"trainer.default_local_dir={tmp_path / 'run'}"]
+    done = train(overrides, ranks=2, cwd=tmp_path, env={"PYTHONPATH": f"{tmp_path / 'late'}:{REPOSITORY}"})
+    assert done.returncode == 1
+    assert done.stderr.count(mistake) == 1, done.stderr
 
 
 def test_a_step_that_is_not_finite_updates_nothing_and_five_in_a_row_stop(base, tmp_path):

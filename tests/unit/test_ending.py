@@ -1,0 +1,38 @@
+"""Which rank says what is wrong, with which exit code, and that the others let it finish."""
+
+import os
+
+import pytest
+
+from sft import ending
+from sft.distributed import LostRanksError, World
+from sft.errors import InputError
+from sft.footprint import OutOfMemory
+
+BAD_FILE, NO_ROOM = InputError("no file"), OutOfMemory("no room")
+
+
+@pytest.mark.parametrize(
+    ("rank", "local_rank", "error", "code", "told", "waits"),
+    [
+        (0, 0, BAD_FILE, 2, "error: no file\n", False),
+        (8, 0, BAD_FILE, 2, "error on rank 8: no file\n", False),
+        (9, 1, BAD_FILE, 2, "", True),
+        (9, 1, NO_ROOM, 2, "error on rank 9: no room\n", False),
+        (9, 1, LostRanksError("rank 9 was waiting for rank 3"), 1, "error: rank 9 was waiting for rank 3\n", False),
+        (9, 1, LostRanksError(""), 1, "", False),
+    ],
+)
+def test_one_rank_of_a_node_speaks_and_the_others_wait_for_it(
+    rank, local_rank, error, code, told, waits, monkeypatch, capsys
+):
+    waited = []
+
+    def leave(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(ending, "let_another_rank_speak", lambda: waited.append(True))
+    with pytest.raises(SystemExit) as ended:
+        ending.end_with(error, World(rank=rank, size=16, local_rank=local_rank))
+    assert (ended.value.code, capsys.readouterr().err, bool(waited)) == (code, told, waits)
