@@ -27,7 +27,8 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def write_result(name: str, device: str, result: dict[str, Any]) -> Path:
     """Write benchmarks/<name>_<device>_<date>.json: command, commit, versions, device, then the result."""
     facts = {
-        "command": [Path(sys.executable).name, *sys.argv],
+        # Where things lie on this machine is nobody's business.
+        "command": [Path(word).name if Path(word).is_absolute() else word for word in (sys.executable, *sys.argv)],
         "date": date.today().isoformat(),
         "commit": _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"),
         "device": device,

@@ -88,6 +88,7 @@ def footprint(
         checkpointing=kind if config.model.enable_gradient_checkpointing else None,
         offload=(fsdp.cpu_offload or fsdp.offload_params) and device != "cpu",
         whole_weights=not fsdp.reshard_after_forward,
+        on_cpu=device == "cpu",
     )
     plain = Footprint(model_size(model, decoder_layers(model)), load, ranks, device, device_bytes, reduce_once=False)
     whole = replace(plain, load=replace(load, whole_gradients=True), reduce_once=True)

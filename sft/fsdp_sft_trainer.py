@@ -132,7 +132,7 @@ def fit(job: Job) -> RunResult:
 
             with explaining_memory(job.memory, f"step {state.step + 1}"):
                 stats = train_step(job, micro_batches, weight_sums)
-            count(state, stats)
+            advance(state, stats)
             metrics = meter.measure(stats, data_wait_s) | of_sources(job, stats)
             metrics |= validate_if_due(job, run_log, listener)
             run_log.log(state.step, metrics)
@@ -174,7 +174,7 @@ def train_step(job: Job, micro_batches: list[Batch], weight_sums: list[float]) -
         ce_sums += ce_of_sources
 
     # The one place where the step talks to the other ranks, and where the host waits for the device.
-    *ce_sums, square_sum, weights, samples, tokens, supervised_tokens, positions = sum_over(
+    *ce_sums, square_sum, computed_weight_sum, samples, tokens, supervised_tokens, positions = sum_over(
         ALL_RANKS,
         *ce_sums,
         squared_norm_of_gradients(model) / job.mesh.dp_replicate,  # that many ranks hold the same part
@@ -184,7 +184,7 @@ def train_step(job: Job, micro_batches: list[Batch], weight_sums: list[float]) -
         sum(batch.num_supervised_tokens for batch in micro_batches),
         sum(batch.input_ids.numel() for batch in micro_batches),
     )
-    refuse_other_data(weights, weight_sum)
+    refuse_other_data(computed_weight_sum, weight_sum)
     loss, grad_norm = sum(ce_sums) / weight_sum, math.sqrt(square_sum)
     finite = math.isfinite(loss) and math.isfinite(grad_norm)  # sums over all ranks: every rank sees the same
     lr = lr_at(
@@ -223,16 +223,16 @@ def parts_from(job: Job, first: int) -> Iterator[tuple[list[Batch], list[float]]
         yield list(job.batches(job.train, sample_ids)), job.train.weight_sums(sample_ids)
 
 
-def refuse_other_data(weights: float, weight_sum: float) -> None:
+def refuse_other_data(computed: float, planned: float) -> None:
     """Raise InputError where the ranks did not compute what every one of them believes to be the step."""
-    if not math.isclose(weights, weight_sum, rel_tol=1e-9):
+    if not math.isclose(computed, planned, rel_tol=1e-9):
         raise InputError(
-            f"the ranks read different data: the loss weights of a step are {weight_sum:.6g} by this rank's files and "
-            f"{weights:.6g} in what all ranks computed; give every node the same data files, or one data.cache_dir."
+            f"the ranks read different data: the loss weights of a step are {planned:.6g} by this rank's files and "
+            f"{computed:.6g} in what all ranks computed; give every node the same data files, or one data.cache_dir."
         )
 
 
-def count(state: TrainState, stats: StepStats) -> None:
+def advance(state: TrainState, stats: StepStats) -> None:
     """Move the state one step on. A skipped step took its samples, but moved neither optimizer nor schedule."""
     state.step += 1
     state.samples_seen += stats.samples

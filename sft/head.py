@@ -20,6 +20,8 @@ from sft.types import IGNORE_INDEX
 
 CHUNK = {"cpu": 512, "gpu": 2048}
 """n: rows whose logits are alive at one time."""
+WHOLE_LOGITS_CHUNK = 1024
+"""The same where the model itself makes logits (loss.py), in fp32 copies: 1024 x 152k x 4 bytes = 0.6 GiB."""
 
 
 @dataclass(frozen=True)

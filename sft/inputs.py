@@ -12,6 +12,7 @@ from sft.data import Dataset, Supervision, add_missing_tokens, find_template, op
 from sft.distributed import World, log
 from sft.errors import InputError
 from sft.model import Available, Choice, choose_attention, find_model, load_config, load_tokenizer
+from sft.parallel import refuse_impossible_split
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,18 @@ def read_inputs(config: SftConfig, world: World) -> Inputs:
     if config.model.external_lib:
         importlib.import_module(config.model.external_lib)
     source = find_model(config.model.partial_pretrain)
+    check_sharing_of_rows(config, source, ranks=world.size)
     attention = attention_of(config, source, Available.on(world.device))
     log.info("attention: %s", attention)
     tokenizer, chat_template, new_tokens = open_tokenizer(config, source)
     train, val = open_data(config, tokenizer, world)
     return Inputs(source, attention, tokenizer, chat_template, new_tokens, train, val)
+
+
+def check_sharing_of_rows(config: SftConfig, source: Path, *, ranks: int) -> None:
+    """Raise InputError where this model's rows cannot be shared by as many ranks as the configuration asks for."""
+    architecture = load_config(source, trust_remote_code=config.model.trust_remote_code)
+    refuse_impossible_split(architecture, config.ulysses_sequence_parallel_size, ranks=ranks)
 
 
 def attention_of(config: SftConfig, source: Path, here: Available, *, wanted: str | None = None) -> Choice:

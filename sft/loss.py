@@ -16,11 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from sft.head import LogitForm, linear_ce_sum
+from sft.head import WHOLE_LOGITS_CHUNK, LogitForm, linear_ce_sum
 from sft.types import IGNORE_INDEX, Batch
-
-CHUNK = 1024
-"""Rows of whole logits whose fp32 copy is alive at one time: 1024 x 152k x 4 bytes = 0.6 GiB."""
 
 
 def token_ce_sum(model: torch.nn.Module, batch: Batch, *, sources: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -115,7 +112,7 @@ def _by_source(ce: torch.Tensor, batch: Batch, sources: int) -> torch.Tensor:
 def _chunks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
     # split, not slices: the backward of a slice is a zero gradient of the whole tensor, once for every chunk.
     if len(tensors[0]):
-        yield from zip(*(tensor.split(CHUNK) for tensor in tensors), strict=True)
+        yield from zip(*(tensor.split(WHOLE_LOGITS_CHUNK) for tensor in tensors), strict=True)
 
 
 def _weighted_ce(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
-from sft.head import CHUNK
+from sft.head import CHUNK, WHOLE_LOGITS_CHUNK
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Load:
     offload: bool = False  # states live in CPU memory
     whole_weights: bool = False  # kept by every rank from forward to the end of the step
     whole_gradients: bool = False  # kept by every rank, in fp32, until the last micro-batch
+    on_cpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,14 +112,14 @@ def estimate(model: ModelSize, load: Load) -> Memory:
 def _fused_loss(model: ModelSize, load: Load) -> int:
     """The rows of one chunk, once more in fp32; gradients of what the LM head met, and of its weight in fp32."""
     c, copy = load.compute_bytes, 0 if load.compute_bytes == 4 else load.compute_bytes
-    rows = min(load.logits, CHUNK["gpu"])
+    rows = min(load.logits, CHUNK["cpu" if load.on_cpu else "gpu"])
     head = model.vocabulary * model.width * (4 + copy) if model.head_trains and load.logits else 0
     return model.vocabulary * rows * (4 + copy) + c * model.width * load.logits + head
 
 
 def _whole_logits(model: ModelSize, load: Load) -> int:
     """Logits and their gradients in compute dtype, and three copies of a chunk in fp32 (loss.py)."""
-    return model.vocabulary * (2 * load.compute_bytes * load.logits + 3 * 4 * min(load.logits, 1024))
+    return model.vocabulary * (2 * load.compute_bytes * load.logits + 3 * 4 * min(load.logits, WHOLE_LOGITS_CHUNK))
 
 
 def savings(model: ModelSize, load: Load, *, can_offload: bool = True) -> dict[str, int]:

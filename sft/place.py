@@ -74,6 +74,8 @@ def place(
     grown: the vocabulary of the skeleton is larger than that of the files
     """
     trust, layers = config.model.trust_remote_code, decoder_layers(model)
+    if sharding.offload and world.device.type == "cpu":
+        log.info("model.fsdp_config.cpu_offload=true: without a GPU all of the model is in CPU memory anyway.")
     if config.model.use_liger:
         use_liger_kernels(model, world.device)
     if mesh.sp_size > 1:

@@ -19,7 +19,7 @@ from sft.data.forecast import sentence
 from sft.distributed import World, log_on_main_rank_only
 from sft.errors import InputError
 from sft.footprint import footprint, look_ahead
-from sft.inputs import attention_of, open_data, open_tokenizer, supervision_of
+from sft.inputs import attention_of, check_sharing_of_rows, open_data, open_tokenizer, supervision_of
 from sft.inspect.lines import write_lines
 from sft.inspect.options import Options
 from sft.inspect.page import write_page
@@ -43,6 +43,7 @@ def tell(config: SftConfig, options: Options) -> None:
     if config.model.external_lib:
         importlib.import_module(config.model.external_lib)
     source = find_model(config.model.partial_pretrain, weights=False)
+    check_sharing_of_rows(config, source, ranks=ranks)
     tokenizer, own_template, new_tokens = open_tokenizer(config, source)
     try:
         train, val = open_data(config, tokenizer, World(rank=0, size=ranks, local_rank=0))

@@ -122,6 +122,8 @@ def _initialise_buffers(model: PreTrainedModel) -> None:
         buffer.fill_(float("nan") if buffer.is_floating_point() else torch.iinfo(buffer.dtype).min)
     for module in model.modules():
         if any(True for _ in module.buffers(recurse=False)):
+            for weight in module.parameters(recurse=False):  # it comes from the files, and is not to be drawn first
+                weight._is_hf_initialized = True  # pyright: ignore[reportAttributeAccessIssue]
             model._init_weights(module)
     for name, buffer in computed.items():
         untouched = buffer.isnan() if buffer.is_floating_point() else buffer == torch.iinfo(buffer.dtype).min

@@ -11,7 +11,7 @@ begin_micro_batch(model, sharding, is_last=..) # before each forward: gradients 
 from sft.parallel.activation import checkpoint_activations, compile_layers
 from sft.parallel.fsdp import Sharding, begin_micro_batch, shard
 from sft.parallel.mesh import Mesh, build_mesh
-from sft.parallel.ulysses import exchange_heads, split_tokens
+from sft.parallel.ulysses import exchange_heads, refuse_impossible_split, split_tokens
 
 __all__ = [
     "Mesh",
@@ -21,6 +21,7 @@ __all__ = [
     "checkpoint_activations",
     "compile_layers",
     "exchange_heads",
+    "refuse_impossible_split",
     "shard",
     "split_tokens",
 ]

@@ -78,7 +78,7 @@ def exchange_heads(model: PreTrainedModel, group: dist.ProcessGroup) -> None:
 
     Whatever kernel the model uses stays in use, on H / sp heads. Raises InputError where that is not possible.
     """
-    _check(model.config, group.size())
+    refuse_impossible_split(model.config, group.size(), ranks=dist.get_world_size())
     kernel = model.config._attn_implementation
     name = f"{kernel}_ulysses"
     AttentionInterface.register(name, _whole_rows(AttentionInterface()[kernel], group))
@@ -90,8 +90,11 @@ def exchange_heads(model: PreTrainedModel, group: dist.ProcessGroup) -> None:
         )
 
 
-def _check(config: PretrainedConfig, sp: int) -> None:
-    heads, ranks = config.get_text_config().num_attention_heads, dist.get_world_size()
+def refuse_impossible_split(config: PretrainedConfig, sp: int, *, ranks: int) -> None:
+    """Raise InputError where sp ranks cannot share a row of this architecture, naming the numbers that can."""
+    if sp == 1:
+        return
+    heads = config.get_text_config().num_attention_heads
     if heads % sp:
         valid = [size for size in range(1, heads + 1) if heads % size == 0 and ranks % size == 0]
         raise InputError(

@@ -159,7 +159,7 @@ def test_whole_logits_remain_for_models_that_need_them(tmp_path, world_of_one, s
     batch = collate(samples, packed=True, pad_id=0)
     fused = token_ce_sum(model, batch)[0].item()
     vars(model)["logit_form"] = None
-    monkeypatch.setattr("sft.loss.CHUNK", 7)
+    monkeypatch.setattr("sft.loss.WHOLE_LOGITS_CHUNK", 7)
     assert token_ce_sum(model, batch)[0].item() == pytest.approx(fused, rel=1e-6)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
-from sft.head import CHUNK, LogitForm, linear_ce_sum
+from sft.head import LogitForm, linear_ce_sum
 from sft.memory import Load, ModelSize, estimate, gigabytes, model_size, savings
 from tests.assets import tiny_model_dir
 
@@ -118,7 +118,7 @@ def test_logits_are_what_the_fused_loss_allocates(dtype):
         labels = torch.arange(rows)
         linear_ce_sum(hidden, weight, None, labels, torch.ones(rows), LogitForm())[0].backward()
     size = replace(BILLION, width=width, vocabulary=vocabulary)
-    estimated = estimate(size, replace(LOAD, logits=CHUNK["cpu"], compute_bytes=dtype.itemsize)).logits
+    estimated = estimate(size, replace(LOAD, logits=rows, compute_bytes=dtype.itemsize, on_cpu=True)).logits
     assert 0.8 < estimated / alive.most < 1.25
 
 

@@ -1,6 +1,6 @@
 """Attention that never looks across samples: one function signature, several kernels, chosen by name.
 
-choice = choose_attention(config, wanted="auto", packed=True, dtype=..., here=Available.on(device))
+choice = choose_attention(config, wanted="auto", packed=True, half=True, here=Available.on(device))
 log.info("attention: %s", choice)              # which kernel, and why not another one
 register(choice)                               # then transformers knows choice.implementation by name
 model(..., **batch.boundaries)                 # where samples end, on the way to the kernel

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sft.config import load_config
+from sft.config.compose import compose
+from sft.config.door import checked
 from sft.inspect.__main__ import look
 from sft.inspect.options import take_options
 from tests.assets import tiny_model_dir, write_jsonl
@@ -49,7 +50,7 @@ def inspect(overrides, capsys, monkeypatch):
 
     def inspect(*more):
         options, rest = take_options([*overrides, *more])
-        code = look(load_config(rest, warn=print), options)
+        code = look(checked(compose(rest), rest, print, options.ranks or 0), options)
         told = capsys.readouterr()
         return code, told.out, told.err
 

@@ -78,6 +78,13 @@ def test_a_model_that_cannot_be_used_exits_with_2(inspect, tmp_path):
     assert code == 2 and "error: model.partial_pretrain" in err
 
 
+def test_ranks_that_cannot_share_a_row_are_refused_as_by_the_trainer(inspect):
+    split = ["use_remove_padding=true", "ulysses_sequence_parallel_size=3", "data.train_batch_size=3"]
+    code, out, err = inspect(*split, "data.micro_batch_size_per_gpu=3", "+inspect.ranks=3")
+    assert (code, out) == (2, "")
+    assert "ulysses_sequence_parallel_size=3 must divide the 4 attention heads of qwen3; valid on 3 ranks: 1." in err
+
+
 def test_one_row_is_found_by_its_name(inspect):
     code, out, _ = inspect("+inspect.row=train.jsonl:3")
     assert code == 0

@@ -78,6 +78,13 @@ def test_other_families_sliding_windows_included(tmp_path, world_of_one, family)
     assert_same_logits(model_of_family(tmp_path, family), packed=True)
 
 
+def test_loading_draws_no_random_numbers(tmp_path, world_of_one):
+    """Gemma's embedding has a buffer beside its weight; computing that must not draw the weight, which files hold."""
+    directory, before = model_of_family(tmp_path, "gemma3"), torch.get_rng_state()
+    load_sharded(directory)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_tied_weights_are_one_tensor(tmp_path, world_of_one):
     model = load_sharded(tiny_model_dir(tmp_path, tie=True))
     assert model.lm_head.weight is model.model.embed_tokens.weight
