@@ -21,6 +21,8 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from sft.host_memory import HostMemory
+
 
 @dataclass(frozen=True)
 class Box:
@@ -162,13 +164,18 @@ class LocalParts:
         save_file(self.tensors, file, metadata={"boxes": json.dumps(boxes)})
 
 
-def copy_local_parts(tensors: Mapping[str, torch.Tensor]) -> LocalParts:
+def copy_local_parts(tensors: Mapping[str, torch.Tensor], memory: HostMemory | None = None) -> LocalParts:
     """What this rank has to save of `tensors`, as it is now: later changes do not reach the copy.
 
     Together the ranks hold every element exactly once: of ranks that hold the same part, the first does.
+    memory: the copy is made there, over the one before; None: in memory of its own
     """
     mine = {name: tensor for name, tensor in tensors.items() if _is_first_holder(tensor)}
-    copies = {name: local_part(tensor).detach().to("cpu", copy=True).contiguous() for name, tensor in mine.items()}
+    parts = {name: local_part(tensor).detach() for name, tensor in mine.items()}
+    if memory is not None:
+        copies = memory.copy(parts)
+    else:
+        copies = {name: part.to("cpu", copy=True).contiguous() for name, part in parts.items()}
     return LocalParts(copies, {name: local_box(tensor) for name, tensor in mine.items()})
 
 

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ from sft.checkpoint.manifest import (
     read_manifest,
 )
 from sft.checkpoint.state import Snapshot
-from sft.checkpoint.tidy import retain
+from sft.checkpoint.tidy import delete, retain
 from sft.distributed import World, on_every_rank, on_main_rank
 from sft.errors import InputError
 from sft.files import sync_directory, write_durably
+from sft.host_memory import HostMemory
 from sft.types import TrainState
 
 Files = dict[str, dict[str, Any]]
@@ -40,6 +41,7 @@ class Writing:
 
     final: Path
     manifest: dict[str, Any]  # all of it but the files
+    in_background: bool
     files: Future[Files]  # of this rank
 
     @property
@@ -50,6 +52,9 @@ class Writing:
 class Saver:
     """Saves the checkpoints of one run, their state in the background while training goes on.
 
+    In the background also means: this rank's state has a copy in CPU memory, from the first checkpoint on for good.
+    Every later one is copied over it, which takes a fraction of the time.
+
     Every rank calls every method, in the same order: the files of all ranks become one checkpoint. All methods raise
     InputError on all ranks if one of them cannot write; then there is no checkpoint of that step.
 
@@ -59,9 +64,10 @@ class Saver:
 
     def __init__(self, run_dir: Path, *, world: World, about: dict[str, Any], keep: int | None, in_background: bool):
         self._run_dir, self._world, self._about, self._keep = run_dir, world, about, keep
-        self._in_background = in_background
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._memory = HostMemory() if in_background else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")  # one: what is begun first is done first
         self._writing: Writing | None = None
+        self._deleting: Future[None] | None = None
 
     def save(
         self,
@@ -92,14 +98,15 @@ class Saver:
             "world_size": self._world.size,
             **self._about,
         }
-        writing = Writing(final, manifest, Future())
-        on_main_rank(f"saving {final}", lambda: _make_fresh(writing.aside, STATE_DIR if kind != "SAMPLER" else ""))
+        in_background = self._memory is not None and kind == "STATE" and not wait
+        writing = Writing(final, manifest, in_background, Future())
+        on_main_rank(f"saving {final}", lambda: self._make_aside(writing.aside, STATE_DIR if kind != "SAMPLER" else ""))
         if kind != "STATE":
             write_model(writing.aside / MODEL_DIR)
-        snapshot = Snapshot(model, optimizer, self._world) if kind != "SAMPLER" else None
+        snapshot = self._snapshot(final, model, optimizer) if kind != "SAMPLER" else None
         write = self._write_files(snapshot, writing.aside, kind)
-        self._writing = Writing(final, manifest, self._thread.submit(write))
-        return None if self._in_background and kind == "STATE" and not wait else self.settle()
+        self._writing = replace(writing, files=self._thread.submit(write))
+        return None if in_background else self.settle()
 
     @property
     def is_writing(self) -> bool:
@@ -127,6 +134,21 @@ class Saver:
             raise
         return writing.final
 
+    def _make_aside(self, aside: Path, subdirectory: str) -> None:
+        if self._deleting:
+            self._deleting.result()  # its room is needed, and what it deletes may have this name
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()  # not its parents: a run directory that is gone, unmounted say, is not begun again elsewhere
+        (aside / subdirectory).mkdir(exist_ok=True)
+
+    def _snapshot(self, final: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Snapshot:
+        """Nothing is written from self._memory any more: whatever was begun has been settled."""
+        taken: list[Snapshot] = []
+        on_every_rank(
+            f"saving {final}", lambda: taken.append(Snapshot(model, optimizer, self._world, memory=self._memory))
+        )
+        return taken[0]
+
     def _write_files(self, snapshot: Snapshot | None, aside: Path, kind: Kind) -> Callable[[], Files]:
         def write() -> Files:
             names = snapshot.write(aside) if snapshot else []
@@ -149,7 +171,9 @@ class Saver:
         sync_directory(self._run_dir)
         ledger.append(self._run_dir, ledger.entry_of(writing.final, read_manifest(writing.final)))
         shutil.rmtree(replaced, ignore_errors=True)
-        retain(self._run_dir, self._keep)
+        self._deleting = self._thread.submit(delete, retain(self._run_dir, self._keep))
+        if not writing.in_background:
+            self._deleting.result()
 
 
 def _kind_there(checkpoint: Path) -> Kind | None:
@@ -157,9 +181,3 @@ def _kind_there(checkpoint: Path) -> Kind | None:
         return ledger.kind_of(read_manifest(checkpoint))
     except CheckpointError:
         return None
-
-
-def _make_fresh(aside: Path, subdirectory: str) -> None:
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()  # not its parents: a run directory that is gone, unmounted say, is not begun again elsewhere
-    (aside / subdirectory).mkdir(exist_ok=True)

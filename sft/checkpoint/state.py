@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from sft.checkpoint.manifest import STATE_DIR, CheckpointError, read_manifest
 from sft.distributed import World, log
+from sft.host_memory import HostMemory
 from sft.model.names import trained_weights
 from sft.shards import LocalParts, StoredTensors, copy_local_parts
 from sft.types import TrainState
@@ -19,10 +20,19 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Snapshot:
-    """A copy in CPU memory of what this rank saves: training may go on while it is written."""
+    """A copy in CPU memory of what this rank saves: training may go on while it is written.
 
-    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, world: World):
-        self._parts: LocalParts = copy_local_parts(_state_tensors(model, optimizer))
+    memory: the copy is made there, so it must be written before the next one is made; None: in memory of its own
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        world: World,
+        memory: HostMemory | None = None,
+    ):
+        self._parts: LocalParts = copy_local_parts(_state_tensors(model, optimizer), memory)
         self._random_state = _random_state(world)
         self._file_names = _file_names(world.rank)
 

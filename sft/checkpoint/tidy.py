@@ -42,10 +42,11 @@ def forget_after(run_dir: Path, step: int) -> None:
     on_main_rank(f"setting checkpoints beyond step {step} of {run_dir} aside", move)
 
 
-def retain(run_dir: Path, keep: int | None) -> None:
-    """Delete all but the newest `keep` checkpoints (None: keep all), and what an interrupted save left behind.
+def retain(run_dir: Path, keep: int | None) -> list[Path]:
+    """Take all but the newest `keep` checkpoints (None: keep all) out of the run; returns what is now to be deleted.
 
-    The newest that can be resumed, the best, and those that were promoted always stay.
+    The newest that can be resumed, the best, and those that were promoted always stay. What an interrupted save or
+    deletion left behind is to be deleted as well.
     """
     checkpoints = checkpoints_of(run_dir)
     if keep is not None:
@@ -54,9 +55,16 @@ def retain(run_dir: Path, keep: int | None) -> None:
             if checkpoint not in stays:
                 # Renamed first: never half a checkpoint under its name.
                 checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.deleted"))
-    for kind in ("deleted", "partial", "replaced"):
-        for leftover in run_dir.glob(f".global_step_*.{kind}"):
-            shutil.rmtree(leftover)
+    return [path for kind in ("deleted", "partial", "replaced") for path in run_dir.glob(f".global_step_*.{kind}")]
+
+
+def delete(directories: list[Path]) -> None:
+    """Delete what `retain` returned; what cannot be deleted is said, and is there again after the next checkpoint."""
+    for directory in directories:
+        try:
+            shutil.rmtree(directory)
+        except OSError as error:
+            log.warning("%s is not needed any more and cannot be deleted: %s", directory, error)
 
 
 def mark_best(run_dir: Path, step: int) -> None:

@@ -6,6 +6,7 @@ import torch
 from sft import fsdp_sft_trainer as trainer
 from sft import load_config
 from sft.distributed import World, process_group
+from sft.host_memory import HostMemory
 from sft.shards import local_part
 from tests.assets import tiny_model_dir, write_jsonl
 from tests.dist.conftest import read_metrics
@@ -45,6 +46,22 @@ def test_offloaded_weights_and_moments_live_in_cpu_memory(tmp_path, offload):
         assert {buffer.device.type for buffer in job.model.buffers()} == {"cuda"}
         assert stats.grad_norm > 0 and not stats.skipped
         del job, states
+
+
+def test_checkpoints_are_copied_into_page_locked_memory_and_again_into_the_same():
+    memory, weights = HostMemory(), [torch.randn(4096, 4096, device="cuda") for _ in range(4)]
+    tensors = {str(k): weight.t() if k % 2 else weight for k, weight in enumerate(weights)}
+    before = None
+    for _ in range(2):
+        expected = {name: tensor.cpu() for name, tensor in tensors.items()}
+        copies = memory.copy(tensors)
+        for weight in weights:
+            weight.add_(1)  # the next step must not reach the copies
+        torch.cuda.synchronize()
+        assert all(torch.equal(copies[name], expected[name]) and copies[name].is_pinned() for name in tensors)
+        addresses = [copy.data_ptr() for copy in copies.values()]
+        assert before in (None, addresses)
+        before = addresses
 
 
 @pytest.mark.parametrize(

@@ -49,12 +49,19 @@ def write_model(target: Path) -> None:
     (target / "model.safetensors").write_bytes(b"weights")
 
 
-def start_run(directory: Path, world: World, *, keep: int | None = None, about: dict | None = None) -> Run:
+def start_run(
+    directory: Path,
+    world: World,
+    *,
+    keep: int | None = None,
+    about: dict | None = None,
+    in_background: bool = True,
+) -> Run:
     directory.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     model = small_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    saver = Saver(directory, world=world, about=about or ABOUT, keep=keep, in_background=True)
+    saver = Saver(directory, world=world, about=about or ABOUT, keep=keep, in_background=in_background)
     return Run(directory, world, model, optimizer, saver, TrainState())
 
 

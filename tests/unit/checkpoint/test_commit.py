@@ -2,14 +2,17 @@
 
 import hashlib
 import json
+import threading
+import weakref
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sft.checkpoint import load
 from sft.errors import InputError
 from sft.types import TrainState
-from tests.unit.checkpoint.conftest import ABOUT, names_in, small_model
+from tests.unit.checkpoint.conftest import ABOUT, names_in, small_model, start_run
 
 STATE = ["state/rank_00000.safetensors", "state/rng_00000.safetensors"]
 MANIFEST = ["manifest.json", "manifest.sha256"]
@@ -53,6 +56,57 @@ def test_training_may_go_on_while_a_checkpoint_is_written(run, monkeypatch):
     assert state == TrainState(step=2, updates=2, samples_seen=16)
     assert next(iter(optimizer.state.values()))["step"] == 2
     assert (run.dir / "checkpoints.jsonl").read_text().count("\n") == 1
+
+
+def test_a_copy_is_not_written_over_before_it_is_on_the_disk(run, monkeypatch):
+    """The second save begins while the thread has not written a byte of the first, and uses the same memory."""
+    written, may_write = [], threading.Event()
+
+    def write_late(tensors, file, metadata=None):
+        may_write.wait(10)
+        written.append({name: tensor.data_ptr() for name, tensor in tensors.items()})
+        save_file(tensors, file, metadata)
+
+    monkeypatch.setattr("sft.shards.save_file", write_late)
+    run.train_to(1)
+    before = {name: weight.clone() for name, weight in run.model.state_dict().items()}
+    run.save("STATE", wait=False)
+    run.train_to(2)
+    threading.Timer(0.2, may_write.set).start()
+    run.save("STATE", wait=False)
+    run.saver.settle()
+    model, *_ = loaded(run.dir / "global_step_1", run.world)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    later, *_ = loaded(run.dir / "global_step_2", run.world)
+    assert all(torch.equal(weight, run.model.state_dict()[name]) for name, weight in later.state_dict().items())
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("in_background", [True, False])
+def test_memory_is_kept_only_where_saves_go_on_in_the_background(tmp_path, world_of_one, monkeypatch, in_background):
+    written = []
+
+    def note(tensors, file, metadata=None):
+        written.extend(weakref.ref(tensor) for tensor in tensors.values())
+        save_file(tensors, file, metadata)
+
+    monkeypatch.setattr("sft.shards.save_file", note)
+    run = start_run(tmp_path / "job", world_of_one, in_background=in_background)
+    run.train_to(1)
+    run.save("STATE")
+    assert written and [tensor() is not None for tensor in written] == [in_background] * len(written)
+
+
+def test_both_ways_write_the_same_bytes(tmp_path, world_of_one):
+    runs = [start_run(tmp_path / str(way), world_of_one, in_background=way) for way in (True, False)]
+    for run in runs:
+        for step in (1, 2):
+            torch.manual_seed(step)
+            run.train_to(step)
+            run.save("STATE", wait=False)
+        run.saver.settle()
+    for name in ("global_step_1", "global_step_2"):
+        assert len({(run.dir / name / STATE[0]).read_bytes() for run in runs}) == 1
 
 
 def test_the_next_save_commits_the_one_before(run):

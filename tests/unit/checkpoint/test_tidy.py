@@ -1,14 +1,22 @@
 """What may be deleted is deleted; what somebody may still want never is."""
 
 import json
+import shutil
+import threading
+import time
 
 from sft.checkpoint import forget_after, mark_best, mend_best, prepare, start_over
 from sft.checkpoint.promote import promote
-from tests.unit.checkpoint.conftest import start_run
+from sft.checkpoint.tidy import delete
+from tests.unit.checkpoint.conftest import start_run, write_model
 
 
 def steps_of(run_dir):
     return sorted(int(path.name.rpartition("_")[2]) for path in run_dir.glob("global_step_*"))
+
+
+def hidden(run_dir):
+    return [path.name for path in run_dir.glob(".global*")]
 
 
 def save_steps(run, kinds):
@@ -21,6 +29,63 @@ def test_the_newest_are_kept(tmp_path, world_of_one):
     run = start_run(tmp_path / "job", world_of_one, keep=2)
     save_steps(run, dict.fromkeys((1, 2, 3, 4), "STATE"))
     assert steps_of(run.dir) == [3, 4]
+
+
+def test_training_does_not_wait_until_the_old_one_is_deleted(tmp_path, world_of_one, monkeypatch):
+    may_delete = threading.Event()
+
+    def delete_late(directories):
+        may_delete.wait(10)
+        delete(directories)
+
+    monkeypatch.setattr("sft.checkpoint.commit.delete", delete_late)
+    run = start_run(tmp_path / "job", world_of_one, keep=1)
+    run.train_to(1)
+    run.save("STATE", wait=False)
+    run.train_to(2)
+    threading.Timer(0.1, may_delete.set).start()
+    run.save("STATE", wait=False)  # commits the first, which replaces nothing
+    may_delete.clear()
+    run.saver.settle()
+    assert steps_of(run.dir) == [2] and hidden(run.dir) == [".global_step_1.deleted"]
+    may_delete.set()
+
+
+def test_the_room_of_the_old_one_is_there_when_the_next_begins(tmp_path, world_of_one, monkeypatch):
+    monkeypatch.setattr("sft.checkpoint.commit.delete", lambda directories: (time.sleep(0.1), delete(directories)))
+    run, seen = start_run(tmp_path / "job", world_of_one, keep=1), []
+    save_steps(run, {1: "STATE"})
+    run.train_to(2)
+    run.save("STATE", wait=False)
+    run.train_to(3)
+    run.saver.save(
+        "SAMPLER",
+        run.state,
+        run.model,
+        run.optimizer,
+        write_model=lambda target: (seen.extend(hidden(run.dir)), write_model(target)),
+    )
+    assert seen == [".global_step_3.partial"]
+    save_steps(run, {4: "STATE"})
+    assert hidden(run.dir) == []  # a save that training waits for leaves nothing to be done
+
+
+def test_what_cannot_be_deleted_is_said_and_is_no_end(tmp_path, world_of_one, monkeypatch, caplog):
+    rmtree = shutil.rmtree
+
+    def refuse(path, **options):
+        if path.name.endswith(".deleted"):
+            raise PermissionError(13, "Permission denied")
+        rmtree(path, **options)
+
+    run = start_run(tmp_path / "job", world_of_one, keep=1)
+    with monkeypatch.context() as patch, caplog.at_level("WARNING", logger="sft"):
+        patch.setattr("shutil.rmtree", refuse)
+        save_steps(run, {1: "STATE", 2: "STATE"})
+    assert steps_of(run.dir) == [2] and hidden(run.dir) == [".global_step_1.deleted"]
+    assert ".global_step_1.deleted is not needed any more and cannot be deleted: [Errno 13]" in caplog.text
+    save_steps(run, {3: "STATE"})
+    assert hidden(run.dir) == []
 
 
 def test_keeping_survives_a_resume(tmp_path, world_of_one):
