@@ -3,7 +3,8 @@
     python scripts/bench_save.py [--gigabytes 1.2] [--rounds 5]
 
 Both ways in turn, in one run. The stall in the background is the copy to CPU memory plus the commit of the finished
-files; that of a checkpoint written at once is all of it. Beside it the steps that train meanwhile are timed.
+files; that of a checkpoint written at once is all of it. The first copy goes into new memory, which is slower, and is
+told apart. Beside it the steps that train while something is written or deleted are timed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import argparse
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -66,22 +66,40 @@ class Job:
             meanwhile.append(self.step())
         started = time.perf_counter()
         saver.settle()
-        return stalled + time.perf_counter() - started, meanwhile
+        stalled += time.perf_counter() - started
+        return stalled, [*meanwhile, self.step()]  # in the last one, what was replaced is deleted
 
 
 def no_model(_: Path) -> None:
     raise AssertionError("STATE holds no model")
 
 
-def measure(job: Job, rounds: Iterable[int]) -> dict[str, list[float]]:
+def measure(job: Job, *, rounds: int) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {"at_once": [], "in_background": [], "step_alone": [], "step_meanwhile": []}
-    for _ in rounds:
+    for _ in range(rounds):
         for way in ("at_once", "in_background"):
             seconds["step_alone"] += [job.step() for _ in range(3)]
             stalled, meanwhile = job.stall(way)
             seconds[way].append(stalled)
             seconds["step_meanwhile"] += meanwhile
     return seconds
+
+
+def table(seconds: dict[str, dict[str, float]], first: float, ratios: dict[str, float]) -> str:
+    """Markdown, for docs/performance.md."""
+
+    def cell(way: str) -> str:
+        return f"{seconds[way]['median']:.2f} s ({seconds[way]['min']:.2f} to {seconds[way]['max']:.2f})"
+
+    ratio = f"{ratios['stall_vs_synchronous']:.2f} times as long"
+    return "\n".join(
+        [
+            "| | training stands still | the first time |",
+            "|---|---|---|",
+            f"| `trainer.async_save=false` | {cell('at_once')} | |",
+            f"| `trainer.async_save=true` (default) | {cell('in_background')}, {ratio} | {first:.2f} s |",
+        ]
+    )
 
 
 def main() -> None:
@@ -95,20 +113,21 @@ def main() -> None:
     try:
         with process_group(world):
             job = Job(arguments.gigabytes, world, run_dir)
-            measure(job, range(1))  # the first steps and the first files are slower
-            seconds = {name: spread(values) for name, values in measure(job, range(arguments.rounds)).items()}
+            (first,) = measure(job, rounds=1)["in_background"]
+            seconds = {name: spread(values) for name, values in measure(job, rounds=arguments.rounds).items()}
     finally:
         shutil.rmtree(run_dir)
     ratios = {
         "stall_vs_synchronous": seconds["in_background"]["median"] / seconds["at_once"]["median"],
         "step_meanwhile_vs_alone": seconds["step_meanwhile"]["median"] / seconds["step_alone"]["median"],
     }
-    path = write_result("save", world.device.type, {"gigabytes": job.gigabytes, "seconds": seconds, "ratios": ratios})
+    result = {"gigabytes": job.gigabytes, "seconds": seconds, "first_in_background": first, "ratios": ratios}
+    path = write_result("save", world.device.type, result)
     for name, values in seconds.items():
         print(f"{name:16} {values['median']:7.3f} s  ({values['min']:.3f} to {values['max']:.3f})")
     for name, ratio in ratios.items():
         print(f"{name:24} {ratio:.2f}")
-    print(f"written to {path}")
+    print(f"written to {path}\n\n{table(seconds, first, ratios)}")
 
 
 if __name__ == "__main__":

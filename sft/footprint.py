@@ -89,6 +89,8 @@ def footprint(
         offload=(fsdp.cpu_offload or fsdp.offload_params) and device != "cpu",
         whole_weights=not fsdp.reshard_after_forward,
         on_cpu=device == "cpu",
+        # A GPU's checkpoints are copied to the CPU.
+        snapshot=device == "cpu" and config.trainer.async_save and config.trainer.save_freq > 0,
     )
     plain = Footprint(model_size(model, decoder_layers(model)), load, ranks, device, device_bytes, reduce_once=False)
     whole = replace(plain, load=replace(load, whole_gradients=True), reduce_once=True)

@@ -58,6 +58,7 @@ def _room_for(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _lock_pages(block: torch.Tensor) -> None:
     """Page-lock memory for as long as it lives. torch's own pinned memory would be rounded up to a power of two."""
     runtime, address = torch.cuda.cudart(), block.data_ptr()
+    assert runtime is not None, "there are tensors on a GPU, and no CUDA"
     if error := int(runtime.cudaHostRegister(address, block.nbytes, 0)):
         raise MemoryError(
             f"page-locking {block.nbytes / 1e9:.1f} GB of CPU memory for checkpoints failed (CUDA error {error}); "

@@ -58,7 +58,8 @@ class Load:
     offload: bool = False  # states live in CPU memory
     whole_weights: bool = False  # kept by every rank from forward to the end of the step
     whole_gradients: bool = False  # kept by every rank, in fp32, until the last micro-batch
-    on_cpu: bool = False
+    on_cpu: bool = False  # else on a GPU
+    snapshot: bool = False  # checkpoints are copied into this memory, and written while training goes on
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,15 @@ class Memory:
     gathered: int  # whole layers while they compute, their gradients until they are shared out
     activations: int
     logits: int
+    snapshot: int  # the copy of weights and moments that the last checkpoint was written from
 
     @property
     def total(self) -> int:
         return sum(getattr(self, field.name) for field in fields(self))
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{field.name} {gigabytes(getattr(self, field.name))}" for field in fields(self))
+        sizes = {field.name: getattr(self, field.name) for field in fields(self)}
+        parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in sizes.items() if size)
         return f"{gigabytes(self.total)} per rank: {parts}"
 
 
@@ -106,6 +109,7 @@ def estimate(model: ModelSize, load: Load) -> Memory:
         gathered=alive * c + int(trained_share * (c * (model.outside + model.layer) + 4 * largest)),
         activations=load.tokens * (kept_layers * in_layer + checkpoints),
         logits=_fused_loss(model, load) if model.fused_loss else _whole_logits(model, load),
+        snapshot=3 * model.trainable * m // n if load.snapshot else 0,
     )
 
 
@@ -135,6 +139,7 @@ def savings(model: ModelSize, load: Load, *, can_offload: bool = True) -> dict[s
         "half of data.max_tokens_per_gpu or data.micro_batch_size_per_gpu": replace(
             load, tokens=load.tokens // 2, logits=load.logits // 2
         ),
+        "trainer.async_save=false": replace(load, snapshot=False),
         "twice as many ranks": replace(load, ranks=2 * load.ranks),
         "model.fsdp_config.model_dtype=bf16": replace(load, master_bytes=2),
     }

@@ -32,6 +32,32 @@ def test_on_the_cpu_nothing_is_offloaded():
 
 
 @pytest.mark.parametrize(
+    ("device", "async_save", "save_freq", "counts"),
+    [("cpu", True, 10, True), ("cpu", False, 10, False), ("cpu", True, -1, False), ("cuda", True, 10, False)],
+)
+def test_the_copy_for_checkpoints_counts_where_it_lies_in_the_memory_that_trains(
+    monkeypatch, device, async_save, save_freq, counts
+):
+    trainer = SimpleNamespace(async_save=async_save, save_freq=save_freq)
+    config = stand_in(monkeypatch, trainer=trainer)
+    assert footprint(config, None, None, 1, device=device).load.snapshot == counts
+
+
+def stand_in(monkeypatch, *, reduce_gradients="auto", offload=False, micro_batches=1, trainer=None):
+    """A configuration, and what looking ahead would find, of MODEL."""
+    fsdp = SimpleNamespace(
+        reduce_gradients=reduce_gradients, model_dtype="fp32", compute_dtype="bf16", cpu_offload=offload,
+        offload_params=False, dp_replicate=1, reshard_after_forward=True,
+    )  # fmt: skip
+    view = SimpleNamespace(most_positions=4096, most_logits=1000, sp_size=1, micro_batches=micro_batches)
+    monkeypatch.setattr("sft.footprint.look_ahead", lambda *_: view)
+    monkeypatch.setattr("sft.footprint.model_size", lambda *_: MODEL)
+    monkeypatch.setattr("sft.footprint.decoder_layers", lambda _: [])
+    model = SimpleNamespace(fsdp_config=fsdp, gradient_checkpointing_kind="full", enable_gradient_checkpointing=False)
+    return SimpleNamespace(model=model, trainer=trainer)
+
+
+@pytest.mark.parametrize(
     "error",
     [
         MemoryError(),
@@ -77,17 +103,9 @@ def test_ranks_of_a_node_share_its_memory(monkeypatch):
     ],
 )
 def test_when_gradients_are_summed(monkeypatch, asked, room, offload, micro_batches, once):
-    fsdp = SimpleNamespace(
-        reduce_gradients=asked, model_dtype="fp32", compute_dtype="bf16", cpu_offload=offload, offload_params=False,
-        dp_replicate=1, reshard_after_forward=True,
-    )  # fmt: skip
-    model = SimpleNamespace(fsdp_config=fsdp, gradient_checkpointing_kind="full", enable_gradient_checkpointing=False)
-    view = SimpleNamespace(most_positions=4096, most_logits=1000, sp_size=1, micro_batches=micro_batches)
-    monkeypatch.setattr("sft.footprint.look_ahead", lambda *_: view)
-    monkeypatch.setattr("sft.footprint.model_size", lambda *_: MODEL)
-    monkeypatch.setattr("sft.footprint.decoder_layers", lambda _: [])
+    config = stand_in(monkeypatch, reduce_gradients=asked, offload=offload, micro_batches=micro_batches)
     whole = estimate(MODEL, replace(PLAN.load, whole_gradients=True, offload=offload)).total
-    found = footprint(SimpleNamespace(model=model), None, None, 1, device="cuda", device_bytes=int(whole * room / 0.79))
+    found = footprint(config, None, None, 1, device="cuda", device_bytes=int(whole * room / 0.79))
     assert found.reduce_once == once
     assert found.load.whole_gradients == (once and micro_batches > 1)
 

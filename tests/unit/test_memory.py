@@ -96,6 +96,14 @@ def test_what_is_offloaded_leaves_the_device_but_for_what_computes():
     assert memory.gathered == estimate(BILLION, LOAD).gathered
 
 
+def test_a_copy_for_checkpoints_is_of_what_trains():
+    size = replace(BILLION, trainable=10**7, frozen=10**9)
+    assert estimate(size, LOAD).snapshot == 0 and "snapshot" not in str(estimate(size, LOAD))
+    kept = replace(LOAD, ranks=2, snapshot=True)
+    assert estimate(size, kept).snapshot == (4 + 8) * 10**7 // 2
+    assert savings(size, kept)["trainer.async_save=false"] == (4 + 8) * 10**7 // 2
+
+
 def test_logits_exist_for_a_chunk_of_trained_positions():
     head = 150_000 * 2048 * (4 + 2)  # the gradient of its weight: summed in fp32, used in bf16
     assert estimate(BILLION, LOAD).logits == 150_000 * 100 * (2 + 4) + 2 * 2048 * 100 + head
