@@ -11,6 +11,8 @@ from collections.abc import Mapping
 
 import torch
 
+from sft.distributed import log
+
 ALIGNMENT = 64  # bytes: any dtype may begin there
 
 
@@ -60,9 +62,12 @@ def _lock_pages(block: torch.Tensor) -> None:
     runtime, address = torch.cuda.cudart(), block.data_ptr()
     assert runtime is not None, "there are tensors on a GPU, and no CUDA"
     if error := int(runtime.cudaHostRegister(address, block.nbytes, 0)):
-        raise MemoryError(
-            f"page-locking {block.nbytes / 1e9:.1f} GB of CPU memory for checkpoints failed (CUDA error {error}); "
-            "trainer.async_save=false needs no such memory"
+        log.warning(
+            "%.1f GB of CPU memory for checkpoints cannot be page-locked (CUDA error %d): every save stops training "
+            "for longer. A higher limit (ulimit -l, or of the container) would help.",
+            block.nbytes / 1e9,
+            error,
         )
+        return
     # The storage, which all tensors in it share, and not the block, which nobody holds.
     weakref.finalize(block.untyped_storage(), runtime.cudaHostUnregister, address).atexit = False
