@@ -52,7 +52,9 @@ def run_all(tmp_path: Path) -> Callable[[Sequence[Sequence[str]], int], list[lis
     """
     calls = itertools.count()
 
-    def run_all(runs: Sequence[Sequence[str]], ranks: int) -> list[list[dict]]:
+    def run_all(
+        runs: Sequence[Sequence[str]], ranks: int, module: str = "tests.dist.several"
+    ) -> list[list[dict]]:
         home = tmp_path / f"call_{next(calls)}"
         home.mkdir()
         directories = [home / f"run_{number}" for number in range(len(runs))]
@@ -61,7 +63,7 @@ def run_all(tmp_path: Path) -> Callable[[Sequence[Sequence[str]], int], list[lis
             for overrides, directory in zip(runs, directories, strict=True)
         ]
         (home / "runs.json").write_text(json.dumps(placed))
-        succeed([str(home / "runs.json")], ranks=ranks, cwd=home, module="tests.dist.several")
+        succeed([str(home / "runs.json")], ranks=ranks, cwd=home, module=module)
         return [read_metrics(directory) for directory in directories]
 
     return run_all

@@ -1,4 +1,7 @@
-"""The kernels of this device x layouts x sequence parallelism x ranks: the same losses and gradient norms."""
+"""Kernels x layouts x sequence parallelism x ranks: the same losses and gradient norms.
+
+CUDA's kernels are slow stand-ins here (stand_ins.py), so that all around them is what runs on a GPU.
+"""
 
 import pytest
 
@@ -24,8 +27,15 @@ def models(tmp_path_factory):
     return {"qwen3": []} | {path.name: [f"model.partial_pretrain={path}"] for path in home.iterdir()}
 
 
+KERNELS = {
+    "qwen3": ["sdpa", "varlen", "flash_attention_2", "flash_attention_3", "flex"],
+    "gemma2": ["sdpa", "flash_attention_2", "flash_attention_3", "flex"],
+    "gpt_oss": ["sdpa", "flex"],
+}
+
+
 def variants(models, *, ranks):
-    """(model, what is varied) -> overrides. CUDA's kernels run here in tests/gpu only."""
+    """(model, layout, kernel) -> overrides."""
     layouts = {"padded": ["use_remove_padding=false"], "packed": ["use_remove_padding=true"]}
     if ranks == 2:
         layouts["packed, sp=2"] = ["use_remove_padding=true", SP]
@@ -33,7 +43,7 @@ def variants(models, *, ranks):
         (model, layout, kernel): [*overrides, *layouts[layout], f"model.attn_implementation={kernel}"]
         for model, overrides in models.items()
         for layout in layouts
-        for kernel in ("auto", "sdpa")
+        for kernel in KERNELS[model]
     }
 
 
@@ -42,11 +52,11 @@ def test_every_kernel_layout_and_split_agrees(base, run_all, models):
     for ranks in (1, 2):
         runs = variants(models, ranks=ranks)
         placed = [[*base, *STEPS, "data.micro_batch_size_per_gpu=2", *overrides] for overrides in runs.values()]
-        for name, metrics in zip(runs, run_all(placed, ranks), strict=True):
+        for name, metrics in zip(runs, run_all(placed, ranks, "tests.dist.stand_ins"), strict=True):
             found = curve(metrics)
             assert len(found) == 6
             reference = references.setdefault(name[0], found)  # padded rows on one rank, in transformers' attention
-            assert found == pytest.approx(reference, rel=1e-5), (ranks, *name)
+            assert found == pytest.approx(reference, rel=2e-5), (ranks, *name)
     assert len({tuple(reference) for reference in references.values()}) == len(models)
 
 
