@@ -5,6 +5,7 @@ What the device and the installation offer is a plain value, so that every choic
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -27,6 +28,9 @@ sdpa runs everywhere and computes everything."""
 PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
 WITH_SINKS = {"flint", "gpt_oss", "granite_swa", "granitemoe_swa", "mimo_v2_flash"}
 """Models whose attention has sinks; kernels without refuse one that is missing here when it first calls them."""
+
+WINDOW_IN_MASK = {"phimoe"}
+"""Models whose attention is not told of its sliding window."""
 
 WIDEST_HEAD = 256
 """Of the flash attention kernels."""
@@ -78,14 +82,19 @@ def choose_attention(config: PretrainedConfig, *, wanted: str, packed: bool, hal
     # Code from a model directory (trust_remote_code) is in no mapping; it is taken to be an ordinary transformer, and
     # its first forward shows whether it asked for the kernel.
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if packed:
-        _check_layers(config, model_class)
-    elif wanted in ("auto", "sdpa"):
-        return _of_transformers(config, model_class)
-    elif not getattr(model_class, "_supports_attention_backend", True):
+    other_layers, fixed = _other_layers(config, model_class), _not_exchangeable(config, model_class)
+    if packed and (other_layers or fixed):
         raise InputError(
-            f"model.attn_implementation={wanted}: {config.model_type} does not let its attention be exchanged; "
-            "set model.attn_implementation=auto."
+            f"use_remove_padding=true: {config.model_type} {other_layers or fixed}; set use_remove_padding=false."
+        )
+    # transformers looks through the positions of every micro-batch for samples, and a GPU would be waited for: its own
+    # attention is left for what may need its masks (is_decoder: encoders that can be decoders).
+    plain = model_class is not None and not (other_layers or fixed or hasattr(config, "is_decoder"))
+    if not packed and (wanted == "sdpa" or (wanted == "auto" and not (plain and here.device == "cuda"))):
+        return _of_transformers(config, model_class)
+    if fixed:
+        raise InputError(
+            f"model.attn_implementation={wanted}: {config.model_type} {fixed}; set model.attn_implementation=auto."
         )
     obstacles = {kernel: _obstacle(kernel, config, here, half=half) for kernel in KERNELS}
     possible = [kernel for kernel in KERNELS if not obstacles[kernel]]
@@ -109,16 +118,22 @@ def choose_attention(config: PretrainedConfig, *, wanted: str, packed: bool, hal
     return Choice(f"{'packed' if packed else 'padded'}_{KERNELS[kernel]}", kernel, packed, why)
 
 
-def _check_layers(config: PretrainedConfig, model_class: Any) -> None:
-    """Raise InputError where samples in one row would see each other, whatever the kernel."""
+def _other_layers(config: PretrainedConfig, model_class: Any) -> str:
+    """What would let samples in one row see each other, whatever the kernel; empty if all layers are attention."""
     kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
     if getattr(model_class, "_is_stateful", False) or kinds - PACKABLE_LAYERS:
-        obstacle = "has layers that mix tokens in another way, which would leak from one sample into the next"
-    elif not getattr(model_class, "_supports_attention_backend", True):
-        obstacle = "does not let its attention be exchanged"
-    else:
-        return
-    raise InputError(f"use_remove_padding=true: {config.model_type} {obstacle}; set use_remove_padding=false.")
+        return "has layers that mix tokens in another way, which would leak from one sample into the next"
+    return ""
+
+
+def _not_exchangeable(config: PretrainedConfig, model_class: Any) -> str:
+    """Why no kernel of ours can take the place of this model's attention; empty if one can."""
+    text = config.get_text_config()
+    if not getattr(model_class, "_supports_attention_backend", True):
+        return "does not let its attention be exchanged"
+    if text.model_type in WINDOW_IN_MASK and (text.sliding_window or math.inf) < text.max_position_embeddings:
+        return "tells its sliding window to transformers' masks, and not to its attention"
+    return ""
 
 
 def _of_transformers(config: PretrainedConfig, model_class: Any) -> Choice:

@@ -126,7 +126,7 @@ def _refuse(module: torch.nn.Module, unknown: list[str], *, masked: bool, causal
     way_out = "use_remove_padding=false with " if packed else ""
     raise InputError(
         f"attention: {type(module).__name__} {'; '.join(obstacles) or 'does not pass on where the samples end'}; "
-        f"set {way_out}model.attn_implementation=auto."
+        f"set {way_out}model.attn_implementation=sdpa."
     )
 
 

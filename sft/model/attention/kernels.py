@@ -46,37 +46,42 @@ def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, samples: Samples, sc
     """PyTorch's scaled dot product, sample by sample; where it has no means (softcap, sinks), the formula itself."""
     assert sum(samples.lengths) == len(q), "where samples end was hidden from a kernel that asks the host"
     attend = _scaled_dot_product if scores.softcap is None and scores.sinks is None else _by_the_formula
+    if len(set(samples.lengths)) == 1:  # padded rows, or a single sample: all in one call
+        rows = (x.unflatten(0, (len(samples.lengths), -1)).transpose(1, 2) for x in (q, k, v))
+        return attend(*rows, scores).transpose(1, 2).flatten(0, 1)
     lengths = list(samples.lengths)
-    parts = zip(*(x.transpose(0, 1).split(lengths, dim=1) for x in (q, k, v)), strict=True)  # [heads, L, D] each
-    return torch.cat([attend(one_q, one_k, one_v, scores).transpose(0, 1) for one_q, one_k, one_v in parts])
+    parts = zip(*(x.transpose(0, 1)[None].split(lengths, dim=2) for x in (q, k, v)), strict=True)  # [1, heads, L, D]
+    return torch.cat([attend(*part, scores)[0].transpose(0, 1) for part in parts])
 
 
 def _scaled_dot_product(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores) -> torch.Tensor:
-    """[H, L, D], [G, L, D] of one sample -> [H, L, D]."""
-    short = scores.window is None or q.shape[1] <= scores.window
+    """[R, H, L, D], [R, G, L, D] of R samples of one length -> [R, H, L, D]."""
+    short = scores.window is None or q.shape[2] <= scores.window
     return F.scaled_dot_product_attention(
-        q[None],
-        k[None],
-        v[None],
-        attn_mask=None if short else _visible(q.shape[1], scores.window, q.device),
+        q,
+        k,
+        v,
+        attn_mask=None if short else _visible(q.shape[2], scores.window, q.device),
         is_causal=short,
         scale=scores.scale,
         dropout_p=scores.dropout,
-        enable_gqa=q.shape[0] != k.shape[0],
-    )[0]
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
 
 
 def _by_the_formula(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores) -> torch.Tensor:
-    """[H, L, D], [G, L, D] of one sample -> [H, L, D]. Takes H · L² numbers of memory, in fp32."""
-    (heads, length, _), groups = q.shape, q.shape[0] // k.shape[0]
-    k, v = (x.repeat_interleave(groups, dim=0) for x in (k, v))
-    logits = (q @ k.transpose(1, 2)).float() * scores.scale
+    """[R, H, L, D], [R, G, L, D] of R samples of one length -> [R, H, L, D]. Takes R · H · L² numbers of memory, in
+    fp32."""
+    heads, length, groups = q.shape[1], q.shape[2], q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+    logits = (q @ k.transpose(2, 3)).float() * scores.scale
     if scores.softcap is not None:
         logits = scores.softcap * torch.tanh(logits / scores.softcap)
     logits = logits.masked_fill(~_visible(length, scores.window, q.device), float("-inf"))
     if scores.sinks is not None:
-        logits = torch.cat([logits, scores.sinks.float()[:, None, None].expand(heads, length, 1)], dim=2)
-    shares = logits.softmax(dim=2)[:, :, :length]
+        sinks = scores.sinks.float()[:, None, None].expand(len(q), heads, length, 1)
+        logits = torch.cat([logits, sinks], dim=3)
+    shares = logits.softmax(dim=3)[..., :length]
     return F.dropout(shares, scores.dropout).to(v.dtype) @ v
 
 

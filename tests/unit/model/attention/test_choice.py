@@ -3,6 +3,7 @@
 import pytest
 import torch
 from transformers import (
+    BertConfig,
     Gemma2Config,
     GPTJConfig,
     JambaConfig,
@@ -10,6 +11,7 @@ from transformers import (
     LlamaConfig,
     MambaConfig,
     MiniMaxConfig,
+    PhimoeConfig,
     Qwen3Config,
     Qwen3NextConfig,
 )
@@ -112,11 +114,24 @@ def test_what_is_asked_for_is_taken_where_it_is_possible():
 
 
 def test_padded_rows_take_what_transformers_has():
-    for wanted in ("auto", "sdpa"):
+    for wanted, here in (("auto", CPU), ("sdpa", CPU), ("sdpa", H100_FLASH)):
         for family in FAMILIES:
-            choice = choose(family, wanted=wanted, packed=False, here=H100_FLASH)
+            choice = choose(family, wanted=wanted, packed=False, here=here)
             without = family in ("gemma2", "gpt_oss")
             assert (choice.kernel, choice.implementation) == (None, "eager" if without else "sdpa")
+
+
+def test_on_a_gpu_padded_rows_take_the_kernels_of_packed_ones():
+    """Those of transformers look at every micro-batch, and the host waits for it: tests/unit/test_waits.py."""
+    for family in FAMILIES:
+        packed, padded = (choose(family, packed=packed) for packed in (True, False))
+        assert padded.kernel == packed.kernel
+        assert padded.implementation == packed.implementation.replace("packed", "padded")
+
+
+def test_on_a_gpu_transformers_keeps_what_may_need_its_masks():
+    for config in (BertConfig(), JambaConfig(), GPTJConfig()):
+        assert choose_attention(config, wanted="auto", packed=False, half=True, here=H100).kernel is None
 
 
 OTHER_MIXERS = {
@@ -142,6 +157,17 @@ def test_attention_that_cannot_be_exchanged_is_refused():
         InputError, match=r"gptj does not let its attention be exchanged; set model.attn_implementation=auto"
     ):
         choose_attention(GPTJConfig(), wanted="flex", packed=False, half=True, here=H100)
+
+
+def test_a_window_that_the_attention_is_not_told_of_is_refused():
+    """phimoe's mask has it, and no kernel sees the mask."""
+    config = PhimoeConfig(sliding_window=4, max_position_embeddings=64)
+    for packed, way_out in ((True, "use_remove_padding=false"), (False, "model.attn_implementation=auto")):
+        with pytest.raises(InputError, match=rf"phimoe tells its sliding window .* masks.*; set {way_out}"):
+            choose_attention(config, wanted="varlen", packed=packed, half=True, here=H100)
+    assert choose_attention(config, wanted="auto", packed=False, half=True, here=H100).kernel is None
+    config.sliding_window = 64  # as long as the longest text
+    assert choose_attention(config, wanted="auto", packed=True, half=True, here=H100).kernel == "varlen"
 
 
 def test_short_convolutions_are_found_where_the_configuration_does_not_tell():

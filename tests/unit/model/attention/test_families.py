@@ -10,7 +10,7 @@ from transformers.models.llama import modeling_llama
 from sft.data import collate
 from sft.errors import InputError
 from sft.loss import token_ce_sum
-from sft.model import build_skeleton
+from sft.model import Available, build_skeleton, choose_attention
 from sft.model.attention import expect_calls, flex, interface, kernels, register
 from sft.model.attention.choice import KERNELS
 from sft.types import Sample
@@ -19,7 +19,9 @@ from tests.unit.model.attention.families import FAMILIES, config_of
 from tests.unit.model.attention.test_kernels import flash_2, varlen_of_torch_2_13
 
 LENGTHS = (9, 1, 17)
+CPU = Available("cpu")
 LAYOUTS = {"packed": True, "padded": False}
+ON_GPU = Available("cuda", (9, 0))  # where, in fp32, sdpa is the kernel of both layouts
 
 
 def eager_model(family):
@@ -27,9 +29,9 @@ def eager_model(family):
     return AutoModelForCausalLM.from_config(config_of(family), attn_implementation="eager", dtype=torch.float32).eval()
 
 
-def in_our_layout(model, family, *, packed):
+def in_our_layout(model, family, *, packed, here=CPU):
     """The same weights, with our attention."""
-    attention = attention_on_cpu(config_of(family), packed=packed)
+    attention = choose_attention(config_of(family), wanted="auto", packed=packed, half=False, here=here)
     register(attention)
     ours = AutoModelForCausalLM.from_config(
         config_of(family), attn_implementation=attention.implementation, dtype=torch.float32
@@ -54,14 +56,14 @@ def alone(model):
     return torch.cat(logits), total
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("layout", "here"), [("packed", CPU), ("padded", CPU), ("padded", ON_GPU)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_loss_and_every_gradient(family, layout):
+def test_loss_and_every_gradient(family, layout, here):
     """Relative to the largest gradient of each weight: fp32, and the sums run in another order."""
     theirs = eager_model(family)
     _, expected = alone(theirs)
     expected.backward()
-    ours = in_our_layout(theirs, family, packed=LAYOUTS[layout])
+    ours = in_our_layout(theirs, family, packed=LAYOUTS[layout], here=here)
     found = token_ce_sum(ours, collate(samples(), packed=LAYOUTS[layout], pad_id=0))[0]
     found.backward()
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
