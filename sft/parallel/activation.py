@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-MATMULS = {"aten::mm", "aten::addmm", "aten::_grouped_mm", "aten::_scaled_mm"}
+MATMULS = {"aten::mm", "aten::addmm", "aten::_scaled_mm"}
+MATMULS_OF_EXPERTS = {"aten::_grouped_mm"}
 ATTENTION = ("scaled_dot_product", "attn", "flash_attention", "flex_attention")
 """Parts of the names of kernels that compute attention without a [T, T] matrix: of torch, flash-attn and others."""
 
@@ -20,8 +21,11 @@ def checkpoint_activations(layers: Sequence[torch.nn.Module], *, selective: bool
     selective: keep the results of matmuls and attention as well, which take nearly all of the time to compute and
     less than half of the memory to keep.
     """
-    contexts = {"context_fn": functools.partial(create_selective_checkpoint_contexts, _keep)} if selective else {}
     for layer in layers:
+        # transformers adds the bias of experts to their products in place: one that was kept would be another.
+        spoiled = any(getattr(module, "has_bias", False) for module in layer.modules())
+        keep = functools.partial(_keep, MATMULS if spoiled else MATMULS | MATMULS_OF_EXPERTS)
+        contexts = {"context_fn": functools.partial(create_selective_checkpoint_contexts, keep)} if selective else {}
         forward = layer.forward
         # Inside of the module's call, where FSDP2 has gathered its weights, and not around it.
         layer.forward = functools.wraps(forward)(
@@ -37,7 +41,7 @@ def compile_layers(layers: Sequence[torch.nn.Module]) -> None:
         layer.forward = torch.compile(layer.forward)
 
 
-def _keep(_: Any, operator: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
+def _keep(matmuls: set[str], _: Any, operator: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
     name = operator.name().partition(".")[0]
-    costly = name in MATMULS or any(part in name for part in ATTENTION)
+    costly = name in matmuls or any(part in name for part in ATTENTION)
     return CheckpointPolicy.MUST_SAVE if costly else CheckpointPolicy.PREFER_RECOMPUTE

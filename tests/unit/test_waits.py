@@ -18,7 +18,7 @@ from sft.model import Available, build_skeleton, choose_attention, decoder_layer
 from sft.model.attention import flex
 from sft.model.attention.kernels import Samples
 from sft.optim import scale_gradients, squared_norm_of_gradients
-from sft.parallel import checkpoint_activations
+from sft.parallel import checkpoint_activations, compile_layers
 from sft.types import Sample
 from tests.unit.model.attention.families import FAMILIES, config_of
 
@@ -49,10 +49,9 @@ def model_on_meta(family, *, packed, wanted="auto", half=True, here=H100):
     return model
 
 
-def batch_on_meta(*, packed):
-    random = np.random.default_rng(0)
-    samples = [Sample(random.integers(3, 128, n).astype(np.int32), np.ones(n, np.float32)) for n in (9, 1, 17)]
-    batch = collate(samples, packed=packed, pad_id=0, sources=[0, 1, 0])
+def batch_on_meta(*lengths, packed):
+    samples = [Sample(np.full(n, 3, np.int32), np.ones(n, np.float32)) for n in lengths]
+    batch = collate(samples, packed=packed, pad_id=0, sources=[n % 2 for n in range(len(lengths))])
     return replace(batch, **{name: tensor.to("meta") for name, tensor in batch._travels().items()})
 
 
@@ -60,7 +59,10 @@ def batch_on_meta(*, packed):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_reads_nothing_from_the_device(family, layout, half):
-    model, batch = model_on_meta(family, packed=LAYOUTS[layout], half=half), batch_on_meta(packed=LAYOUTS[layout])
+    model, batch = (
+        model_on_meta(family, packed=LAYOUTS[layout], half=half),
+        batch_on_meta(9, 1, 17, packed=LAYOUTS[layout]),
+    )
     with Travels() as travels:
         ce, ce_of_sources = token_ce_sum(model, batch, sources=2)
         (ce / 7.0).backward()
@@ -72,8 +74,9 @@ def test_a_step_reads_nothing_from_the_device(family, layout, half):
 
 
 @pytest.mark.parametrize("selective", [True, False])
-def test_computing_activations_again_reads_nothing_either(selective):
-    model, batch = model_on_meta("qwen3", packed=True), batch_on_meta(packed=True)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_computing_activations_again_reads_nothing_either(family, selective):
+    model, batch = model_on_meta(family, packed=True), batch_on_meta(9, 1, 17, packed=True)
     checkpoint_activations(decoder_layers(model), selective=selective)
     with Travels() as travels:
         token_ce_sum(model, batch)[0].backward()
@@ -88,11 +91,34 @@ def test_the_mask_of_flex_is_made_on_the_device(window):
     assert mask.kv_num_blocks.device.type == "meta"
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_compiled_layers_are_compiled_for_one_shape_and_then_for_any(family, layout, monkeypatch):
+    """Without breaks; a layer with a window is another graph, and so is a single padded row. The front end alone."""
+    torch._dynamo.reset()
+    compile_, graphs = torch.compile, []
+    monkeypatch.setattr(torch, "compile", lambda forward: compile_(forward, backend=note, fullgraph=True))
+
+    def note(graph, _):
+        graphs.append(graph)
+        return graph
+
+    model = model_on_meta(family, packed=LAYOUTS[layout])
+    compile_layers(decoder_layers(model))
+    counts = []
+    for lengths in ((9, 1, 17), (5, 6, 7, 8), (30, 2), (4,) * 6, (11,), (12,)):
+        token_ce_sum(model, batch_on_meta(*lengths, packed=LAYOUTS[layout]))[0].backward()
+        counts.append(len(graphs))
+    kinds = 2 if family == "gemma3" else 1
+    single = 0 if LAYOUTS[layout] else 1
+    assert counts == [kinds, *[2 * kinds] * 3, *[(2 + single) * kinds] * 2]
+
+
 def test_what_waits_is_noticed():
     """transformers' attention on padded rows: if this passes one day, ours is no longer needed there."""
     model = model_on_meta("llama", packed=False, wanted="sdpa")
     with pytest.raises(RuntimeError, match=r"item\(\) cannot be called on meta tensors"):
-        token_ce_sum(model, batch_on_meta(packed=False))
+        token_ce_sum(model, batch_on_meta(9, 1, 17, packed=False))
     with Travels() as travels:
         torch.ones(3).to("meta")
     assert travels.seen

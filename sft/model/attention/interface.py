@@ -86,7 +86,8 @@ def attention_function(kernel: Kernel, *, packed: bool) -> Any:
         **options: Any,
     ) -> tuple[torch.Tensor, None]:  # [R, C, H, width of value]
         global _calls
-        if not torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        if not compiling:
             _calls += 1
         unknown = [name for name, given in options.items() if given is not None and name not in HARMLESS]
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
@@ -97,7 +98,8 @@ def attention_function(kernel: Kernel, *, packed: bool) -> Any:
         if cu_seqlens is not None and packed:
             samples = Samples(tuple(sample_lengths or ()), cu_seqlens, max_seqlen)
         else:
-            samples = _rows_as_samples(rows, columns, query.device)
+            of_rows = _rows_as_samples if compiling else _rows_as_the_same_samples
+            samples = of_rows(rows, columns, query.device)
         scores = Scores(
             scale=width**-0.5 if scaling is None else scaling,
             window=sliding_window,
@@ -111,10 +113,12 @@ def attention_function(kernel: Kernel, *, packed: bool) -> Any:
     return attention
 
 
-@lru_cache(maxsize=8)
 def _rows_as_samples(rows: int, columns: int, device: torch.device) -> Samples:
-    ends = torch.arange(0, (rows + 1) * columns, columns, dtype=torch.int32, device=device)
-    return Samples((columns,) * rows, ends, columns)
+    return Samples(None, torch.arange(rows + 1, dtype=torch.int32, device=device) * columns, columns)
+
+
+_rows_as_the_same_samples = lru_cache(maxsize=8)(_rows_as_samples)
+"""For all layers of a batch: flex makes a mask for each tensor of boundaries that it meets."""
 
 
 def _refuse(module: torch.nn.Module, unknown: list[str], *, masked: bool, causal: bool, packed: bool) -> None:

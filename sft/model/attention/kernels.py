@@ -23,7 +23,7 @@ from sft.errors import InputError
 class Samples:
     """Where the samples lie: for the host, which plans, and for kernels that read it on the device."""
 
-    lengths: tuple[int, ...]  # S of them, Σ = T; empty for kernels that do not ask the host
+    lengths: tuple[int, ...] | None  # S of them, Σ = T; empty for kernels that do not ask the host; None: all alike
     cu_seqlens: torch.Tensor  # int32 [S + 1], on the device
     max_seqlen: int
 
@@ -43,12 +43,13 @@ Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Samples, Scores], t
 
 
 def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, samples: Samples, scores: Scores) -> torch.Tensor:
-    """PyTorch's scaled dot product, sample by sample; where it has no means (softcap, sinks), the formula itself."""
-    assert sum(samples.lengths) == len(q), "where samples end was hidden from a kernel that asks the host"
+    """PyTorch's scaled dot product, sample by sample, or for all of one length together; where it has no means
+    (softcap, sinks), the formula itself."""
     attend = _scaled_dot_product if scores.softcap is None and scores.sinks is None else _by_the_formula
-    if len(set(samples.lengths)) == 1:  # padded rows, or a single sample: all in one call
-        rows = (x.unflatten(0, (len(samples.lengths), -1)).transpose(1, 2) for x in (q, k, v))
+    if samples.lengths is None:
+        rows = (x.unflatten(0, (-1, samples.max_seqlen)).transpose(1, 2) for x in (q, k, v))
         return attend(*rows, scores).transpose(1, 2).flatten(0, 1)
+    assert sum(samples.lengths) == len(q), "where samples end was hidden from a kernel that asks the host"
     lengths = list(samples.lengths)
     parts = zip(*(x.transpose(0, 1)[None].split(lengths, dim=2) for x in (q, k, v)), strict=True)  # [1, heads, L, D]
     return torch.cat([attend(*part, scores)[0].transpose(0, 1) for part in parts])
