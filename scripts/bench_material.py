@@ -75,16 +75,24 @@ def make_tokenizer(path: Path, rows: Path) -> None:
     ).save_pretrained(path)
 
 
-def make_model(path: Path, architecture: dict[str, Any]) -> None:
-    """A Qwen3 of random weights, stored in bf16 as most models are; its stop token is the tokenizer's."""
+def make_model(path: Path, architecture: dict[str, Any], device: str = "cpu") -> None:
+    """A Qwen3 of random weights, stored in bf16 as most models are; its stop token is the tokenizer's.
+
+    device: where the weights are drawn; of billions, a CPU draws for minutes
+    """
     settings: dict[str, Any] = {"eos_token_id": 2, "pad_token_id": 0, "bos_token_id": None, "tie_word_embeddings": True}
     config = Qwen3Config(**settings | architecture)
     torch.manual_seed(SEED)
-    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(path)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(path)
+    del model
+    if device != "cpu":
+        torch.cuda.empty_cache()  # for those who will train it
 
 
 def make_venv(path: Path) -> Path:
-    """The Python of the rivals' environment."""
+    """The Python of the rivals' environment; made by pip, which needs a network, unless it is there."""
     python = path / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(path)], check=True)

@@ -1,6 +1,7 @@
 """Tokens per second, memory and time to the first step: ours against TRL's SFTTrainer, on the same rows and model.
 
     python scripts/bench_train.py [--shape tiny|qwen3-0.6b|qwen2.5-1.5b|8b-lora] [--rounds 3] [--steps 10] [--growth]
+                                  [--who ours trl_default ...] [--rivals PYTHON] [--ours model.compile=true ...]
 
 Model (random weights), tokenizer and rows are made from a seed. Contestants take turns, each run in a process of its
 own, each round in another order:
@@ -32,8 +33,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_material import RIVALS, SEED, make_model, make_rows, make_tokenizer, make_venv
+from bench_material import SEED, make_model, make_rows, make_tokenizer
 from bench_result import RESULTS, write_result
+from bench_rivals import RIVAL_SETTINGS, fastest_attention, find_rivals, versions_of
 from bench_shapes import SHAPES, Shape
 from bench_train_figures import Run, draw, ratios, summary, table
 
@@ -42,11 +44,6 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LR = 1e-4
 GATE_ROWS, GATE_TOLERANCE = 16, 0.01
 OURS = ("ours", "ours_torchrun")
-RIVAL_SETTINGS = {
-    "trl_default": {"tuned": False, "packing": True},
-    "trl_packed": {"tuned": True, "packing": True},
-    "trl_padded": {"tuned": True, "packing": False},
-}
 
 
 @dataclass(frozen=True)
@@ -54,8 +51,10 @@ class Bench:
     model: Path
     scratch: Path
     shape: Shape
-    rivals: Path  # python of their environment
+    rivals: Path | None  # python of their environment
     warm_up: int
+    who: tuple[str, ...] = (*OURS, *RIVAL_SETTINGS)
+    overrides: tuple[str, ...] = ()  # of ours
 
     def run(self, who: str, rows: Path, *, steps: int, samples: int, cache: Path) -> Run:
         if who in OURS:
@@ -102,7 +101,8 @@ class Bench:
             command = [sys.executable]
             if torchrun or ranks > 1:
                 command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-            command += ["-m", "sft.fsdp_sft_trainer", *(f"{key}={value}" for key, value in keys.items()), *overrides]
+            command += ["-m", "sft.fsdp_sft_trainer", *(f"{key}={value}" for key, value in keys.items())]
+            command += [*self.overrides, *overrides]
             started = time.time()
             with (Path(directory) / "output").open("w+") as output:
                 process = subprocess.Popen(
@@ -131,6 +131,7 @@ class Bench:
         )
 
     def trl(self, who: str, rows: Path, *, steps: int, batch_size: int, cache: Path) -> Run:
+        assert self.rivals is not None
         with tempfile.TemporaryDirectory(dir=self.scratch) as directory:
             job = RIVAL_SETTINGS[who] | {
                 "model": str(self.model),
@@ -142,7 +143,7 @@ class Bench:
                 "max_length": self.shape.max_length,
                 "lora_rank": self.shape.lora_rank,
                 "lr": LR,
-                "attention": _fastest_attention(self.rivals),
+                "attention": fastest_attention(self.rivals),
             }
             script = str(Path(__file__).with_name("bench_train_trl.py"))
             environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(cache)}
@@ -177,28 +178,24 @@ def _first_line(path: Path, process: subprocess.Popen[bytes]) -> float | None:
         time.sleep(0.01)
 
 
-def _fastest_attention(python: Path) -> str:
-    found = subprocess.run([str(python), "-c", "import flash_attn"], capture_output=True).returncode == 0
-    return "flash_attention_2" if found and DEVICE == "cuda" else "sdpa"
-
-
 def check_losses(bench: Bench, rows: Path) -> dict[str, list[float]]:
     """The losses of two steps on the same samples, by contestant. Raises SystemExit unless they agree."""
     few = bench.scratch / "gate.jsonl"
     few.write_text("".join(rows.read_text().splitlines(keepends=True)[:GATE_ROWS]))
     losses = {
         who: bench.run(who, few, steps=2, samples=GATE_ROWS, cache=bench.scratch / f"gate_{who}").losses
-        for who in ("ours", *RIVAL_SETTINGS)
+        for who in bench.who
     }
+    first = bench.who[0]
     for who, others in losses.items():
-        if any(abs(b / a - 1) > GATE_TOLERANCE for a, b in zip(losses["ours"], others, strict=True)):
-            raise SystemExit(f"{who} trains something else: losses {others}, ours {losses['ours']}")
+        if any(abs(b / a - 1) > GATE_TOLERANCE for a, b in zip(losses[first], others, strict=True)):
+            raise SystemExit(f"{who} trains something else: losses {others}, those of {first} {losses[first]}")
     return losses
 
 
 def contest(bench: Bench, rows: Path, *, rounds: int, steps: int, samples: int) -> dict[str, dict[str, list[Run]]]:
     """{contestant: {"cold": runs, "warm": runs}}; the warm ones are one step long, on the token cache of the cold."""
-    runs: dict[str, dict[str, list[Run]]] = {who: {"cold": [], "warm": []} for who in (*OURS, *RIVAL_SETTINGS)}
+    runs: dict[str, dict[str, list[Run]]] = {who: {"cold": [], "warm": []} for who in bench.who}
     names = list(runs)
     for k in range(rounds):
         for who in names[k % len(names) :] + names[: k % len(names)]:
@@ -272,15 +269,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10, help="steps of a run, the first three not timed (default 10)")
     parser.add_argument("--growth", action="store_true", help="also more samples, longer ones, more ranks")
+    everybody = (*OURS, *RIVAL_SETTINGS)
+    parser.add_argument("--who", nargs="+", choices=everybody, default=everybody, help="contestants (default all)")
+    parser.add_argument("--ours", nargs="+", default=(), metavar="KEY=VALUE", help="settings of ours")
+    parser.add_argument("--rivals", type=Path, metavar="PYTHON", help="the Python of an environment that has TRL")
     parser.add_argument("--venv", type=Path, default=Path(tempfile.gettempdir()) / "bench_data_rivals")
     arguments = parser.parse_args()
-    rivals, shape = make_venv(arguments.venv), SHAPES[arguments.shape]
+    alone, shape = not set(arguments.who) & set(RIVAL_SETTINGS), SHAPES[arguments.shape]
+    rivals = None if alone else find_rivals(arguments.rivals, arguments.venv)
     with tempfile.TemporaryDirectory() as scratch:
         rows, model = Path(scratch) / "rows.jsonl", Path(scratch) / "model"
         make_rows(rows, arguments.rows)
         make_tokenizer(model, rows)
-        make_model(model, shape.architecture)
-        bench = Bench(model, Path(scratch), shape, rivals, warm_up=3)
+        make_model(model, shape.architecture, DEVICE)
+        bench = Bench(
+            model, Path(scratch), shape, rivals, warm_up=3, who=tuple(arguments.who), overrides=tuple(arguments.ours)
+        )
         # As many samples as fill the rivals' micro-batch of packed rows: make_rows says 339 tokens in the mean.
         samples = max(1, round(shape.max_length * shape.micro_batch / 339))
         load_before = os.getloadavg()
@@ -298,8 +302,9 @@ def main() -> None:
         "rounds": arguments.rounds,
         "steps": arguments.steps,
         "seed": SEED,
-        "rivals": RIVALS,
-        "rival_attention": _fastest_attention(rivals),
+        "settings_of_ours": arguments.ours,
+        "rivals": rivals and versions_of(rivals),
+        "rival_attention": rivals and fastest_attention(rivals),
         "loadavg": {"before": load_before, "after": os.getloadavg()},
     }
     result = {"first_losses": gate, "contestants": figures, "ratios": ratios(figures), "growth": grown}

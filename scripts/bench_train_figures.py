@@ -33,20 +33,24 @@ def summary(runs: dict[str, list[Run]]) -> dict[str, Any]:
 
 
 def ratios(figures: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Ours to theirs, of medians."""
+    """Ours to theirs, of medians, as far as they took part."""
 
     def of(who: str, what: str) -> float:
         return figures[who][what]["median"]
 
-    tuned = max(("trl_packed", "trl_padded"), key=lambda who: of(who, "tokens_per_s"))
-    return {
-        "tokens_per_s_vs_trl_default": of("ours", "tokens_per_s") / of("trl_default", "tokens_per_s"),
-        "tokens_per_s_vs_trl_tuned": of("ours", "tokens_per_s") / of(tuned, "tokens_per_s"),
-        "first_step_vs_trl_cold": of("ours", "first_step_cold_s") / of("trl_default", "first_step_cold_s"),
-        "first_step_vs_trl_warm": of("ours", "first_step_warm_s") / of("trl_default", "first_step_warm_s"),
-        "peak_memory_vs_trl": of("ours", "peak_memory_gb") / of(tuned, "peak_memory_gb"),
-        "limit_fraction": of("ours", "limit_fraction"),
-    }
+    told = {"limit_fraction": of("ours", "limit_fraction")} if "ours" in figures else {}
+    tuned = [who for who in ("trl_packed", "trl_padded") if who in figures]
+    if "ours" in figures and "trl_default" in figures:
+        told |= {
+            "tokens_per_s_vs_trl_default": of("ours", "tokens_per_s") / of("trl_default", "tokens_per_s"),
+            "first_step_vs_trl_cold": of("ours", "first_step_cold_s") / of("trl_default", "first_step_cold_s"),
+            "first_step_vs_trl_warm": of("ours", "first_step_warm_s") / of("trl_default", "first_step_warm_s"),
+        }
+    if "ours" in figures and tuned:
+        best = max(tuned, key=lambda who: of(who, "tokens_per_s"))
+        told["tokens_per_s_vs_trl_tuned"] = of("ours", "tokens_per_s") / of(best, "tokens_per_s")
+        told["peak_memory_vs_trl"] = of("ours", "peak_memory_gb") / of(best, "peak_memory_gb")
+    return told
 
 
 def draw(figures: dict[str, dict[str, Any]], path: Path) -> None:

@@ -57,7 +57,8 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     tuned = job["tuned"]
     settings: dict[str, Any] = {}
     if tuned:
-        settings = {"gradient_checkpointing": False, "optim": "adamw_torch_fused", "dataloader_pin_memory": False}
+        settings = {"gradient_checkpointing": False, "optim": "adamw_torch_fused"}
+        settings["dataloader_pin_memory"] = torch.cuda.is_available()
     config = SFTConfig(
         output_dir=job["output_dir"],
         max_steps=job["steps"],

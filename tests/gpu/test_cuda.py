@@ -1,4 +1,4 @@
-"""On a CUDA device: the same losses as on the CPU. `python -m pytest tests/gpu`"""
+"""On a CUDA device: the same losses as on the CPU, whatever the knobs. `python -m pytest tests/gpu`"""
 
 import pytest
 import torch
@@ -7,37 +7,27 @@ from sft import fsdp_sft_trainer as trainer
 from sft import load_config
 from sft.distributed import World, process_group
 from sft.host_memory import HostMemory
+from sft.loss import token_ce_sum
+from sft.model import Available
 from sft.shards import local_part
-from tests.assets import tiny_model_dir, write_jsonl
-from tests.dist.conftest import read_metrics
-from tests.launch import succeed
-
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
-]
-
+from tests.assets import tiny_model_dir
 
 FSDP = "model.fsdp_config"
-SELECTIVE = "model.gradient_checkpointing_kind=selective"
+FP32 = f"{FSDP}.compute_dtype=fp32"
+PACKED, PADDED = "use_remove_padding=true", "use_remove_padding=false"
+AGAIN = "model.enable_gradient_checkpointing=true"
+
+
+def built(base, tmp_path, *more):
+    """(the configuration, a world of one, what it reads)"""
+    config = load_config([*base, *more, f"trainer.default_local_dir={tmp_path / 'run'}"])
+    world = World.from_environment()
+    return config, world, trainer.read_inputs(config, world)
 
 
 @pytest.mark.parametrize("offload", [True, False])
-def test_offloaded_weights_and_moments_live_in_cpu_memory(tmp_path, offload):
-    model = tiny_model_dir(tmp_path / "model")
-    rows = [{"question": f"What is {k} + {k}?", "answer": f"{2 * k}. " * (1 + k)} for k in range(8)]
-    config = load_config(
-        [
-            f"model.partial_pretrain={model}",
-            f"data.train_files={write_jsonl(tmp_path / 'train.jsonl', rows)}",
-            "data.val_files=null",
-            f"data.cache_dir={tmp_path / 'cache'}",
-            *["data.train_batch_size=4", "data.micro_batch_size_per_gpu=2", f"{FSDP}.cpu_offload={offload}"],
-            f"trainer.default_local_dir={tmp_path / 'run'}",
-        ]
-    )
-    world = World.from_environment()
-    inputs = trainer.read_inputs(config, world)
+def test_offloaded_weights_and_moments_live_in_cpu_memory(base, tmp_path, offload):
+    config, world, inputs = built(base, tmp_path, f"{FSDP}.cpu_offload={offload}")
     with process_group(world):
         job = trainer.build(config, world, inputs)
         stats = trainer.train_step(job, *next(trainer.parts_from(job, 1)))
@@ -64,95 +54,99 @@ def test_checkpoints_are_copied_into_page_locked_memory_and_again_into_the_same(
         before = addresses
 
 
+@pytest.mark.parametrize("layout", [PACKED, PADDED])
+def test_micro_batches_do_not_wait_for_the_device(base, tmp_path, layout):
+    """tests/unit/test_waits.py without a GPU; here torch itself raises where the host would wait."""
+    config, world, inputs = built(base, tmp_path, layout)
+    with process_group(world):
+        job = trainer.build(config, world, inputs)
+        micro_batches, _ = next(trainer.parts_from(job, 1))
+        for mode in ("default", "error"):  # what is made once, in the first step, may wait
+            torch.cuda.set_sync_debug_mode(mode)
+            try:
+                for batch in micro_batches:
+                    token_ce_sum(job.model, batch.to(world.device))[0].backward()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        del job
+
+
+@pytest.fixture(scope="module")
+def on_cpu(run_in_turn):
+    """Losses of four steps in fp32: no knob changes them."""
+    return run_in_turn([("cpu", [FP32, PACKED])], device="")[0][0]
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        ["use_remove_padding=true"],
-        ["use_remove_padding=false"],
-        ["use_remove_padding=true", f"{FSDP}.cpu_offload=true"],
-        ["use_remove_padding=true", f"{FSDP}.reshard_after_forward=false", f"{FSDP}.reduce_gradients=once"],
-        ["use_remove_padding=true", "model.enable_gradient_checkpointing=true", SELECTIVE],
-        ["use_remove_padding=true", "model.compile=true"],
+        [PACKED],
+        [PADDED],
+        [PADDED, "model.attn_implementation=sdpa"],
+        [PACKED, "model.attn_implementation=flex"],
+        [PACKED, f"{FSDP}.cpu_offload=true"],
+        [PACKED, f"{FSDP}.reshard_after_forward=false", f"{FSDP}.reduce_gradients=once"],
+        [PACKED, AGAIN, "model.gradient_checkpointing_kind=selective"],
+        [PADDED, AGAIN, "model.gradient_checkpointing_kind=full"],
+        [PACKED, "trainer.async_save=false"],
     ],
+    ids=lambda options: " ".join(option.rpartition(".")[2] for option in options),
 )
-def test_four_steps_equal_the_cpu_and_resume(tmp_path, options):
-    """fp32; 1e-3 is what TF32-free matmuls in another order may differ after four updates at lr 1e-2."""
-    tiny_model_dir(tmp_path / "model")
-    rows = [{"question": f"What is {k} + {k}?", "answer": f"{2 * k}. " * (1 + k)} for k in range(8)]
-    common = [
-        f"model.partial_pretrain={tmp_path / 'model'}",
-        f"data.train_files={write_jsonl(tmp_path / 'train.jsonl', rows)}",
-        "data.val_files=null",
-        f"data.cache_dir={tmp_path / 'cache'}",
-        "data.train_batch_size=4",
-        "data.micro_batch_size_per_gpu=2",
-        "model.fsdp_config.compute_dtype=fp32",
-        "optim.lr=1e-2",
-        "optim.lr_scheduler=constant",
-        "trainer.save_freq=2",
-        *options,
-    ]
-
-    def losses(name, steps, device):
-        overrides = [*common, f"trainer.total_training_steps={steps}", f"trainer.default_local_dir={tmp_path / name}"]
-        succeed(overrides, ranks=1, cwd=tmp_path, env={"CUDA_VISIBLE_DEVICES": device})
-        return [line["train/loss"] for line in read_metrics(tmp_path / name)]
-
-    on_cpu = losses("cpu", 4, "")
-    losses("cuda", 2, "0")
-    assert losses("cuda", 4, "0") == pytest.approx(on_cpu, rel=1e-3)
+def test_four_steps_equal_the_cpu_and_resume(run_in_turn, on_cpu, options):
+    """fp32; 1e-3 is what matmuls without TF32 in another order may differ after four updates at lr 1e-2."""
+    options = [FP32, *options]
+    losses, _ = run_in_turn([("run", [*options, "trainer.total_training_steps=2"]), ("run", options)])
+    assert losses[1] == pytest.approx(on_cpu, rel=1e-3)
 
 
-@pytest.mark.parametrize("kernel", ["sdpa", "varlen", "flex"])
-def test_three_steps_with_every_kernel_equal_padded_rows(tmp_path, kernel):
-    """bf16 compute; 2 % is what its mantissa may make of three updates at lr 1e-3."""
-    tiny_model_dir(tmp_path / "model")
-    rows = [{"question": f"What is {k} + {k}?", "answer": f"{2 * k}. " * (1 + k)} for k in range(8)]
-    common = [
-        f"model.partial_pretrain={tmp_path / 'model'}",
-        f"data.train_files={write_jsonl(tmp_path / 'train.jsonl', rows)}",
-        "data.val_files=null",
-        f"data.cache_dir={tmp_path / 'cache'}",
-        "data.train_batch_size=4",
-        "data.micro_batch_size_per_gpu=2",
-        "optim.lr=1e-3",
-        "trainer.total_training_steps=3",
-    ]
+def test_what_is_saved_in_the_background_resumes_to_the_last_bit(run_in_turn, tmp_path):
+    """Of rows so short that one block of a kernel computes each sum, in one order."""
+    every, at_once = "trainer.save_freq=1", "trainer.async_save=false"
+    runs = [("straight", []), ("at_once", [every, at_once]), ("resumed", [every]), ("resumed", [every])]
+    runs[2][1].append("trainer.total_training_steps=2")
+    losses, _ = run_in_turn([(name, [FP32, PACKED, *more]) for name, more in runs], tmp_path)
+    assert losses[3] == losses[1] == losses[0]
+    for file in ("model.safetensors", "global_step_4/state/rank_00000.safetensors"):
+        straight, at_once, resumed = ((tmp_path / n / file).read_bytes() for n in ("straight", "at_once", "resumed"))
+        assert straight == at_once == resumed, file
 
-    def losses(name, *overrides):
-        run_dir = f"trainer.default_local_dir={tmp_path / name}"
-        succeed([*common, *overrides, run_dir], ranks=1, cwd=tmp_path, env={"CUDA_VISIBLE_DEVICES": "0"})
-        return [line["train/loss"] for line in read_metrics(tmp_path / name)]
 
-    padded = losses("padded", "use_remove_padding=false")
-    packed = losses("packed", "use_remove_padding=true", f"model.attn_implementation={kernel}")
-    assert packed == pytest.approx(padded, rel=0.02)
+@pytest.fixture(scope="module")
+def in_bf16(run_in_turn):
+    """Losses of four steps in bf16 on padded rows, by transformers' own attention."""
+    return run_in_turn([("padded", [PADDED, "model.attn_implementation=sdpa", "optim.lr=1e-3"])])[0][0]
+
+
+@pytest.mark.parametrize("layout", [PACKED, PADDED])
+@pytest.mark.parametrize("kernel", ["sdpa", "varlen", "flex", "flash_attention_2", "flash_attention_3"])
+def test_every_kernel_in_bf16(run_in_turn, in_bf16, kernel, layout):
+    """2 % is what the mantissa of bf16 may make of four updates at lr 1e-3."""
+    here = Available.on(torch.device("cuda"))
+    if kernel == "flash_attention_2" and not here.flash_attn:
+        pytest.skip("flash_attn is not installed")
+    if kernel == "flash_attention_3" and not (here.flash_attn_interface and here.capability[0] == 9):
+        pytest.skip("flash_attn_interface is not installed, or this is no Hopper GPU")
+    (losses,), _ = run_in_turn([("run", [layout, f"model.attn_implementation={kernel}", "optim.lr=1e-3"])])
+    assert losses == pytest.approx(in_bf16, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [[PACKED], [PADDED], [PACKED, AGAIN, "model.gradient_checkpointing_kind=selective"]],
+    ids=["packed", "padded", "packed, selective"],
+)
+def test_compiled_layers_in_bf16(run_in_turn, in_bf16, options):
+    """Half a minute each: compiled for the first shape of a micro-batch, and then for any."""
+    (losses,), _ = run_in_turn([("run", [*options, "model.compile=true", "optim.lr=1e-3"])])
+    assert losses == pytest.approx(in_bf16, rel=0.02)
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "qwen2", "llama"])
-def test_liger_computes_the_same_losses(tmp_path, kind):
+def test_liger_computes_the_same_losses(run_in_turn, tmp_path, kind):
     """fp32, four updates at lr 1e-2: its norms and MLPs round in another order than transformers'."""
     pytest.importorskip("liger_kernel", reason="liger-kernel is not installed")
-    tiny_model_dir(tmp_path / "model", kind=kind)
-    rows = [{"question": f"What is {k} + {k}?", "answer": f"{2 * k}. " * (1 + k)} for k in range(8)]
-    common = [
-        f"model.partial_pretrain={tmp_path / 'model'}",
-        f"data.train_files={write_jsonl(tmp_path / 'train.jsonl', rows)}",
-        "data.val_files=null",
-        f"data.cache_dir={tmp_path / 'cache'}",
-        "data.train_batch_size=4",
-        "data.micro_batch_size_per_gpu=2",
-        "model.fsdp_config.compute_dtype=fp32",
-        "optim.lr=1e-2",
-        "optim.lr_scheduler=constant",
-        "trainer.total_training_steps=4",
-        "use_remove_padding=true",
-    ]
-    losses, logs = [], []
-    for use in ("false", "true"):
-        run = [*common, f"model.use_liger={use}", f"trainer.default_local_dir={tmp_path / use}"]
-        done = succeed(run, ranks=1, cwd=tmp_path, env={"CUDA_VISIBLE_DEVICES": "0"})
-        losses.append([line["train/loss"] for line in read_metrics(tmp_path / use)])
-        logs.append(done.stdout + done.stderr)
-    assert "liger-kernel" in logs[1] and "computes RMS norms" in logs[1]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    model = f"model.partial_pretrain={tiny_model_dir(tmp_path / 'model', kind=kind)}"
+    runs = [(use, [FP32, PACKED, model, f"model.use_liger={use}"]) for use in ("false", "true")]
+    (without, with_liger), told = run_in_turn(runs)
+    assert "computes RMS norms" in told
+    assert with_liger == pytest.approx(without, rel=1e-3)

@@ -8,11 +8,6 @@ from sft.model.attention import kernels
 from sft.model.attention.interface import load_kernel
 from sft.model.attention.kernels import Samples, Scores
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
-]
-
 LENGTHS = (700, 1, 129, 1024, 3)
 ASKED = {
     "plain": {},
@@ -49,6 +44,8 @@ def test_forward_and_backward_equal_the_formula(kernel, asked, heads):
     needed(kernel)
     if asked in LEFT_OUT[kernel]:
         pytest.skip(f"{kernel} refuses {asked}; see tests/unit/model/attention")
+    if kernel == "flex" and (heads == (8, 8) or (heads == (6, 3) and asked != "plain")):
+        pytest.skip("compiled for ten seconds each: shared heads stand for the others")
     torch.manual_seed(0)
     tokens, (query_heads, kv_heads) = sum(LENGTHS), heads
     options = dict(ASKED[asked])
@@ -69,8 +66,8 @@ def test_forward_and_backward_equal_the_formula(kernel, asked, heads):
         return output.float(), *torch.autograd.grad((output.float() * direction).sum(), inputs)
 
     def formula(q, k, v, samples, scores):
-        parts = zip(*(x.transpose(0, 1).split(samples.lengths, dim=1) for x in (q, k, v)), strict=True)
-        return torch.cat([kernels._by_the_formula(*part, scores).transpose(0, 1) for part in parts])
+        parts = zip(*(x.transpose(0, 1)[None].split(samples.lengths, dim=2) for x in (q, k, v)), strict=True)
+        return torch.cat([kernels._by_the_formula(*part, scores)[0].transpose(0, 1) for part in parts])
 
     for found, expected in zip(
         computed(load_kernel(kernel), torch.bfloat16), computed(formula, torch.float32), strict=True

@@ -47,12 +47,12 @@ def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, samples: Samples, sc
     (softcap, sinks), the formula itself."""
     attend = _scaled_dot_product if scores.softcap is None and scores.sinks is None else _by_the_formula
     if samples.lengths is None:
-        rows = (x.unflatten(0, (-1, samples.max_seqlen)).transpose(1, 2) for x in (q, k, v))
-        return attend(*rows, scores).transpose(1, 2).flatten(0, 1)
+        row_q, row_k, row_v = (x.unflatten(0, (-1, samples.max_seqlen)).transpose(1, 2) for x in (q, k, v))
+        return attend(row_q, row_k, row_v, scores).transpose(1, 2).flatten(0, 1)
     assert sum(samples.lengths) == len(q), "where samples end was hidden from a kernel that asks the host"
     lengths = list(samples.lengths)
     parts = zip(*(x.transpose(0, 1)[None].split(lengths, dim=2) for x in (q, k, v)), strict=True)  # [1, heads, L, D]
-    return torch.cat([attend(*part, scores)[0].transpose(0, 1) for part in parts])
+    return torch.cat([attend(one_q, one_k, one_v, scores)[0].transpose(0, 1) for one_q, one_k, one_v in parts])
 
 
 def _scaled_dot_product(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores) -> torch.Tensor:

@@ -1,0 +1,39 @@
+"""Whom bench_train.py measures ours against: their settings, and the Python that runs them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from bench_material import make_venv
+
+RIVAL_SETTINGS = {
+    "trl_default": {"tuned": False, "packing": True},
+    "trl_packed": {"tuned": True, "packing": True},
+    "trl_padded": {"tuned": True, "packing": False},
+}
+PACKAGES = ("trl", "torch", "transformers", "datasets", "peft")
+
+
+def find_rivals(given: Path | None, venv: Path) -> Path:
+    """The Python that has TRL: the one given, else this one, else that of a virtual environment that pip makes."""
+    if given is None and find_spec("trl") is not None:
+        return Path(sys.executable)
+    return given or make_venv(venv)
+
+
+def versions_of(python: Path) -> dict[str, str]:
+    """What the rivals ran with."""
+    listed = f"{{name: version(name) for name in {PACKAGES}}}"
+    script = f"import json; from importlib.metadata import version; print(json.dumps({listed}))"
+    return json.loads(subprocess.run([str(python), "-c", script], capture_output=True, text=True, check=True).stdout)
+
+
+def fastest_attention(python: Path) -> str:
+    """The attention that the rivals are tuned with: flash-attn where they have it and can use it."""
+    found = subprocess.run([str(python), "-c", "import flash_attn"], capture_output=True).returncode == 0
+    return "flash_attention_2" if found and torch.cuda.is_available() else "sdpa"
