@@ -302,7 +302,7 @@ def main() -> None:
         "rounds": arguments.rounds,
         "steps": arguments.steps,
         "seed": SEED,
-        "settings_of_ours": arguments.ours,
+        "settings_of_ours": list(arguments.ours),
         "rivals": rivals and versions_of(rivals),
         "rival_attention": rivals and fastest_attention(rivals),
         "loadavg": {"before": load_before, "after": os.getloadavg()},
