@@ -30,7 +30,7 @@ from sft.data.tokenise import Recipe, schema_of, tokenise
 from sft.data.workers import map_in_order, processes_for
 from sft.errors import InputError
 
-FORMAT = 7
+FORMAT = 8
 """Raise when the meaning of the cached bytes changes."""
 
 SAMPLES_FILE = "samples.arrow"
@@ -181,6 +181,8 @@ def _remarks(facts: Mapping[str, Any]) -> Iterator[str]:
         yield f"data.bad_rows=drop leaves out {rows:,} of {facts['rows']:,} rows; {first}"
     if rows := facts["untrained rows"]:
         yield f"{rows:,} of {facts['rows']:,} rows left out: nothing in them is trained (blank, data.train_on, weights)"
+    if results := facts.get("results as JSON"):
+        yield f"{results:,} tool results are objects or lists; the chat template gets them as JSON text"
     if rows := facts.get("unrolled rows"):
         share = 100 * facts["repeated tokens"] / facts["tokens"]
         yield (

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from sft.data.chat import Conversation, Supervision, encode_batch, template_fingerprint, tokenizer_fingerprint
 from sft.data.documents import Document, encode_documents
-from sft.data.messages import is_silent
+from sft.data.messages import is_data, is_silent
 from sft.data.rows import Item, RowSource
 from sft.data.source import Row
 from sft.data.weights import message_weights
@@ -118,6 +118,8 @@ def encode_items(items: Sequence[Item], recipe: Recipe, max_length: int, counts:
     conversations = [item for item in items if isinstance(item, Conversation)]
     for conversation in conversations:
         _refuse_silence(conversation, recipe.supervision)
+        if results := sum(map(is_data, conversation.messages)):
+            counts["results as JSON"] += results
     documents = [item for item in items if isinstance(item, Document)]
     of_conversations = iter(encode_batch(conversations, recipe.tokenizer, recipe.supervision, counts))
     of_documents = iter(encode_documents(documents, recipe.tokenizer, max_length) if documents else [])

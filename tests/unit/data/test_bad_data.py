@@ -293,7 +293,7 @@ BAD = [
     ),
     Bad(
         "3 MB where text should be",
-        chat(USER | {"content": ["a" * 3_000_000]}, ASSISTANT),
+        chat(USER | {"content": [{"type": "image", "data": "a" * 3_000_000}]}, ASSISTANT),
         ["bad.jsonl:2: messages[0].content"],
     ),
     Bad(

@@ -47,16 +47,21 @@ def test_what_became_of_rows_is_said_at_every_start(tmp_path, open_file):
     rows = [
         {"messages": [question, thought, question, answer]},
         {"messages": [question, answer | {"train": False}]},
-        {"messages": [question, answer]},
+        {"messages": [question, {"role": "tool", "content": {"r": 1}}, answer]},
     ]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     store = SampleStore([open_file(path, tokenizer=tiny_tokenizer(THINKING))])
     shared = len(tiny_tokenizer().encode("<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"))
     share = f"{100 * shared / store.lengths.sum():.0f} % of the tokens are repeated prefixes"
-    expected = ["1 of 3 rows left out: nothing in them is trained", "unrolled 1 rows into 2 samples", share]
+    expected = [
+        "1 of 3 rows left out: nothing in them is trained",
+        "1 tool results are objects or lists; the chat template gets them as JSON text",
+        "unrolled 1 rows into 2 samples",
+        share,
+    ]
     for start in (1, 2):
         said = "\n".join(open_file.said)
-        assert [said.count(words) for words in expected] == [start] * 3
+        assert [said.count(words) for words in expected] == [start] * 4
         assert [store.where(n) for n in range(len(store))] == ["rows.jsonl:1", "rows.jsonl:1", "rows.jsonl:3"]
         store = SampleStore([open_file(path, tokenizer=tiny_tokenizer(THINKING))])
     last = Supervision(thinking_history="last")

@@ -439,6 +439,52 @@ def test_text_parts_are_joined(chatml):
 
 
 @pytest.mark.parametrize(
+    "parts",
+    [
+        ["It is ", "42."],
+        [{"type": "output_text", "text": "It is "}, "42."],
+        [{"type": "input_text", "text": "It is 42."}, {"type": "text"}],
+    ],
+)
+def test_parts_of_text_have_many_names(chatml, parts):
+    assert spoken(encode([user(parts), assistant(parts)], chatml), chatml) == [["It is 42." + STOP]]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        assistant([{"type": "thinking", "thinking": "hmm", "signature": "x"}, {"type": "text", "text": "b"}]),
+        assistant([{"type": "reasoning", "text": "hmm"}, "b"]),
+        assistant([{"type": "reasoning", "reasoning": "hmm"}, "b"]),
+        assistant([{"type": "thinking", "thinking": [{"type": "text", "text": "hmm"}]}, "b"]),
+        assistant([{"type": "thinking", "thinking": "h"}, {"type": "thinking", "thinking": "mm"}, "b"]),
+        assistant([{"type": "thinking", "thinking": "hmm"}, "b"], thinking="hmm ", reasoning=""),
+        assistant("b", reasoning_content=[{"type": "text", "text": "h"}, {"type": "text", "text": "mm"}]),
+    ],
+)
+def test_thoughts_among_the_parts_are_the_reasoning(thinking, message):
+    expected = encode([user("a"), assistant("b", reasoning_content="hmm")], thinking)
+    assert spoken(expected, thinking) == [["<think>\nhmm\n</think>\n\nb" + STOP]]
+    assert spoken(encode([user("a"), message], thinking), thinking) == spoken(expected, thinking)
+
+
+@pytest.mark.parametrize("role", ["tool", "function", "ipython", "observation"])
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ({"r": 1, "é": None}, '{"r": 1, "é": null}'),
+        ([1, "a"], '[1, "a"]'),
+        ([{"type": "shop"}, {"name": "b"}], '[{"type": "shop"}, {"name": "b"}]'),
+        ([], "[]"),
+        ([{"type": "text", "text": "a"}, {"type": "text", "text": "b", "x": None}], "ab"),
+    ],
+)
+def test_a_result_that_is_data_is_written_as_json(chatml, role, content, text):
+    ((prompt, _),) = runs(encode([user("a"), {"role": role, "content": content}, assistant("b")], chatml)[0], chatml)
+    assert f"<|im_start|>{role}\n{text}<|im_end|>" in prompt
+
+
+@pytest.mark.parametrize(
     ("messages", "message"),
     [
         ([user("a")], "no assistant message.*roles: user"),
@@ -447,7 +493,22 @@ def test_text_parts_are_joined(chatml):
         ([user("a"), {"content": "b"}], r"messages\[1\] has the role None"),
         ([user("a"), {"role": "assistant"}], r"messages\[1\] \(assistant\) has no content and no tool_calls"),
         ([{"role": "user", "content": None}, assistant("b")], r"messages\[0\] \(user\) has no content"),
-        ([user("a"), assistant([{"type": "image"}])], r"messages\[1\].content must be text"),
+        ([user("a"), assistant([{"type": "image"}])], r"messages\[1\].content must be text.*data.bad_rows=drop"),
+        ([user([{"type": "thinking", "thinking": "a"}]), assistant("b")], r"messages\[0\].content must be text"),
+        ([user("a"), assistant([{"type": "thinking", "thinking": 1}])], r"messages\[1\].content must be text"),
+        (
+            [user("a"), assistant(["b", {"type": "thinking", "thinking": "c"}])],
+            r"messages\[1\].content thinks behind its words",
+        ),
+        (
+            [user("a"), assistant([{"type": "thinking", "thinking": "b"}, "c"], thinking="d")],
+            r"messages\[1\] states its reasoning more than once, and differently: .* and thinking",
+        ),
+        (
+            [user("a"), {"role": "tool", "content": [{"type": "image"}]}, assistant("b")],
+            r"messages\[1\].content must be text.*as JSON text",
+        ),
+        ([user("a"), {"role": "tool", "content": {"r": b"x"}}, assistant("b")], r"messages\[1\].content is data that"),
         ([user("a"), assistant(42)], r"messages\[1\].content must be text"),
         ([user("a"), assistant("b", reasoning_content=1)], r"messages\[1\].reasoning_content must be text"),
         ([user("a"), assistant("b", tool_calls=[{"id": 1}])], r"tool_calls\[0\] must name a function"),
