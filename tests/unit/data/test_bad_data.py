@@ -324,6 +324,10 @@ FINE = {
     "an untrained answer that is empty": rows(
         {"messages": [USER, ASSISTANT | {"content": "", "weight": 0}, USER, ASSISTANT]}
     ),
+    "a blank turn of the user's": rows({"messages": [USER | {"content": " "}, ASSISTANT]}),
+    "a blank turn of a human's": rows(
+        {"conversations": [{"from": "human", "value": ""}, {"from": "gpt", "value": "b"}]}
+    ),
     "a large list of other columns": parquet(
         pa.table({**{f"c{k}": [0] for k in range(500)}, "question": ["a"], "answer": ["b"]})
     ),
