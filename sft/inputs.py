@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.config import SftConfig
-from sft.data import Dataset, Supervision, add_missing_tokens, find_template, open_dataset
+from sft.data import Dataset, Supervision, add_missing_tokens, find_template, open_dataset, remarks
 from sft.distributed import World, log
 from sft.errors import InputError
 from sft.model import Available, Choice, choose_attention, find_model, load_config, load_tokenizer
@@ -69,6 +69,13 @@ def open_tokenizer(config: SftConfig, source: Path) -> tuple[Any, str | None, di
     A tokenizer without a template gets ChatML. Raises InputError for data.chat_template that is none, and where LoRA
     would leave the embeddings of new tokens untrained.
     """
+    opened = _open_tokenizer(config, source)
+    for remark in remarks(opened[0], config.data.apply_chat_template_kwargs):
+        log.warning("%s", remark)
+    return opened
+
+
+def _open_tokenizer(config: SftConfig, source: Path) -> tuple[Any, str | None, dict[str, int]]:
     tokenizer = load_tokenizer(source, trust_remote_code=config.model.trust_remote_code)
     given = config.data.chat_template
     if given is None and tokenizer.chat_template:

@@ -30,6 +30,7 @@ from sft.data.rows import with_difficulty
 from sft.data.shipped import add_missing_tokens, find_template
 from sft.data.store import SampleStore
 from sft.data.tokenise import Recipe
+from sft.data.variables import remarks
 from sft.errors import InputError
 from sft.types import Batch
 
@@ -44,6 +45,7 @@ __all__ = [
     "open_dataset",
     "plan",
     "prefetch",
+    "remarks",
     "stop_token_ids",
     "template_fingerprint",
 ]
@@ -128,8 +130,12 @@ def open_dataset(
     Every rank calls it, outside of any collective; build_here on one process per node. Raises InputError naming
     file:row for rows that cannot be used.
     """
-    parts = parts_of_mixture(config, seed, say) if files is None else parts_of_files(config, files, tokenizer, say)
-    cached_rows = _cached(parts, config, curriculum, max_samples, tokenizer, build_here, say)
+    by_column = curriculum if curriculum != BY_LENGTH else None
+    if files is None:
+        parts = parts_of_mixture(config, seed, tokenizer, say, sorted_by=by_column)
+    else:
+        parts = parts_of_files(config, files, tokenizer, say, sorted_by=by_column)
+    cached_rows = _cached(parts, config, by_column, max_samples, tokenizer, build_here, say)
     files_of_part = [len(of_part) for of_part in cached_rows]
     flat = [rows for of_part in cached_rows for rows in of_part]
     samples, report = fit(SampleStore(flat), max_length=config.max_length, truncation=config.truncation)
@@ -164,7 +170,7 @@ def open_dataset(
 def _cached(
     parts: Sequence[Part],
     config: DataConfig,
-    curriculum: str | None,
+    by_column: str | None,
     max_samples: int,
     tokenizer: Any,
     build_here: bool,
@@ -179,7 +185,7 @@ def _cached(
             "data.cache_dir is deleted. Templates that have a variable for it take yours: "
             "data.apply_chat_template_kwargs.date_string (Llama)"
         )
-    by_column = curriculum if curriculum != BY_LENGTH else None
+    insist = config.bad_rows == "error"  # else rows without the column are left out, one by one
     rows_left = None if max_samples < 0 else max_samples
     cached_rows: list[list[CachedRows]] = [[] for _ in parts]
     for part, of_part in zip(parts, cached_rows, strict=True):
@@ -187,7 +193,7 @@ def _cached(
             if rows_left == 0:
                 break
             rows = cached(
-                source if by_column is None else with_difficulty(source, by_column),
+                source if by_column is None else with_difficulty(source, by_column, insist=insist),
                 recipe,
                 max_rows=rows_left,
                 bad_rows=config.bad_rows,

@@ -6,6 +6,7 @@ import glob
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sft.data.custom import rows_of_class
 from sft.data.formats import Columns
 from sft.data.rows import RowSource, differences, draw, rows_of_file
 from sft.data.source import expand_files, names_of
+from sft.data.variables import variables
 
 DATA_SUFFIXES = (".parquet", ".jsonl", ".json")
 
@@ -29,33 +31,43 @@ class Part:
 
 
 def parts_of_files(
-    config: DataConfig, files: tuple[str, ...], tokenizer: Any, say: Callable[[str], None]
+    config: DataConfig,
+    files: tuple[str, ...],
+    tokenizer: Any,
+    say: Callable[[str], None],
+    *,
+    sorted_by: str | None = None,
 ) -> list[Part]:
-    """The rows of every file, each in its own format; or, of them all, those that data.custom_cls makes."""
+    """The rows of every file, each in its own format; or, of them all, those that data.custom_cls makes.
+
+    sorted_by: the column that data.curriculum will ask for, if any
+    """
     columns = columns_of(config)
     if config.custom_cls.path is not None:
         source = rows_of_class(files, columns, tokenizer, config, say)
         return [Part(source.name, [source])]
     paths = _expand(files, say)
-    parts = [
-        Part(name, _open(config, part, columns, say)) for name, part in zip(short_names(files), paths, strict=True)
-    ]
+    open_files = partial(_open, config, say=say, sorted_by=sorted_by, variables=variables(tokenizer))
+    parts = [Part(name, open_files(part, columns)) for name, part in zip(short_names(files), paths, strict=True)]
     for line in differences([source for part in parts for source in part.sources]):
         say(line)
     return parts
 
 
-def parts_of_mixture(config: DataConfig, seed: int, say: Callable[[str], None]) -> list[Part]:
+def parts_of_mixture(
+    config: DataConfig, seed: int, tokenizer: Any, say: Callable[[str], None], *, sorted_by: str | None = None
+) -> list[Part]:
     """The rows of every source of data.mixture; `seed` draws them where the source has none of its own."""
     assert config.mixture is not None, "the config door let null pass for data.train_files"
     columns, parts = columns_of(config), []
     from_paths = short_names([source.path for source in config.mixture])
     names = unique(source.name or name for source, name in zip(config.mixture, from_paths, strict=True))
     paths = _expand([source.path for source in config.mixture], say)
+    open_files = partial(_open, config, say=say, sorted_by=sorted_by, variables=variables(tokenizer))
     for name, source, part in zip(names, config.mixture, paths, strict=True):
         form = source.format or config.format
         turns = columns.multiturn and form in ("auto", "messages", "sharegpt")  # chats beside plain text
-        rows = _open(config, part, replace(columns, format=form, multiturn=turns), say)
+        rows = open_files(part, replace(columns, format=form, multiturn=turns))
         for line in differences(rows):
             say(line)
         if source.rows is not None:
@@ -88,11 +100,26 @@ def _expand(entries: Sequence[str], say: Callable[[str], None]) -> list[dict[Pat
 
 
 def _open(
-    config: DataConfig, files: Mapping[Path, str], columns: Columns, say: Callable[[str], None]
+    config: DataConfig,
+    files: Mapping[Path, str],
+    columns: Columns,
+    *,
+    say: Callable[[str], None],
+    sorted_by: str | None,
+    variables: frozenset[str] | None,
 ) -> list[RowSource]:
-    options, max_length = config.apply_chat_template_kwargs, config.max_length
     return [
-        rows_of_file(path, columns, options, max_length=max_length, say=say, name=name) for path, name in files.items()
+        rows_of_file(
+            path,
+            columns,
+            config.apply_chat_template_kwargs,
+            max_length=config.max_length,
+            say=say,
+            name=name,
+            sorted_by=sorted_by,
+            variables=variables,
+        )
+        for path, name in files.items()
     ]
 
 

@@ -54,7 +54,7 @@ def read_prompts(
         """What there is to say of the files was said when they were tokenised."""
 
     if files is None:
-        parts = parts_of_mixture(config, seed, say_nothing)
+        parts = parts_of_mixture(config, seed, tokenizer, say_nothing)
     else:
         parts = parts_of_files(config, files, tokenizer, say_nothing)
     supervision = Supervision(config.train_on, config.thinking_history)

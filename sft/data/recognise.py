@@ -19,6 +19,7 @@ from dataclasses import replace
 from sft.data.cells import few, parsed, short
 from sft.data.formats import TEMPLATE_KWARGS_KEY, Columns, opens_text
 from sft.data.source import Row
+from sft.data.variables import unread
 from sft.errors import InputError
 
 ROWS_LOOKED_AT = 100
@@ -73,16 +74,31 @@ def recognise(rows: Sequence[Row], columns: Columns, name: str) -> Columns:
     )
 
 
-def verdict(rows: Sequence[Row], columns: Columns, name: str) -> str:
-    """What `recognise` found, as a line for the user: "train.jsonl: alpaca (columns instruction, output)"."""
+def verdict(
+    rows: Sequence[Row],
+    columns: Columns,
+    name: str,
+    *,
+    sorted_by: str | None = None,
+    variables: frozenset[str] | None = None,
+) -> str:
+    """What `recognise` found, as a line for the user: "train.jsonl: alpaca (columns instruction, output)".
+
+    sorted_by: the column that a curriculum reads
+    variables: that the chat template reads; None: not known
+    """
     found = list(dict.fromkeys(column for _, cells in rows for column in cells))
     read = {*_read(columns), columns.tools_key, columns.enable_thinking_key, TEMPLATE_KWARGS_KEY}
+    if variables is not None and "enable_thinking" not in variables:
+        read.remove(columns.enable_thinking_key)
     if columns.format == "text":
         read = {columns.text_key}
-    unread = [column for column in found if column not in read]
+    read |= {sorted_by} if sorted_by else set()
+    others = [column for column in found if column not in read]
     told = f"{name}: {columns.format} (columns {', '.join(column for column in found if column in read)}"
     told += "".join(_out_of_text(rows, columns))
-    return told + (f"; not read: {', '.join(unread[:8])}{', …' if len(unread) > 8 else ''})" if unread else ")")
+    told += "".join(f"; {clause}" for clause in _unread_variables(rows, columns, variables))
+    return told + (f"; not read: {', '.join(others[:8])}{', …' if len(others) > 8 else ''})" if others else ")")
 
 
 def _out_of_text(rows: Sequence[Row], columns: Columns) -> Iterator[str]:
@@ -97,6 +113,14 @@ def _out_of_text(rows: Sequence[Row], columns: Columns) -> Iterator[str]:
         structs = [parsed(text) for text in texts] if opens_text(columns, key, dict_keys) else []
         if any(isinstance(struct, dict) and dict_keys[0] in struct for struct in structs):
             yield f"; {'.'.join(dict_keys)} out of the JSON text of {key}"
+
+
+def _unread_variables(rows: Sequence[Row], columns: Columns, variables: frozenset[str] | None) -> Iterator[str]:
+    """What the rows say to the chat template, and it does not hear."""
+    if columns.format != "text":
+        structs = [parsed(cells.get(TEMPLATE_KWARGS_KEY)) for _, cells in rows]
+        given = {str(name) for struct in structs if isinstance(struct, dict) for name in struct}
+        yield from unread(given, variables, TEMPLATE_KWARGS_KEY)
 
 
 def _made_for_something_else(found: set[str], rows: Sequence[Row], columns: Columns) -> str | None:

@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import partial
 from numbers import Real
 from pathlib import Path
@@ -59,10 +60,13 @@ def rows_of_file(
     max_length: int,
     say: Callable[[str], None],
     name: str | None = None,
+    sorted_by: str | None = None,
+    variables: frozenset[str] | None = None,
 ) -> RowSource:
     """The rows of a file in the format that its first rows show, which is said.
 
     name: what messages call the file; None: the last part of its path
+    sorted_by, variables: for what is said (see `verdict`)
 
     Raises InputError for a file that cannot be read, that holds no rows, or whose format nobody knows.
     """
@@ -71,7 +75,7 @@ def rows_of_file(
     if not first:
         raise InputError(f"{path} holds no rows; expected at least one. Write it again, or take it out of the list.")
     columns = recognise(first, columns, name)
-    say(verdict(first, columns, name))
+    say(verdict(first, columns, name, sorted_by=sorted_by, variables=variables))
     is_text = columns.format == "text"
     return RowSource(
         name=name,
@@ -132,8 +136,18 @@ def _only(source: RowSource, chosen: np.ndarray) -> RowSource:
     )
 
 
-def with_difficulty(source: RowSource, column: str) -> RowSource:
-    """The same rows, each with the number in `column` as its difficulty."""
+def with_difficulty(source: RowSource, column: str, *, insist: bool) -> RowSource:
+    """The same rows, each with the number in `column` as its difficulty.
+
+    Raises InputError, if insist, for a column that none of the first rows has.
+    """
+    if insist and source.columns_found and column not in source.columns_found:
+        close = get_close_matches(column, [*source.columns_found, "length"], n=1)
+        raise InputError(
+            f"data.curriculum={column} sorts by a column that {source.name} does not have; "
+            f"{f'did you mean {close[0]}? Found' if close else 'found'} {few(source.columns_found)} "
+            "(length, without a column, goes by tokens)."
+        )
     return replace(
         source,
         difficulty=partial(difficulty_of, column=column),

@@ -406,7 +406,7 @@ def test_a_file_that_this_user_may_not_read(open_rows, monkeypatch):
 def test_a_file_that_vanishes_while_we_look(open_rows, monkeypatch):
     from sft.data import rows as rows_room
 
-    def vanish(first, columns, name):
+    def vanish(first, columns, name, **more):
         Path(vanish.path).unlink()
         return ""
 

@@ -204,6 +204,15 @@ def test_the_verdict_names_what_is_read_and_what_is_not():
     assert verdict(rows, recognise(rows, COLUMNS, "a.jsonl"), "a.jsonl") == (
         "a.jsonl: sharegpt (columns conversations, enable_thinking)"
     )
+    assert verdict(rows, recognise(rows, COLUMNS, "a.jsonl"), "a.jsonl", variables=frozenset({"messages"})) == (
+        "a.jsonl: sharegpt (columns conversations; not read: enable_thinking)"
+    )
+    rows = [("a.jsonl:1", {**ROW, "chat_template_kwargs": '{"dat": 1, "day": 2}'})]
+    known = frozenset({"messages", "date", "day"})
+    assert verdict(rows, recognise(rows, COLUMNS, "a.jsonl"), "a.jsonl", variables=known) == (
+        "a.jsonl: prompt_response (columns question, answer, chat_template_kwargs; the chat template does not read "
+        "dat of chat_template_kwargs, which so changes nothing; did you mean date?)"
+    )
     rows = [("a.jsonl:1", {"extra_info": json.dumps(ROW), "id": 1})]
     assert verdict(rows, recognise(rows, columns(**NESTED), "a.jsonl"), "a.jsonl") == (
         "a.jsonl: prompt_response (columns extra_info; question out of the JSON text of extra_info; "

@@ -162,6 +162,9 @@ def test_a_curriculum_by_a_column(open_mixture, tmp_path):
     assert open_mixture(source).mixture.difficulty is None
     dataset = open_mixture(source, curriculum="level")  # the same rows, but not the same cache
     assert epoch_order(dataset.mixture, 1, 0).tolist() == [2, 3, 1, 0]
+    assert "graded.jsonl: prompt_response (columns question, answer, level)" in open_mixture.said
+    open_mixture(source)
+    assert "graded.jsonl: prompt_response (columns question, answer; not read: level)" in open_mixture.said
 
 
 @pytest.mark.parametrize("level", [None, "3", True, [1]])
@@ -174,8 +177,17 @@ def test_a_row_without_a_number_to_sort_by_is_named(open_mixture, tmp_path, leve
 
 
 def test_a_file_without_the_column_to_sort_by(open_mixture):
-    with pytest.raises(InputError, match=r"chat.jsonl:1: no column 'level', which data.curriculum=level sorts by"):
-        open_mixture(CHAT, curriculum="level")
+    with pytest.raises(InputError) as caught:
+        open_mixture(CHAT, curriculum="answr")
+    assert str(caught.value) == (
+        "data.curriculum=answr sorts by a column that chat.jsonl does not have; did you mean answer? Found "
+        "['answer', 'question'] (length, without a column, goes by tokens)."
+    )
+    with pytest.raises(InputError, match="did you mean length"):
+        open_mixture(CHAT, curriculum="lenght")
+    with pytest.raises(InputError, match="no sample is left"):
+        open_mixture(CHAT, curriculum="level", overrides=["data.bad_rows=drop"])
+    assert "chat.jsonl:1: no column 'level', which data.curriculum=level sorts by" in open_mixture.said[-1]
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,12 @@ def test_ranks_that_cannot_share_a_row_are_refused_as_by_the_trainer(inspect):
     assert "ulysses_sequence_parallel_size=3 must divide the 4 attention heads of qwen3; valid on 3 ranks: 1." in err
 
 
+def test_a_variable_that_the_template_does_not_read_is_said_once(overrides):
+    done = start(*overrides, "+data.apply_chat_template_kwargs.enable_thinkin=false", "+inspect.samples=0")
+    assert done.returncode == 0
+    assert (done.stdout + done.stderr).count("the chat template does not read enable_thinkin of data.apply_chat") == 1
+
+
 def test_one_row_is_found_by_its_name(inspect):
     code, out, _ = inspect("+inspect.row=train.jsonl:3")
     assert code == 0

@@ -1,0 +1,67 @@
+"""What a chat template says before it is applied: the variables that it reads, and the markup that it writes.
+
+Jinja gives every name that nobody asks for, and every tag that is no token, to the wind: neither is an error there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import Environment, TemplateSyntaxError, meta
+
+FROM_US = re.compile(r"messages|tools|documents|add_generation_prompt|raise_exception|strftime_now|\w+_token")
+"""Variables that transformers fills in."""
+
+GENERATION = re.compile(r"{%[-+]?\s*(end)?generation\s*[-+]?%}")
+"""The tags around what the assistant says; transformers' own, which Jinja does not know."""
+
+MARKUP = re.compile(r"<[|｜][\w▁./:-]+[|｜]>")
+
+
+def variables(tokenizer: Any) -> frozenset[str] | None:
+    """The names that the tokenizer's templates look up; None where there is no template, or none that can be read."""
+    names = [_variables(template) for template in _templates(tokenizer)]
+    known = [of_one for of_one in names if of_one is not None]
+    return frozenset().union(*known) if known and len(known) == len(names) else None
+
+
+def unread(given: Iterable[str], read: frozenset[str] | None, whose: str) -> Iterator[str]:
+    """A clause for each name that no template looks up: "... does not read enable_thinkin of ..."; whose: its place."""
+    for name in sorted(set(given) - (read if read is not None else set(given))):
+        own = sorted(variable for variable in read or () if not FROM_US.fullmatch(variable))
+        close = get_close_matches(name, own, n=1)
+        others = f"it reads {', '.join(own)}" if own else "it has no variables of its own"
+        yield (
+            f"the chat template does not read {name} of {whose}, which so changes nothing; "
+            f"{f'did you mean {close[0]}?' if close else others}"
+        )
+
+
+def remarks(tokenizer: Any, options: Mapping[str, Any]) -> Iterator[str]:
+    """What looks like a mistake in a template and the variables that it is given; a line each."""
+    yield from unread(options, variables(tokenizer), "data.apply_chat_template_kwargs")
+    tags = dict.fromkeys(tag for template in _templates(tokenizer) for tag in MARKUP.findall(template))
+    if broken := [tag for tag in tags if len(tokenizer.encode(tag, add_special_tokens=False)) > 1]:
+        yield (
+            f"the chat template writes {', '.join(broken)}, of which the tokenizer makes several tokens each, as of "
+            "any text; a template made for this tokenizer (data.chat_template) writes tokens that it knows"
+        )
+
+
+def _templates(tokenizer: Any) -> list[str]:
+    """The texts of the template, or of those for several uses."""
+    given = tokenizer.chat_template or {}
+    return list(given.values()) if isinstance(given, Mapping) else [given]
+
+
+@lru_cache(maxsize=64)
+def _variables(template: str) -> frozenset[str] | None:
+    environment = Environment(extensions=["jinja2.ext.loopcontrols"])
+    try:
+        return frozenset(meta.find_undeclared_variables(environment.parse(GENERATION.sub("", template))))
+    except TemplateSyntaxError:
+        return None  # said, with its row, where the template is applied
