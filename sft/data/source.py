@@ -54,7 +54,7 @@ def expand_files(specs: Iterable[str], say: Callable[[str], None] = lambda line:
         elif path.exists() or path.is_symlink():
             found = [path]
         elif (dataset := hub.dataset_named(spec)) and not glob.has_magic(spec):
-            found = hub.files_of(dataset, data_files_in, say)
+            found = hub.files_of(dataset, is_data, say)
         else:
             found = sorted(Path(match) for match in glob.glob(spec, recursive=True))  # noqa: PTH207 - may be absolute
         if not found:
@@ -83,13 +83,12 @@ def names_of(paths: Iterable[Path]) -> dict[Path, str]:
 
 def data_files_in(directory: Path) -> list[Path]:
     """The data files below a directory, sorted."""
-    return sorted(
-        path
-        for path in directory.rglob("*")
-        if path.suffix in SEARCHED_SUFFIXES
-        and not path.is_dir()
-        and not any(part.startswith(".") for part in path.relative_to(directory).parts)
-    )
+    return sorted(path for path in directory.rglob("*") if is_data(path.relative_to(directory)) and not path.is_dir())
+
+
+def is_data(path: Path) -> bool:
+    """Whether a directory that is searched has data at this path, relative to it: of a known suffix, and not hidden."""
+    return path.suffix in SEARCHED_SUFFIXES and not any(part.startswith(".") for part in path.parts)
 
 
 def fingerprint_file(path: Path) -> str:

@@ -1,5 +1,7 @@
 """org/name[/folder][:split]: files of a hub data set, from a cache that we lay out here as the hub's client does."""
 
+from fnmatch import fnmatchcase
+
 import huggingface_hub.constants
 import pytest
 
@@ -77,7 +79,7 @@ def test_the_files_of_a_split(hub, files, spec, found):
         (FLAT, "org/name:validation", "no parquet or jsonl file of the split validation; found data/test-0.jsonl"),
         (["test.jsonl"], "org/name", r"no split train; name one of \['test'\]: org/name:test"),
         (CONFIGURATIONS, "org/name", r"several configurations \('main', 'socratic'\); choose one: org/name/socratic"),
-        (FLAT, "org/other", "no local path .*the hub did not give.*LocalEntryNotFound.*network.*local path"),
+        (FLAT, "org/other", "no local path .*the hub did not give.*OfflineModeIsEnabled.*network.*local path"),
         (["README.md"], "org/name", "no parquet or jsonl file; found nothing"),
     ],
 )
@@ -85,6 +87,34 @@ def test_what_the_hub_does_not_have(hub, files, spec, message):
     hub("org/name", files)
     with pytest.raises(InputError, match=message):
         expand_files([spec])
+
+
+@pytest.mark.parametrize(
+    ("spec", "downloaded"),
+    [
+        ("org/name/en:train", ["en/train-0.jsonl", "en/train-[1].jsonl"]),
+        ("org/name/en", ["en/train-0.jsonl", "en/train-[1].jsonl"]),
+        ("org/name/fr", ["fr/train.jsonl"]),
+        ("org/name/fr:test", ["fr/test.jsonl"]),
+    ],
+)
+def test_only_the_files_of_the_split_are_downloaded(tmp_path, monkeypatch, spec, downloaded):
+    """By a stub of the client, whose hub holds more than anybody wants."""
+    there = ["README.md", "en/train-0.jsonl", "en/train-[1].jsonl", "en/test.jsonl", "fr/train.jsonl", "fr/test.jsonl",
+             "fr/.train.jsonl"]  # fmt: skip
+    asked = []
+
+    def download(repo_id, *, repo_type, allow_patterns):
+        asked.extend(name for name in there if any(fnmatchcase(name, pattern) for pattern in allow_patterns))
+        for name in asked:
+            write_jsonl(tmp_path / name, [])
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, repo_id, *, repo_type: there)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    assert expand_files([spec]) == [tmp_path / name for name in downloaded]
+    assert asked == downloaded
 
 
 def test_a_path_that_exists_is_no_hub_id(hub, tmp_path):
