@@ -64,7 +64,8 @@ def convert(
 ) -> dict[str, int]:
     """Writes out/{split}.parquet for every split, all of them or none; returns the rows of each.
 
-    Where train is all there is, val_fraction of its rows (None: VAL_FRACTION), at least one, become test.
+    Where train is all there is, val_fraction of its rows (None: VAL_FRACTION), at least one, become test; of a single
+    row none does, unless val_fraction asks for it, which is an error.
     Raises ValueError for a split without a usable row and, if strict, for any unusable row.
     """
     tallies = {split: _look(split, rows, to_exchange) for split, rows in source.items()}
@@ -89,6 +90,8 @@ def convert(
     written = write_parquet(rows(), paths, _schema(tallies.values()))
     for part, count in written.items():
         say(f"{paths[part]}: {count} rows")
+    if set(source) == {"train"} and val_fraction is None and not drawn:
+        say("no test was drawn: train has a single row")
     if drawn:
         say(f"test was drawn from train with --seed {seed}: --val_fraction sets its size, 0 draws none")
     for old in (out / f"{split}.parquet" for split in SPLITS if split not in parts):
@@ -182,6 +185,8 @@ def _draw_test(tallies: Mapping[str, Tally], val_fraction: float | None, seed: i
         raise ValueError(f"--val_fraction={fraction} must be at least 0 and less than 1.")
     usable = tallies["train"].usable
     count = max(1, round(usable * fraction)) if fraction else 0
+    if count == usable == 1 and val_fraction is None:
+        return frozenset()
     if count == usable:
         raise ValueError(f"--val_fraction={fraction} of {usable} rows leaves none to train; 0 draws none.")
     return frozenset(random.Random(seed).sample(range(usable), count))

@@ -77,6 +77,13 @@ def test_an_undivided_source_is_divided_by_the_seed(tmp_path):
     assert convert(source, to_exchange, tmp_path / "d", data_source="d", val_fraction=0) == {"train": 49}
 
 
+def test_a_single_row_is_train_unless_a_part_of_it_is_asked_for(tmp_path):
+    said = []
+    assert convert({"train": rows(1)}, to_exchange, tmp_path, data_source="d", say=said.append) == {"train": 1}
+    assert said[-1] == "no test was drawn: train has a single row"
+    assert not (tmp_path / "test.parquet").exists()
+
+
 def test_the_same_input_gives_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "ROWS_AT_ONCE", 8)
     source = {"train": rows(50, _7={"facts": {"z": "1", "a": "2"}}, _9={"columns": {"tools": "[]"}})}
@@ -136,7 +143,11 @@ def test_all_files_have_the_columns_that_some_row_has(tmp_path):
             {"strict": True},
             r"train: unusable 1: x \(first file:1: found 1\). Mend",
         ),
-        ({"train": rows(1)}, {}, "--val_fraction=0.02 of 1 rows leaves none to train; 0 draws none"),
+        (
+            {"train": rows(1)},
+            {"val_fraction": 0.02},
+            "--val_fraction=0.02 of 1 rows leaves none to train; 0 draws none",
+        ),
         ({"train": rows(9)}, {"val_fraction": 1.0}, "--val_fraction=1.0 must be at least 0 and less than 1"),
         ({"train": rows(9)}, {"val_fraction": -0.1}, "--val_fraction=-0.1 must be at least 0 and less than 1"),
         ({"train": rows(9), "test": rows(9)}, {"val_fraction": 0.1}, "the source has its own splits: train, test"),
