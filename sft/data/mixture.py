@@ -61,13 +61,19 @@ class Mixture:
         An epoch sees the sources without a fraction as often as their weights say. Where every source has a
         fraction, it has as many samples as the sources hold together.
         """
-        weighted = [max(1, round(source.samples * source.weight)) for source in self.sources]
-        rest = sum(count for source, count in zip(self.sources, weighted, strict=True) if source.fraction is None)
+        return tuple(round(share) for share in self.shares)
+
+    @cached_property
+    def shares(self) -> tuple[float, ...]:
+        """The counts before they are rounded."""
+        weighted = [source.samples * source.weight for source in self.sources]
+        of_weights = [share for source, share in zip(self.sources, weighted, strict=True) if source.fraction is None]
         fractions = math.fsum(source.fraction or 0.0 for source in self.sources)
-        total = rest / (1 - fractions) if rest else sum(source.samples for source in self.sources)
+        samples = sum(source.samples for source in self.sources)
+        total = sum(map(round, of_weights)) / (1 - fractions) if of_weights else samples
         return tuple(
-            count if source.fraction is None else max(1, round(total * source.fraction))
-            for source, count in zip(self.sources, weighted, strict=True)
+            share if source.fraction is None else total * source.fraction
+            for source, share in zip(self.sources, weighted, strict=True)
         )
 
     @cached_property
@@ -159,9 +165,25 @@ def describe(mixture: Mixture, lengths: np.ndarray) -> str:
 
 
 def refuse_empty(sources: Sequence[Source]) -> None:
-    """Raises InputError for sources of which nothing is left: their weight or fraction could not be kept."""
+    """Raises InputError for sources of which nothing is left, or an epoch would hold less than one sample.
+
+    Their weight or fraction could not be kept.
+    """
     if empty := [source.name for source in sources if not source.samples]:
         raise InputError(
             f"data.mixture: no sample is left of {', '.join(empty)}; check its rows, data.truncation and "
             "data.max_length, or take it out."
+        )
+    mixture = Mixture(tuple(sources))
+    small = [
+        f"{source.name} (weight={source.weight:g} of {source.samples:,} samples comes to {share:.2g})"
+        if source.fraction is None
+        else f"{source.name} (fraction={source.fraction:g} comes to {share:.2g})"
+        for source, share, count in zip(sources, mixture.shares, mixture.counts, strict=True)
+        if not count
+    ]
+    if small:
+        raise InputError(
+            f"data.mixture: an epoch of {len(mixture):,} samples would hold less than one of {' and '.join(small)}; "
+            "give it a larger share, or take it out."
         )

@@ -4,11 +4,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sft.data import plan
-from sft.data.mixture import Mixture, Source, epoch_order
+from sft.data.mixture import Mixture, Source, epoch_order, refuse_empty
+from sft.errors import InputError
 
 SEEDS = st.integers(0, 5)
 SIZES = st.integers(1, 60)
@@ -31,12 +32,14 @@ def mixtures(draw):
     fractions = [share / sum(shares) for share in shares]
     fractioned = draw(st.lists(st.booleans(), min_size=len(shares), max_size=len(shares)))
     weights = st.sampled_from([0.1, 0.5, 1.0, 1.5, 2.0, 3.0])
-    return mixture_of(
+    mixture = mixture_of(
         *(
             (draw(SIZES), None, fraction) if has_fraction else (draw(SIZES), draw(weights), None)
             for fraction, has_fraction in zip(fractions, fractioned, strict=True)
         )
     )
+    assume(all(mixture.counts))  # others are refused
+    return mixture
 
 
 def steps_of(mixture, number, batch_size=8, seed=1, first=1):
@@ -97,6 +100,18 @@ def test_fractions_count_from_what_the_others_hold():
     assert mixture_of((850, None, None), (5, None, 0.15)).counts == (850, 150)
     assert mixture_of((100, 3.0, None), (1000, None, 0.25)).counts == (300, 100)
     assert mixture_of((90, None, 0.7), (10, None, 0.2), (100, None, 0.1)).counts == (140, 40, 20)  # Σ = 0.999...
+
+
+def test_a_share_of_less_than_one_sample_is_refused():
+    with pytest.raises(InputError) as caught:
+        refuse_empty(mixture_of((40, 1e-9, None), (40, None, 1e-5)).sources)
+    assert str(caught.value) == (
+        "data.mixture: an epoch of 0 samples would hold less than one of 0 (weight=1e-09 of 40 samples comes to 4e-08) "
+        "and 1 (fraction=1e-05 comes to 0); give it a larger share, or take it out."
+    )
+    with pytest.raises(InputError, match=r"an epoch of 40 samples .* one of 1 \(fraction=0.01 comes to 0.4\); give"):
+        refuse_empty(mixture_of((40, None, None), (40, None, 0.01)).sources)
+    refuse_empty(mixture_of((40, None, None), (1, None, 0.02)).sources)  # 0.8 of a sample is one
 
 
 @pytest.mark.parametrize("batch_size", [8, 20, 64])
