@@ -96,7 +96,23 @@ def _expand(entries: Sequence[str], say: Callable[[str], None]) -> list[dict[Pat
     """The files of each entry, with what messages call them."""
     paths = [expand_files([entry], say) for entry in entries]
     names = names_of(path for of_entry in paths for path in of_entry)
+    if line := _read_twice(entries, paths):
+        say(line)
     return [{path: names[path] for path in of_entry} for of_entry in paths]
+
+
+def _read_twice(entries: Sequence[str], paths: Sequence[Sequence[Path]]) -> str | None:
+    """The line about files that more than one entry leads to: repeated data may be meant, or not."""
+    entries_of: dict[Path, list[str]] = {}
+    for entry, of_entry in zip(entries, paths, strict=True):
+        for file in dict.fromkeys(path.resolve() for path in of_entry):
+            entries_of.setdefault(file, []).append(entry)
+    shared = [(file, among) for file, among in entries_of.items() if len(among) > 1]
+    if not shared:
+        return None
+    file, among = shared[0]
+    more = f" (and {len(shared) - 1:,} more files)" if len(shared) > 1 else ""
+    return f"{file.name}{more} is read {len(among)} times: by the entries {', '.join(among)}"
 
 
 def _open(

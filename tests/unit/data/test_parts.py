@@ -73,7 +73,7 @@ def test_text_beside_conversations_is_trained_whole(open_mixture):
 def test_text_beside_columns_of_messages(open_mixture, tmp_path):
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     write_jsonl(tmp_path / "turns.jsonl", [{"messages": turns}])
-    dataset = open_mixture({"path": "turns.jsonl"}, TEXT, overrides=["data.multiturn.enable=true"])
+    dataset = open_mixture({"path": "turns.jsonl"}, {**TEXT, "fraction": 0.5}, overrides=["data.multiturn.enable=true"])
     assert [source.samples for source in dataset.mixture.sources] == [1, 10]
 
 
@@ -149,6 +149,18 @@ def test_a_curriculum_by_length(open_mixture):
     lengths = dataset.samples.lengths
     assert (np.diff(lengths[epoch_order(dataset.mixture, 1, 0)]) >= 0).all()
     assert (np.diff(lengths[epoch_order(dataset.mixture, 1, 1)]) < 0).any()
+
+
+def test_a_file_of_two_entries_is_said_in_one_line(open_mixture, tmp_path):
+    assert not any("times" in line for line in (open_mixture({"path": "*.jsonl"}), open_mixture.said)[1])
+    dataset = open_mixture(CHAT, {"path": "*.jsonl"}, {"path": "text.jsonl", "weight": 2})
+    assert len(dataset) == 100
+    assert [line for line in open_mixture.said if "times" in line] == [
+        f"chat.jsonl (and 1 more files) is read 2 times: by the entries {tmp_path}/chat.jsonl, {tmp_path}/*.jsonl"
+    ]
+    open_mixture(TEXT, {"path": "text.jsonl"})
+    expected = f"text.jsonl is read 2 times: by the entries {tmp_path}/text.jsonl, {tmp_path}/text.jsonl"
+    assert open_mixture.said.count(expected) == 1
 
 
 def graded(tmp_path, levels):
