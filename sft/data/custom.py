@@ -76,6 +76,7 @@ def rows_of_class(
             {key: value for key, value in asdict(config).items() if key not in ("cache_dir", "custom_cls")},
         ],
         columns_found=frozenset(),
+        format="custom",
         read=lambda: _items(open_once(), name, path),
         count=lambda: len(open_once()),
         convert=partial(

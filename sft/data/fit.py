@@ -94,17 +94,19 @@ def fit(store: SampleStore, *, max_length: int, truncation: str) -> tuple[Fitted
             f"data.max_length={max_length} (longest {lengths.max():,}); first: {first}. "
             "Raise data.max_length, or set data.truncation=left|right|drop."
         )
-    cut = too_long if truncation != "drop" else np.zeros_like(too_long)
+    dropped = too_long & (truncation == "drop")
+    cut = too_long & ~dropped
     fitted_lengths = np.where(cut, max_length, lengths)
     starts = np.where(cut, lengths - max_length, 0) if truncation == "left" else np.zeros_like(lengths)
     # The window's first token has nothing before it to be predicted from.
     learns = (store.last_supervised > starts) & (store.first_supervised < starts + fitted_lengths)
-    kept = learns & ~(too_long & (truncation == "drop"))
+    emptied = cut & ~learns
+    kept = learns & ~dropped
 
     def first_of(which: np.ndarray) -> tuple[str, ...]:
         return tuple(store.where(i) for i in ids[which][:MAX_SHOWN])
 
-    truncated, dropped, emptied = kept & cut, too_long & (truncation == "drop"), ~learns & cut
+    truncated = kept & cut
     report = FitReport(
         samples=int(kept.sum()),
         truncated=int(truncated.sum()),

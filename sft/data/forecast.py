@@ -74,15 +74,23 @@ def forecast(
 def sentence(view: Forecast, dataset: Dataset, batch_size: int) -> str:
     """The arithmetic of a step as one sentence."""
     ranks = f"{view.dp_size} dp" + (f" (of {view.sp_size} sp ranks each)" if view.sp_size > 1 else "")
-    size = f"up to {dataset.max_tokens:,} tokens" if dataset.max_tokens else f"{dataset.micro_batch_size} samples"
+    full = view.dp_size * view.micro_batches * dataset.micro_batch_size == view.samples
+    size = "up to " * (not full) + _number(dataset.micro_batch_size, "sample")
+    if dataset.max_tokens:
+        size = f"up to {dataset.max_tokens:,} tokens"
     few = len(dataset.mixture) < batch_size
     small = f"; warning: that is all, fewer than data.train_batch_size={batch_size}" if few else ""
     return (
-        f"step = {ranks} x {view.micro_batches} micro-batches of {size} = {view.samples} samples, about "
+        f"step = {ranks} x {_number(view.micro_batches, 'micro-batch', 'es')} of {size} = "
+        f"{_number(view.samples, 'sample')}, about "
         f"{view.tokens_per_sample * view.samples:,.0f} tokens, {view.padding_frac:.1%} padding; "
         f"{view.total_steps:,} steps = {view.total_steps / view.steps_per_epoch:.2f} epochs of "
         f"{view.steps_per_epoch:,}{small}"
     )
+
+
+def _number(count: int, what: str, plural: str = "s") -> str:
+    return f"{count} {what}{plural * (count != 1)}"
 
 
 def _positions(lengths: np.ndarray, *, packed: bool, sp_size: int) -> int:

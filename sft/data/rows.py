@@ -44,6 +44,7 @@ class RowSource:
     around_number: tuple[str, str]
     fingerprint: Callable[[], list[Any]]
     columns_found: frozenset[str]
+    format: str
     read: Callable[[], Iterator[Row]]
     count: Callable[[], int]
     convert: Callable[[Row], Item]
@@ -88,6 +89,7 @@ def rows_of_file(
             max_length if is_text else None,
         ],
         columns_found=frozenset(column for _, cells in first for column in cells),
+        format=columns.format,
         read=partial(read_rows, path, name),
         count=partial(count_rows, path),
         convert=partial(to_document, columns=columns)
@@ -99,10 +101,14 @@ def rows_of_file(
 
 
 def differences(sources: list[RowSource]) -> list[str]:
-    """One line for each file whose columns are not those of the first: "b.jsonl lacks the column tools of a.jsonl"."""
+    """One line for each file whose columns are not those of the first: "b.jsonl lacks the column tools of a.jsonl".
+
+    The first of its format: files of several formats have other columns, and their verdicts say so.
+    """
     lines = []
-    for source in sources[1:]:
-        first = sources[0]
+    first_of: dict[str, RowSource] = {}
+    for source in sources:
+        first = first_of.setdefault(source.format, source)
         for who, whose in ((source, first), (first, source)):
             if lacks := sorted(whose.columns_found - who.columns_found):
                 lines.append(f"{who.name} lacks the column{'s' * (len(lacks) > 1)} {', '.join(lacks)} of {whose.name}")

@@ -22,10 +22,9 @@ def find_template(given: str) -> str:
     if Path(given).is_file():
         return Path(given).read_text()
     close = get_close_matches(given, NAMES, n=1)
-    guess = f"did you mean {close[0]}? " if close else ""
+    guess = f"did you mean {close[0]}? Names: " if close else "the names are "
     raise InputError(
-        f"data.chat_template={given!r} is neither a Jinja template, nor a file, nor a name; {guess}"
-        f"Names: {', '.join(NAMES)}."
+        f"data.chat_template={given!r} is neither a Jinja template, nor a file, nor a name; {guess}{', '.join(NAMES)}."
     )
 
 

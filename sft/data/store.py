@@ -51,7 +51,6 @@ class SampleStore:
         self.lengths = _joined([np.diff(offsets) for offsets, _ in self._ids])
         self.first_supervised = _joined([batch["first_supervised"].to_numpy() for batch in self._batches])
         self.last_supervised = _joined([batch["last_supervised"].to_numpy() for batch in self._batches])
-
         self.digests = _joined([batch["digest"].to_numpy() for batch in self._batches])
 
     def __len__(self) -> int:

@@ -67,7 +67,7 @@ def test_lines_for_people_and_lines_for_programs_say_the_same(finished):
         assert re.search(rf"^{re.escape(shown)} ", done.stdout, re.MULTILINE)
         assert re.search(rf" {re.escape(shown)} ", (cwd / "run" / "training.log").read_text())
     assert ["val/loss" in line for line in metrics] == [False, True, True]
-    assert "step = 2 dp x 1 micro-batches of 2 samples = 4 samples" in done.stdout
+    assert "step = 2 dp x 1 micro-batch of 2 samples = 4 samples" in done.stdout
 
 
 def test_the_data_is_told_once(finished):

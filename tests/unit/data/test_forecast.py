@@ -73,4 +73,8 @@ def test_the_sentence():
         "step = 1 dp x 2 micro-batches of 2 samples = 4 samples, about 60 tokens, 25.0% padding; "
         "6 steps = 6.00 epochs of 1"
     )
+    few = dataset([10, 10, 10], packed=False, micro_batch_size=4)
+    assert sentence(look(few), few, 4).startswith("step = 1 dp x 1 micro-batch of up to 4 samples = 3 samples, about")
+    one = dataset([10], packed=False, micro_batch_size=1)
+    assert sentence(look(one), one, 1).startswith("step = 1 dp x 1 micro-batch of 1 sample = 1 sample, about 10 tokens")
     assert "warning: that is all, fewer than data.train_batch_size=8" in sentence(look(data, batch_size=8), data, 8)

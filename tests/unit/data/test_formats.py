@@ -469,3 +469,7 @@ def test_columns_that_files_do_not_share_are_named(tmp_path):
         "second.jsonl lacks the column tools of first.jsonl",
         "first.jsonl lacks the columns id, source of second.jsonl",
     ]
+    chats = write_jsonl(tmp_path / "chats.jsonl", [{"messages": MESSAGES}])
+    more = write_jsonl(tmp_path / "more.jsonl", [{"messages": MESSAGES, "id": 1}])
+    others = [rows_of_file(p, COLUMNS, {}, max_length=100, say=lambda line: None) for p in (chats, more)]
+    assert differences([sources[0], *others]) == ["chats.jsonl lacks the column id of more.jsonl"]
