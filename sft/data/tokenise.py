@@ -83,34 +83,31 @@ class Encoded:
 
 def tokenise(rows: Sequence[Row], source: RowSource, recipe: Recipe) -> Encoded:
     """The samples of some rows of `source`; rows that cannot be used are left out and named."""
-    usable, items, encoded, bad, counts = rows, [], [], [], Counter[str]()
+    usable, items, difficulties, encoded, bad, counts = rows, [], [], [], [], Counter[str]()
     try:
         items = [source.convert(row) for row in rows]
-        encoded = _encode(rows, items, source, recipe, counts)
+        difficulties = _difficulties(rows, source)
+        encoded = encode_items(items, recipe, source.max_length, counts)
     except InputError:
-        usable, items, counts = [], [], Counter[str]()
+        usable, items, difficulties, counts = [], [], [], Counter[str]()
         for row in rows:  # each by itself: fixing a file one message at a time is no fun
             try:
-                item = source.convert(row)
-                encoded += _encode([row], [item], source, recipe, counts)
+                item, difficulty = source.convert(row), _difficulties([row], source)
+                encoded += encode_items([item], recipe, source.max_length, counts)
                 items.append(item)
+                difficulties += difficulty
                 usable.append(row)
             except InputError as error:
                 bad.append(_bounded(str(error)))
     places = [where for where, _ in usable]
     untrained = [where for where, samples in zip(places, encoded, strict=True) if not samples]
     typed = [where for where, item in zip(places, items, strict=True) if _spells(recipe.special_tokens, item)]
-    return Encoded(len(rows), _to_arrow(usable, encoded, source), bad, untrained, typed, counts)
+    return Encoded(len(rows), _to_arrow(usable, encoded, difficulties, source), bad, untrained, typed, counts)
 
 
-def _encode(
-    rows: Sequence[Row], items: Sequence[Item], source: RowSource, recipe: Recipe, counts: Counter[str]
-) -> list[list[Sample]]:
-    """The samples of every row. Raises InputError for a row that cannot be used, be it for its difficulty alone."""
-    if source.difficulty is not None:
-        for row in rows:
-            source.difficulty(row)
-    return encode_items(items, recipe, source.max_length, counts)
+def _difficulties(rows: Sequence[Row], source: RowSource) -> list[float]:
+    """That of every row, for a curriculum by a column; else none. Raises InputError for a row without one."""
+    return [] if source.difficulty is None else [source.difficulty(row) for row in rows]
 
 
 def encode_items(items: Sequence[Item], recipe: Recipe, max_length: int, counts: Counter[str]) -> list[list[Sample]]:
@@ -157,7 +154,9 @@ def _refuse_silence(conversation: Conversation, supervision: Supervision) -> Non
             )
 
 
-def _to_arrow(rows: Sequence[Row], encoded: Sequence[list[Sample]], source: RowSource) -> pa.RecordBatch:
+def _to_arrow(
+    rows: Sequence[Row], encoded: Sequence[list[Sample]], difficulties: Sequence[float], source: RowSource
+) -> pa.RecordBatch:
     samples = [sample for of_one_row in encoded for sample in of_one_row]
     before, after = map(len, source.around_number)
     numbers = [int(where[before : len(where) - after]) for where, _ in rows]
@@ -172,8 +171,7 @@ def _to_arrow(rows: Sequence[Row], encoded: Sequence[list[Sample]], source: RowS
         pa.array([_digest(sample) for sample in samples], pa.uint64()),
     ]
     if source.difficulty is not None:
-        of_row = map(source.difficulty, rows)
-        of_sample = [value for value, samples in zip(of_row, encoded, strict=True) for _ in samples]
+        of_sample = [value for value, samples in zip(difficulties, encoded, strict=True) for _ in samples]
         columns_of_batch.append(pa.array(of_sample, pa.float64()))
     return pa.record_batch(columns_of_batch, schema=schema_of(source))
 
