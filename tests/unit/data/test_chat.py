@@ -500,9 +500,12 @@ def test_a_result_that_is_data_is_written_as_json(chatml, role, content, text):
             [user("a"), assistant(["b", {"type": "thinking", "thinking": "c"}])],
             r"messages\[1\].content thinks behind its words",
         ),
-        (
-            [user("a"), assistant([{"type": "thinking", "thinking": "b"}, "c"], thinking="d")],
-            r"messages\[1\] states its reasoning more than once, and differently: .* and thinking",
+        *(
+            (
+                [user("a"), assistant([{"type": "thinking", "thinking": "b"}, "c"], **{key: "d"})],
+                rf"messages\[1\] states its reasoning more than once, .*: a part of its content and {key};",
+            )
+            for key in ("reasoning_content", "thinking")
         ),
         (
             [user("a"), {"role": "tool", "content": [{"type": "image"}]}, assistant("b")],
