@@ -149,14 +149,8 @@ def encodable(value: str) -> str:
 
 
 def json_text(value: Any) -> str:
-    """The value as JSON, the same text for the same value. Arrow's nulls, the keys of sibling rows, are left out."""
-    return encodable(json.dumps(_without_nulls(value), ensure_ascii=False))
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list | tuple) else value
+    """The value as JSON, the same text for the same value."""
+    return encodable(json.dumps(value, ensure_ascii=False))
 
 
 def after_hashes(solution: str) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -120,7 +120,7 @@ def _parquet(path: Path) -> pq.ParquetFile:
 def _read(path: Path) -> Iterator[NamedRow]:
     if path.suffix == ".parquet":
         batches = _parquet(path).iter_batches(batch_size=1024)
-        return _numbered(path.name, (row for batch in batches for row in batch.to_pylist()))
+        return _from_arrow(path.name, (row for batch in batches for row in batch.to_pylist()))
     with path.open("rb") as file:
         is_array = _is_array(file.read(64))
     return _read_array(path) if is_array else _read_lines(path)
@@ -137,6 +137,18 @@ def _read_lines(path: Path) -> Iterator[NamedRow]:
 
 def _read_array(path: Path) -> Iterator[NamedRow]:
     return _numbered(path.name, _parse(_decode(path.read_bytes(), path.name), path.name))
+
+
+def _from_arrow(name: str, rows: Iterable[Any]) -> Iterator[NamedRow]:
+    """The rows without the keys that Arrow filled with null, since siblings have them; columns stay."""
+    for where, row in _numbered(name, rows):
+        yield where, {column: _without_nulls(value) for column, value in row.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _numbered(name: str, rows: Any) -> Iterator[NamedRow]:
@@ -185,5 +197,5 @@ def _hub(hub_id: str, hub_config: str | None) -> dict[str, Rows]:
         if split in splits:
             names = ", ".join(map(str, found))
             raise ValueError(f"{hub_id} has several splits for {split} ({names}); download what you want, {WAY_OUT}")
-        splits[split] = Rows(partial(_numbered, f"{hub_id}/{name}", rows), len(rows))
+        splits[split] = Rows(partial(_from_arrow, f"{hub_id}/{name}", rows), len(rows))
     return splits

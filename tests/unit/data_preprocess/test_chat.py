@@ -52,7 +52,7 @@ def test_the_prompt_is_all_before_the_last_reply():
     [
         [CALL],
         json.dumps([CALL]),
-        [{"id": "c1", "function": {"name": "add", "arguments": {"a": 1, "b": 1, "c": None}}}],
+        [{"id": "c1", "function": {"name": "add", "arguments": {"a": 1, "b": 1}}}],
         [{"id": "c1", "name": "add", "arguments": '{"a": 1, "b": 1}'}],
     ],
 )
@@ -108,7 +108,7 @@ def test_reasoning_names_and_weights_stay():
 
 
 def test_the_rest_of_the_row_stays():
-    tools = [{"name": "add", "parameters": {"a": None, "b": "ü"}}]
+    tools = [{"name": "add", "parameters": {"b": "ü"}}]
     row = {"tools": tools, "enable_thinking": False, "chat_template_kwargs": {"x": 1}, "other": 1}
     assert conversation([USER, REPLY], row).columns == {
         "tools": '[{"name": "add", "parameters": {"b": "ü"}}]',

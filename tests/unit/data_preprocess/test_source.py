@@ -107,6 +107,30 @@ def test_the_hub_is_read_through_datasets(monkeypatch):
     assert list(splits["train"].read()) == [("org/name/train:0", ROWS[0]), ("org/name/train:1", ROWS[1])]
 
 
+CALLS = [{"name": "add", "arguments": {"a": 1, "c": None}}, {"name": "now", "arguments": {"zone": {"at": None}}}]
+
+
+@pytest.mark.parametrize("name", ["calls.jsonl", "calls.json"])
+def test_a_null_that_json_says_is_kept(tmp_path, name):
+    rows = [{"call": call, "none": None} for call in CALLS]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / name).write_text(json.dumps(rows) if name == "calls.json" else lines)
+    assert [row for _, row in rows_of(tmp_path / name)["train"]] == rows
+
+
+def test_a_null_with_which_arrow_fills_the_keys_of_siblings_is_no_key(tmp_path, monkeypatch):
+    pq.write_table(pa.Table.from_pylist([{"call": call, "none": None} for call in CALLS]), tmp_path / "calls.parquet")
+    filled = pq.read_table(tmp_path / "calls.parquet").to_pylist()
+    assert filled[1]["call"]["arguments"]["a"] is None, "Arrow must fill, or nothing is tested"
+    hub(monkeypatch, lambda *_: {"train": filled})
+    expected = [
+        {"call": {"name": "add", "arguments": {"a": 1}}, "none": None},
+        {"call": {"name": "now", "arguments": {"zone": {}}}, "none": None},
+    ]
+    of_file, of_hub = rows_of(tmp_path / "calls.parquet")["train"], open_source(None, hub_id="org/name")["train"].read()
+    assert [row for _, row in of_file] == [row for _, row in of_hub] == expected
+
+
 def test_a_hub_that_cannot_be_read_is_named(monkeypatch):
     def unreachable(*_):
         raise ConnectionError("no route\nto host")
