@@ -54,9 +54,12 @@ def is_silent(message: Any) -> bool:
     """Whether this, before cleaning, is an assistant's message that says nothing: no words, thoughts or calls."""
     if not isinstance(message, Mapping) or message.get("role") != "assistant" or message.get("tool_calls"):
         return False
+    content = message.get("content")
+    if isinstance(content, str) and content.strip():
+        return False
     if any((_words(message.get(key)) or "").strip() for key in REASONING_KEYS):
         return False
-    parts = _parts(message.get("content"))
+    parts = _parts(content)
     return parts is not None and not any(words.strip() for _, words in parts)
 
 
@@ -195,6 +198,8 @@ def _present(value: Any) -> Any:
 
 def without_nulls(value: Any) -> Any:
     """The value without the dict keys that hold None, at any depth."""
+    if isinstance(value, str):  # nearly every one
+        return value
     if isinstance(value, Mapping):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list | tuple):

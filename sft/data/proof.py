@@ -34,7 +34,7 @@ class MaskError(InputError):
 
 def check_reply_is_speech(message: dict[str, Any], shapes: TurnShapes, turn: int, where: str) -> None:
     """Nothing in a reply that is trained would become a token of the template's own markup. Raises MaskError."""
-    calls = json.dumps(message.get("tool_calls", []), ensure_ascii=False, default=str)
+    calls = json.dumps(message["tool_calls"], ensure_ascii=False, default=str) if "tool_calls" in message else ""
     for said in (message.get("content", ""), *(message[key] for key in REASONING_KEYS if key in message), calls):
         _refuse_stops(said, shapes, turn, where)
         for token in shapes.control_tokens:

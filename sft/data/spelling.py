@@ -16,9 +16,10 @@ def find_in_order(text: str, parts: Sequence[Any], at: int = 0) -> tuple[str | N
 
     Each part takes the first place behind the one before it, so that no piece of the text speaks for two.
     """
-    end = at
+    end, has_escapes = at, "\\" in text
     for part in parts:
-        ends = [place + len(spelt) for spelt in _spellings(part) if (place := text.find(spelt, end)) >= 0]
+        spellings = _spellings(part, has_escapes)
+        ends = [place + len(spelt) for spelt in spellings if (place := text.find(spelt, end)) >= 0]
         if not ends:
             return str(part), at
         end = min(ends)
@@ -49,12 +50,15 @@ def _leaves(value: Any, is_sorted: bool = False) -> Iterator[Any]:
         yield value
 
 
-def _spellings(part: Any) -> set[str]:
-    """A part as it is, as JSON (Llama 3 prints tool results so), as JSON inside JSON, and as Python prints it."""
+def _spellings(part: Any, has_escapes: bool) -> set[str]:
+    """A part as it is, as JSON (Llama 3 prints tool results so), as JSON inside JSON, and as Python prints it.
+
+    has_escapes: whether the text has backslashes at all, without which no other spelling of a text can stand in it.
+    """
     if not isinstance(part, str):
         return {json.dumps(part, default=str), str(part)}
     said = part.strip()
-    if PLAIN.fullmatch(said):
+    if not has_escapes or PLAIN.fullmatch(said):
         return {said}
     as_json = [json.dumps(said, ensure_ascii=is_ascii)[1:-1] for is_ascii in (False, True)]
     return {said, repr(said)[1:-1], *as_json, *(json.dumps(text, ensure_ascii=False)[1:-1] for text in as_json)}
