@@ -35,7 +35,9 @@ FORMAT = 8
 
 SAMPLES_FILE = "samples.arrow"
 COUNTED = ("rows", "samples", "tokens", "untrained rows", "rows with typed tokens", "bad rows")
-ROWS_AT_ONCE = 1024
+ROWS_AT_ONCE = 256  # few, so that no process is still at its last ones while the others have none left
+ROWS_PER_PROCESS = 1024  # fewer are not worth a fork
+ROWS_PER_VERDICT = 1024  # whose problems are listed together
 MAX_BAD_ROWS_SHOWN = 10
 MAX_PLACES = 5  # rows that are named as examples of something
 
@@ -112,7 +114,7 @@ def _build(
     untrained: list[str] = []
     typed: list[str] = []
     num_rows = _count(source, max_rows)
-    processes = processes_for(num_workers if source.is_plain else 1, -(-num_rows // ROWS_AT_ONCE))
+    processes = processes_for(num_workers if source.is_plain else 1, -(-num_rows // ROWS_PER_PROCESS))
     chunks = _chunks(source, max_rows, num_rows)
     parts = map_in_order(partial(tokenise, source=source, recipe=recipe), chunks, processes)
     try:
@@ -122,8 +124,6 @@ def _build(
             pa.ipc.new_file(sink, schema_of(source)) as writer,
         ):
             for part in parts:
-                if part.bad and bad_rows == "error":
-                    raise InputError(_listed(part.bad, part.rows))
                 writer.write_batch(part.batch)
                 first_bad = (first_bad + part.bad)[:MAX_BAD_ROWS_SHOWN]
                 untrained = (untrained + part.untrained)[:MAX_PLACES]
@@ -139,6 +139,10 @@ def _build(
                         "bad rows": len(part.bad),
                     }
                 )
+                if bad_rows == "error" and total["bad rows"] and total["rows"] % ROWS_PER_VERDICT == 0:
+                    break
+        if bad_rows == "error" and total["bad rows"]:
+            raise InputError(_listed(first_bad, total["bad rows"], total["rows"]))
         facts = {
             "source": source.name,
             **total,
@@ -209,10 +213,10 @@ def _chunks(source: RowSource, max_rows: int | None, num_rows: int) -> Iterator[
     return iter(lambda: list(itertools.islice(watched, ROWS_AT_ONCE)), [])
 
 
-def _listed(problems: Sequence[str], num_rows: int) -> str:
-    shown = "\n  ".join(dict.fromkeys(problems[:MAX_BAD_ROWS_SHOWN]))
-    more = f"\n  and {len(problems) - MAX_BAD_ROWS_SHOWN} more" if len(problems) > MAX_BAD_ROWS_SHOWN else ""
+def _listed(first: Sequence[str], num_bad: int, num_rows: int) -> str:
+    shown = "\n  ".join(dict.fromkeys(first))
+    more = f"\n  and {num_bad - len(first)} more" if num_bad > len(first) else ""
     return (
-        f"{len(problems)} of {num_rows} rows cannot be used:\n  {shown}{more}\n"
+        f"{num_bad} of {num_rows} rows cannot be used:\n  {shown}{more}\n"
         "Mend them, or set data.bad_rows=drop to leave such rows out."
     )

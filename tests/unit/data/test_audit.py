@@ -151,17 +151,17 @@ def test_a_sample_of_which_almost_nothing_trains(opened):
 
 
 def test_at_the_start_of_a_run_only_so_many_tokens_are_read(opened):
-    rows = [{"question": f"{n}?", "answer": "yes"} for n in range(2500)]  # three blocks of the cache
+    rows = [{"question": f"{n}?", "answer": "yes"} for n in range(700)]  # three blocks of the cache
     data = opened(rows)
     everything, beginning = audit(data, STOPS), audit(data, STOPS, most_tokens=1)
-    assert (everything.looked_at, beginning.looked_at) == (2500, 1024)
-    assert beginning.supervised_tokens.tolist() == everything.supervised_tokens[:1024].tolist()
-    assert "(of the first 1,024 samples)" in summary(beginning, "train")[1]
+    assert (everything.looked_at, beginning.looked_at) == (700, 256)
+    assert beginning.supervised_tokens.tolist() == everything.supervised_tokens[:256].tolist()
+    assert "(of the first 256 samples)" in summary(beginning, "train")[1]
 
 
 @pytest.mark.parametrize("truncation", ["left", "right", "drop"])
 def test_blocks_are_the_samples(opened, truncation):
-    rows = [PLAIN, LONG, SPELLS, FAR, LONG, PLAIN] * 300
+    rows = [PLAIN, LONG, SPELLS, FAR, LONG, PLAIN] * 80
     data = opened(rows, "data.max_length=60", f"data.truncation={truncation}").samples
     blocks: list[Block] = list(data.blocks())
     assert len(blocks) == 2

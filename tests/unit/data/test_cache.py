@@ -164,7 +164,7 @@ def test_several_processes_name_the_rows_that_one_names(tmp_path, open_file):
     rows = [*ROWS[:1100], {"question": "a"}, *ROWS[1100:1200], {"answer": "b"}, *ROWS[1200:], {"question": "c"}]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     for n in (1, 3):
-        with pytest.raises(InputError, match=r"2 of 1024 rows.*\n.*jsonl:1101: .*\n.*jsonl:1202: ") as error:
+        with pytest.raises(InputError, match=r"2 of 2048 rows.*\n.*jsonl:1101: .*\n.*jsonl:1202: ") as error:
             open_file(path, num_workers=n)
         assert "jsonl:2503" not in str(error.value)
     assert [item.name for item in (tmp_path / "cache").iterdir() if item.is_dir()] == []

@@ -39,6 +39,14 @@ def test_inputs_are_read_as_they_are_needed():
     assert len(read) < 60
 
 
+def test_a_process_has_its_next_input_before_the_result_is_looked_at():
+    read = []
+    inputs = (read.append(n) or n for n in range(4))
+    with closing(map_in_order(lambda n: n, inputs, 2)) as results:
+        next(results)
+        assert len(read) > 2
+
+
 def test_more_than_a_pipe_holds_goes_both_ways():
     big = b"x" * 3_000_000
     assert list(map_in_order(lambda data: data, [big] * 5, 2)) == [big] * 5
