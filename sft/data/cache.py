@@ -195,6 +195,11 @@ def _remarks(facts: Mapping[str, Any]) -> Iterator[str]:
         )
     if turns := facts.get("turns left out"):
         yield f"{turns:,} turns are not trained: data.thinking_history=last, and the chat template rewrites them"
+    if replies := facts.get("thoughts never opened"):
+        yield (
+            f"{replies:,} replies say </think> without <think>, and the chat template takes all words before it for a "
+            "thought; open such a thought with <think>, or spell a tag that is none in another way"
+        )
     if thoughts := facts.get("thoughts left out"):
         yield f"{thoughts:,} thoughts are not trained: data.train_on=all, and the chat template drops them from history"
 

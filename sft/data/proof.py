@@ -165,6 +165,17 @@ def thoughts_left_out(messages: Sequence[dict[str, Any]], text: str) -> int:
     return sum(find_in_order(text, [thought])[0] is not None for thought in thoughts)
 
 
+def thoughts_never_opened(messages: Sequence[dict[str, Any]], text: str) -> int:
+    """How many of the assistant's contents say </think> without <think>, where the text makes a thought of it.
+
+    Qwen3's template, among others, takes all words before such a tag for reasoning, even those about the tag.
+    """
+    contents = [message.get("content", "").strip() for message in messages if message["role"] == "assistant"]
+    typed = [said for said in contents if "</think>" in said and "<think>" not in said.partition("</think>")[0]]
+    places = [text.find(said) for said in typed]
+    return sum(at < 0 or text[:at].rstrip().endswith("<think>") for at in places)
+
+
 def check_content_is_kept(content: str, before: str, text: str, turn: int, where: str) -> None:
     """The template adds one message to the text `before` it, with its content exactly once. Raises MaskError."""
     if content and text.startswith(before) and text[len(before) :].count(content) == 1:

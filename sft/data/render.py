@@ -8,7 +8,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sft.data.messages import REASONING_KEYS, clean_messages, clean_tools
-from sft.data.proof import MaskError, check_prompt_is_whole, check_reply_is_speech, thoughts_left_out
+from sft.data.proof import (
+    MaskError,
+    check_prompt_is_whole,
+    check_reply_is_speech,
+    thoughts_left_out,
+    thoughts_never_opened,
+)
 from sft.data.template import chat_template, reasoning_key, turn_shapes
 from sft.data.turns import ChatInTemplate, Span
 from sft.data.weights import Supervision, message_weights
@@ -77,6 +83,8 @@ def render(
     text, last = as_sampled[-1]
     check_prompt_is_whole(messages[: last.turn], text[: last.start], where)
     chat.check_tools(last.turn + 1, text[: last.start])
+    if unopened := thoughts_never_opened(messages[: last.turn + 1], text):
+        counts["thoughts never opened"] += unopened
     texts = _fewest_texts(as_sampled)
     if len(texts) > 1 and supervision.thinking_history == "preserved":
         _refuse_rewriting(texts, where)
@@ -117,6 +125,8 @@ def _whole_text(chat: ChatInTemplate, weights: list[float], counts: Counter[str]
     check_prompt_is_whole(messages, text, where)
     chat.check_tools(end + 1, text)
     counts["thoughts left out"] += thoughts_left_out(messages, text)
+    if unopened := thoughts_never_opened(messages, text):
+        counts["thoughts never opened"] += unopened
     spans = []
     for k, weight in enumerate(weights):
         if weight != 1:

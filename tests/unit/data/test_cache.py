@@ -11,6 +11,7 @@ from sft.data.fit import fit
 from sft.data.store import SampleStore
 from sft.errors import InputError
 from tests.assets import CHATML, tiny_tokenizer, write_jsonl
+from tests.unit.data.families import FAMILIES
 from tests.unit.data.test_chat import THINKING
 from tests.unit.data.test_source import columns
 
@@ -140,6 +141,15 @@ def test_a_damaged_cache_says_what_to_delete(tmp_path, open_file):
         (file.directory / "facts.json").write_bytes(facts)
         with pytest.raises(InputError, match=rf"{file.key} is damaged \(facts.json: .*delete it"):
             open_file(tmp_path / "rows.jsonl")
+
+
+def test_thoughts_that_were_never_opened_are_said_at_every_start(tmp_path, open_file):
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b</think>c"}]
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"messages": messages}] * 2)
+    tokenizer = next(family for family in FAMILIES if family.name == "qwen3_style").tokenizer()
+    for start in (1, 2):
+        open_file(path, tokenizer=tokenizer)
+        assert "\n".join(open_file.said).count("2 replies say </think> without <think>, and the chat template") == start
 
 
 def test_row_numbers_count_on_over_batches(tmp_path, open_file, monkeypatch):

@@ -160,6 +160,31 @@ def test_a_thought_that_the_template_drops_from_history_is_legal_where_it_is_not
     assert counts == {"thoughts left out": 1}
 
 
+@pytest.mark.parametrize(
+    ("name", "said", "expected"),
+    [
+        ("qwen3_style", "Write </think> behind it.", {"thoughts never opened": 1}),
+        ("qwen3_style", "It is 42.</think>\n\n42.", {"thoughts never opened": 1}),  # where the prompt opened it
+        ("qwen3_style", "<think>It is 42.</think>42.", {}),
+        ("qwen3_style", "It is 42.", {}),
+        ("chatml", "Write </think> behind it.", {}),  # which keeps it: words
+    ],
+)
+@pytest.mark.parametrize("train_on", ["assistant", "last_assistant", "all"])
+def test_a_thought_that_was_never_opened_is_counted_where_the_template_makes_one_of_it(name, said, expected, train_on):
+    counts = Counter()
+    messages = [user("a"), assistant(said)]
+    encode_batch([Conversation(messages)], family_named(name).tokenizer(), Supervision(train_on), counts)
+    assert {key: count for key, count in counts.items() if count} == expected
+
+
+def test_a_thought_that_was_never_opened_and_is_dropped_from_history_is_counted():
+    counts, family = Counter(), family_named("qwen3_style")
+    messages = [user("a"), assistant("Write </think> behind it."), user("b"), assistant("Yes.")]
+    encode_batch([Conversation(messages)], family.tokenizer(), Supervision("last_assistant"), counts)
+    assert counts == {"thoughts never opened": 1}
+
+
 @every_family
 def test_a_stop_token_inside_a_reply_is_an_error(family):
     for stop in family.stops:
