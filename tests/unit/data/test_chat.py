@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from sft.data import chat
 from sft.data.chat import (
     Conversation,
     MaskError,
@@ -157,11 +156,6 @@ def test_every_turn_is_trained_in_one_sample_where_history_is_kept(chatml):
 def test_the_trained_text_is_the_content_to_the_character(chatml, content):
     samples = encode([user("q"), assistant(content), user("q"), assistant(content)], chatml)
     assert spoken(samples, chatml) == [[content + STOP, content + STOP]]
-
-
-def test_plain_rows_need_no_slow_proof(chatml, monkeypatch):
-    monkeypatch.setattr(chat, "_prove", lambda *_: pytest.fail("the tokens were not found by their offsets"))
-    encode([user("Café?"), assistant("Yes 👋"), user("b"), assistant("")], chatml)
 
 
 def test_a_token_that_reaches_into_the_reply_is_split_as_in_sampling(chatml):
