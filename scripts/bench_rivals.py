@@ -27,10 +27,11 @@ def find_rivals(given: Path | None, venv: Path) -> Path:
 
 
 def versions_of(python: Path) -> dict[str, str]:
-    """What the rivals ran with."""
-    listed = f"{{name: version(name) for name in {PACKAGES}}}"
-    script = f"import json; from importlib.metadata import version; print(json.dumps({listed}))"
-    return json.loads(subprocess.run([str(python), "-c", script], capture_output=True, text=True, check=True).stdout)
+    """What the rivals run with, of what is installed there."""
+    installed = "{(d.metadata['Name'] or '').lower(): d.version for d in importlib.metadata.distributions()}"
+    script = f"import importlib.metadata, json; print(json.dumps({installed}))"
+    done = subprocess.run([str(python), "-c", script], capture_output=True, text=True, check=True)
+    return {name: version for name, version in json.loads(done.stdout).items() if name in PACKAGES}
 
 
 def fastest_attention(python: Path) -> str:

@@ -224,6 +224,7 @@ def main() -> None:
     arguments = parser.parse_args()
     alone, shape = not set(arguments.who) & set(RIVAL_SETTINGS), SHAPES[arguments.shape]
     rivals = None if alone else find_rivals(arguments.rivals, arguments.venv)
+    rivals_versions, rival_attention = rivals and versions_of(rivals), rivals and fastest_attention(rivals)
     with tempfile.TemporaryDirectory() as scratch:
         rows, model = Path(scratch) / "rows.jsonl", Path(scratch) / "model"
         make_rows(rows, arguments.rows)
@@ -250,8 +251,8 @@ def main() -> None:
         "steps": arguments.steps,
         "seed": SEED,
         "settings_of_ours": list(arguments.ours),
-        "rivals": rivals and versions_of(rivals),
-        "rival_attention": rivals and fastest_attention(rivals),
+        "rivals": rivals_versions,
+        "rival_attention": rival_attention,
         "loadavg": {"before": load_before, "after": os.getloadavg()},
     }
     result = {"first_losses": gate, "contestants": figures, "ratios": ratios(figures), "growth": grown}
