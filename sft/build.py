@@ -18,12 +18,13 @@ from sft.data import Dataset, plan, stop_token_ids, template_fingerprint
 from sft.distributed import World, log, seed_rank
 from sft.footprint import Footprint, explaining_memory, footprint_of_run
 from sft.hub import Hub, open_hub
-from sft.inputs import Inputs, supervision_of
+from sft.inputs import Inputs
 from sft.model import adapter_settings
-from sft.model import fingerprint as model_fingerprint
 from sft.optim import adamw
 from sft.parallel import Mesh, Sharding, build_mesh
 from sft.place import build_bare_model, place, sharding_of
+from sft.pretrained import fingerprint as model_fingerprint
+from sft.reading import supervision_of
 from sft.resume import resume
 from sft.score import my_batches
 from sft.types import Batch, TrainState

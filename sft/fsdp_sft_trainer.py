@@ -14,6 +14,10 @@ if __name__ == "__main__":
 
     def start(config) -> None:
         with without_collections():
+            from sft.head_start import tokenise_ahead
+
+        tokenise_ahead(config)
+        with without_collections():
             from sft.fsdp_sft_trainer import main
 
         main(config)

@@ -16,11 +16,11 @@ from sft.model import (
     decoder_layers,
     grow_vocabulary,
     learn_logit_form,
-    load_config,
     load_weights,
     use_liger_kernels,
 )
 from sft.parallel import Mesh, Sharding, checkpoint_activations, compile_layers, exchange_heads, shard
+from sft.pretrained import load_config
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

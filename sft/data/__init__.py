@@ -10,8 +10,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,9 @@ from sft.data import plan
 from sft.data.cache import CachedRows, cached
 from sft.data.chat import Supervision, encode, stop_token_ids, template_fingerprint
 from sft.data.collate import collate
-from sft.data.fit import FitReport, FittedSamples, fit
-from sft.data.mixture import Mixture, Source, describe, epoch_order, refuse_empty
+from sft.data.dataset import Dataset
+from sft.data.fit import FittedSamples, fit
+from sft.data.mixture import Mixture, Source, epoch_order, refuse_empty
 from sft.data.parts import Part, parts_of_files, parts_of_mixture
 from sft.data.prefetch import prefetch
 from sft.data.rows import with_difficulty
@@ -32,7 +32,6 @@ from sft.data.store import SampleStore
 from sft.data.tokenise import Recipe
 from sft.data.variables import remarks
 from sft.errors import InputError
-from sft.types import Batch
 
 __all__ = [
     "Dataset",
@@ -48,62 +47,11 @@ __all__ = [
     "remarks",
     "stop_token_ids",
     "template_fingerprint",
+    "tokenise_files",
 ]
 
 BY_LENGTH = "length"
 """The data.curriculum that goes by tokens, not by a column."""
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Tokenised samples that fit max_length, and the recipe that turns them into batches."""
-
-    samples: FittedSamples
-    files: tuple[CachedRows, ...]  # where the samples come from
-    fitting: FitReport
-    mixture: Mixture  # their sources, an entry of data.train_files each, and what an epoch holds of them
-    fingerprint: str  # of the rows, tokenizer, template, columns, truncation and mixture: equal means equal epochs
-    micro_batch_size: int
-    max_tokens: int | None  # of a micro-batch; replaces micro_batch_size
-    balanced: bool
-    packed: bool
-    pad_id: int
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def describe_epoch(self) -> str:
-        """What an epoch holds, a line for each source."""
-        return describe(self.mixture, self.samples.lengths)
-
-    def batches(self, sample_ids: np.ndarray, *, dp_size: int, dp_rank: int) -> Iterator[Batch]:
-        """The micro-batches in which one data-parallel rank computes its part of `sample_ids`."""
-        for ids in self.micro_batches(sample_ids, dp_size=dp_size, dp_rank=dp_rank):
-            sources = self.mixture.source_of(ids) if len(self.mixture.sources) > 1 else None
-            yield collate([self.samples[i] for i in ids], packed=self.packed, pad_id=self.pad_id, sources=sources)
-
-    def weight_sums(self, sample_ids: np.ndarray) -> list[float]:
-        """Σ loss_weights of all tokens that are predicted in `sample_ids`, of each source, whichever ranks compute."""
-        weights = [self.samples[i].loss_weights[1:].sum(dtype=np.float64) for i in sample_ids]
-        sources = self.mixture.source_of(sample_ids)
-        return np.bincount(sources, weights=weights, minlength=len(self.mixture.sources)).tolist()
-
-    def supervised_tokens(self, sample_id: int) -> int:
-        """How many tokens of a sample carry loss."""
-        return int((self.samples[sample_id].loss_weights[1:] > 0).sum())
-
-    def micro_batches(self, sample_ids: np.ndarray, *, dp_size: int, dp_rank: int) -> list[np.ndarray]:
-        """The sample ids of these micro-batches."""
-        return plan.micro_batches(
-            sample_ids,
-            self.samples.lengths[sample_ids],
-            dp_size=dp_size,
-            dp_rank=dp_rank,
-            micro_batch_size=self.micro_batch_size,
-            max_tokens=self.max_tokens,
-            balanced=self.balanced,
-            packed=self.packed,
-        )
 
 
 def open_dataset(
@@ -130,12 +78,19 @@ def open_dataset(
     Every rank calls it, outside of any collective; build_here on one process per node. Raises InputError naming
     file:row for rows that cannot be used.
     """
-    by_column = curriculum if curriculum != BY_LENGTH else None
-    if files is None:
-        parts = parts_of_mixture(config, seed, tokenizer, say, sorted_by=by_column)
-    else:
-        parts = parts_of_files(config, files, tokenizer, say, sorted_by=by_column)
-    cached_rows = _cached(parts, config, by_column, max_samples, tokenizer, build_here, say)
+    by_column = _column_of(curriculum)
+    parts = _parts(config, files, tokenizer, say, by_column, seed)
+    recipe = _recipe(config, tokenizer)
+    if recipe.has_today():
+        say(
+            "the chat template writes the date (strftime_now): rows keep that of the day they were tokenised on, until "
+            "data.cache_dir is deleted. Templates that have a variable for it take yours: "
+            "data.apply_chat_template_kwargs.date_string (Llama)"
+        )
+    cached_rows = _cached(parts, config, recipe, by_column, max_samples, build_here, say)
+    for rows in (rows for of_part in cached_rows for rows in of_part):
+        for remark in rows.remarks():
+            say(remark)
     files_of_part = [len(of_part) for of_part in cached_rows]
     flat = [rows for of_part in cached_rows for rows in of_part]
     samples, report = fit(SampleStore(flat), max_length=config.max_length, truncation=config.truncation)
@@ -167,24 +122,56 @@ def open_dataset(
     )
 
 
+def tokenise_files(
+    config: DataConfig,
+    files: tuple[str, ...] | None,
+    *,
+    max_samples: int,
+    tokenizer: Any,
+    say: Callable[[str], None],
+    curriculum: str | None = None,
+    seed: int = 0,
+) -> None:
+    """Fill the token cache with all that open_dataset will look for; arguments and errors are as there.
+
+    say: hears of what was tokenised, and of nothing that open_dataset says
+    """
+    by_column = _column_of(curriculum)
+    parts = _parts(config, files, tokenizer, lambda line: None, by_column, seed)
+    _cached(parts, config, _recipe(config, tokenizer), by_column, max_samples, build_here=True, say=say)
+
+
+def _column_of(curriculum: str | None) -> str | None:
+    return curriculum if curriculum != BY_LENGTH else None
+
+
+def _recipe(config: DataConfig, tokenizer: Any) -> Recipe:
+    return Recipe(tokenizer, config.apply_chat_template_kwargs, Supervision(config.train_on, config.thinking_history))
+
+
+def _parts(
+    config: DataConfig,
+    files: tuple[str, ...] | None,
+    tokenizer: Any,
+    say: Callable[[str], None],
+    by_column: str | None,
+    seed: int,
+) -> list[Part]:
+    if files is None:
+        return parts_of_mixture(config, seed, tokenizer, say, sorted_by=by_column)
+    return parts_of_files(config, files, tokenizer, say, sorted_by=by_column)
+
+
 def _cached(
     parts: Sequence[Part],
     config: DataConfig,
+    recipe: Recipe,
     by_column: str | None,
     max_samples: int,
-    tokenizer: Any,
     build_here: bool,
     say: Callable[[str], None],
 ) -> list[list[CachedRows]]:
     """The tokens of every file of every part, up to the last one that max_samples lets in."""
-    supervision = Supervision(config.train_on, config.thinking_history)
-    recipe = Recipe(tokenizer, config.apply_chat_template_kwargs, supervision)
-    if recipe.has_today():
-        say(
-            "the chat template writes the date (strftime_now): rows keep that of the day they were tokenised on, until "
-            "data.cache_dir is deleted. Templates that have a variable for it take yours: "
-            "data.apply_chat_template_kwargs.date_string (Llama)"
-        )
     insist = config.bad_rows == "error"  # else rows without the column are left out, one by one
     rows_left = None if max_samples < 0 else max_samples
     cached_rows: list[list[CachedRows]] = [[] for _ in parts]

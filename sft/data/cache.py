@@ -58,6 +58,10 @@ class CachedRows:
         before, after = self.around_number
         return f"{before}{number}{after}"
 
+    def remarks(self) -> list[str]:
+        """What else than one sample per row became of the rows: to be said at every start, cached or not."""
+        return [f"{self.name}: {remark}" for remark in _remarks(self.facts)]
+
 
 def cached(
     source: RowSource,
@@ -89,8 +93,6 @@ def cached(
     while not directory.exists():
         time.sleep(0.05)
     facts = _read_facts(directory, source.name)
-    for remark in _remarks(facts):
-        say(f"{source.name}: {remark}")
     return CachedRows(source.name, source.around_number, directory, key, facts["rows"], facts)
 
 
@@ -179,7 +181,6 @@ def _renamed(row: str, then: str, name: str) -> str:
 
 
 def _remarks(facts: Mapping[str, Any]) -> Iterator[str]:
-    """What else than one sample per row became of the rows; said at every start, not only where it is tokenised."""
     if rows := facts["bad rows"]:
         first = "\n  ".join(["first:", *facts["first bad"]])
         yield f"data.bad_rows=drop leaves out {rows:,} of {facts['rows']:,} rows; {first}"

@@ -32,10 +32,12 @@ from sft.errors import InputError
 from sft.evaluate.judge import is_right
 from sft.evaluate.options import Options
 from sft.generate.answer import Sampling, answer, open_model
-from sft.inputs import attention_of, open_tokenizer, open_val
-from sft.model import Available, find_model
+from sft.inputs import attention_of
+from sft.model import Available
 from sft.parallel import build_mesh
 from sft.place import build_bare_model, place, sharding_of
+from sft.pretrained import find_model
+from sft.reading import open_tokenizer, open_val
 from sft.score import Score, score
 from sft.track.files import replace_file
 

@@ -22,11 +22,12 @@ from sft.export.model import ADAPTER_DIR, Speech, export
 from sft.export.saved import Saved, find_saved
 from sft.export.side_files import copy_side_files, set_dtype, stop_tokens_of
 from sft.export.weights import DTYPES, Gather, check_room, convert_weights, plan_weights
-from sft.inputs import attention_of, open_tokenizer, supervision_of
-from sft.model import Available, load_tokenizer, named_weights, trained_weights
-from sft.model.directory import weight_files
+from sft.inputs import attention_of
+from sft.model import Available, named_weights, trained_weights
 from sft.model.names import stored_name
 from sft.place import build_bare_model
+from sft.pretrained import load_tokenizer, weight_files
+from sft.reading import open_tokenizer, supervision_of
 from sft.shards import StoredTensors
 
 ALONE = World(rank=0, size=1, local_rank=0)

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from sft.errors import InputError
 from sft.export import weights
-from sft.model.directory import weight_files
+from sft.pretrained import weight_files
 from sft.shards import StoredTensors
 
 PREFIXES = ("FSDP", "Peft", "DDP")

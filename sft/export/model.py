@@ -24,8 +24,8 @@ from sft.export.check import check
 from sft.export.side_files import write_side_files
 from sft.export.weights import Gather, write_weights
 from sft.files import link_weights
-from sft.model.directory import weight_files
 from sft.model.names import has_adapters, optional_names
+from sft.pretrained import weight_files
 from sft.shards import StoredTensors
 
 ADAPTER_DIR = "lora_adapter"

@@ -13,8 +13,8 @@ from sft.checkpoint.manifest import MODEL_DIR, checkpoints_of, has_model, has_st
 from sft.config import SftConfig, read_config
 from sft.distributed import log
 from sft.errors import InputError
-from sft.model import find_model
-from sft.model import fingerprint as model_fingerprint
+from sft.pretrained import find_model
+from sft.pretrained import fingerprint as model_fingerprint
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from transformers import PreTrainedModel
 
 from sft.distributed import on_every_rank, on_main_rank
 from sft.errors import InputError
-from sft.model.directory import weight_files
 from sft.model.names import has_adapters, named_weights, optional_names
+from sft.pretrained import weight_files
 from sft.shards import StoredTensors, whole_tensor
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from sft.errors import InputError
 from sft.model import positions_of
-from sft.model.directory import load_tokenizer, weight_files
+from sft.pretrained import load_tokenizer, weight_files
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,16 @@ from sft.data.forecast import sentence
 from sft.distributed import World, log_on_main_rank_only
 from sft.errors import InputError
 from sft.footprint import footprint, look_ahead
-from sft.inputs import attention_of, check_sharing_of_rows, open_data, open_tokenizer, supervision_of
+from sft.inputs import attention_of, check_sharing_of_rows
 from sft.inspect.lines import write_lines
 from sft.inspect.options import Options
 from sft.inspect.page import write_page
 from sft.inspect.show import audit_lines, histogram_lines, show_sample
 from sft.inspect.tokens import SeenSample, see
-from sft.model import Available, find_model
+from sft.model import Available
 from sft.place import build_bare_model
+from sft.pretrained import find_model
+from sft.reading import open_data, open_tokenizer, supervision_of
 
 
 class DataError(InputError):

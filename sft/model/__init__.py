@@ -1,7 +1,8 @@
 """A Hugging Face directory in, a trainable model out.
 
-source = find_model("Qwen/Qwen2.5-0.5B")                     # local directory or hub snapshot
-attention = choose_attention(load_config(source, ...), ...)  # which kernel, and why
+source = pretrained.find_model("Qwen/Qwen2.5-0.5B")          # local directory or hub snapshot
+config = pretrained.load_config(source, ...)
+attention = choose_attention(config, ...)                    # which kernel, and why
 model = build_skeleton(config, attention=attention, ...)     # on the meta device: no memory yet
 lora.add_adapters(model, ...)                                # with LoRA only; imported then, peft is optional
 ...                                                          # the caller shards it
@@ -13,7 +14,6 @@ from typing import Any
 
 from sft.config import ModelConfig
 from sft.model.attention import Available, Choice, choose_attention
-from sft.model.directory import find_model, fingerprint, load_config, load_tokenizer
 from sft.model.liger import use_liger_kernels
 from sft.model.load import build_skeleton, decoder_layers, load_weights, positions_of, read_weights
 from sft.model.logits import learn_logit_form
@@ -27,13 +27,9 @@ __all__ = [
     "build_skeleton",
     "choose_attention",
     "decoder_layers",
-    "find_model",
-    "fingerprint",
     "grow_vocabulary",
     "has_adapters",
     "learn_logit_form",
-    "load_config",
-    "load_tokenizer",
     "load_weights",
     "named_weights",
     "positions_of",

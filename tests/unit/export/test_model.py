@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sft.errors import InputError
 from sft.export.model import Speech, export, publish
 from sft.export.weights import gather_from, write_weights
-from sft.model import build_skeleton, load_config, load_weights, lora
+from sft.model import build_skeleton, load_weights, lora
+from sft.pretrained import load_config
 from tests.assets import attention_on_cpu, boundaries, tiny_model_dir, tiny_tokenizer
 from tests.unit.model.test_load import load_sharded, model_of_family
 

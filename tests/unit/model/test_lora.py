@@ -18,7 +18,8 @@ from sft.data.collate import collate
 from sft.errors import InputError
 from sft.export.weights import ROOM_FOR_SIDE_FILES, gather_from, write_renamed_weights, write_weights
 from sft.loss import token_ce_sum
-from sft.model import build_skeleton, load_config, load_weights, lora, named_weights, trained_weights
+from sft.model import build_skeleton, load_weights, lora, named_weights, trained_weights
+from sft.pretrained import load_config
 from sft.shards import StoredTensors
 from sft.types import Sample
 from tests.assets import attention_on_cpu, tiny_model_dir

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 
-from sft.model import build_skeleton, decoder_layers, load_config, load_weights
+from sft.model import build_skeleton, decoder_layers, load_weights
 from sft.parallel import Sharding, begin_micro_batch, build_mesh, shard
 from sft.parallel.fsdp import join_layers
+from sft.pretrained import load_config
 from tests.assets import attention_on_cpu, tiny_model_dir
 
 LAYERS = 4
