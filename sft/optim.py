@@ -6,6 +6,7 @@ A schedule is a pure function of the update number, so nothing of it needs savin
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -16,13 +17,27 @@ DECAY_FRACTION_OF_WSD = 0.1
 
 
 def adamw(model: torch.nn.Module, *, lr: float, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; matrices decay, vectors (norms, biases) do not. Fused kernels."""
+    """AdamW over the trainable parameters; matrices decay, vectors (norms, biases) do not."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=betas, fused=True)
+    return ShardedAdamW([group for group in groups if group["params"]], lr=lr, betas=betas, fused=True)
+
+
+class ShardedAdamW(torch.optim.AdamW):
+    """AdamW over DTensors, one fused kernel over the parts that this rank holds: the same numbers, bit for bit.
+
+    The update is elementwise, so no part needs the others; but DTensor asks of each operation how its result is
+    sharded. For 310 weights on a CPU that took 200 to 560 ms of the first step and 4 ms of every other one.
+    """
+
+    def _init_group(self, group: dict[str, Any], *lists: list[torch.Tensor]) -> bool:
+        has_complex = super()._init_group(group, *lists)
+        for tensors in lists:  # weights, gradients, moments, step counters
+            tensors[:] = map(local_part, tensors)
+        return has_complex
 
 
 @torch.no_grad()

@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from sft.distributed import World, process_group
 from sft.optim import adamw, lr_at, scale_gradients, squared_norm_of_gradients
 
 
@@ -47,6 +50,37 @@ def test_vectors_do_not_decay():
     decay = {tuple(p.shape): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert decay == {(2, 4): 0.1, (4,): 0.0, (2,): 0.0}
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 5  # the frozen matrix is not there
+
+
+def test_a_step_over_the_parts_is_the_step_over_dtensors_bit_for_bit(monkeypatch):
+    met = []
+    fused = torch._fused_adamw_
+    monkeypatch.setattr(
+        torch, "_fused_adamw_", lambda weights, *rest, **named: (met.extend(weights), fused(weights, *rest, **named))
+    )
+
+    with process_group(World(rank=0, size=1, local_rank=0)):
+        mesh = init_device_mesh("cpu", (1,))
+
+        def train(make):
+            torch.manual_seed(0)
+            model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.LayerNorm(3))
+            for module in model:
+                for name, weight in list(module.named_parameters()):
+                    setattr(module, name, torch.nn.Parameter(distribute_tensor(weight.detach(), mesh, [Shard(0)])))
+            optimizer = make(model)
+            for _ in range(3):
+                for weight in model.parameters():
+                    weight.grad = distribute_tensor(torch.randn(weight.shape), mesh, [Shard(0)])
+                optimizer.step()
+            moments = [optimizer.state[weight]["exp_avg_sq"] for weight in model.parameters()]
+            assert all(isinstance(tensor, DTensor) for tensor in moments), "a checkpoint asks them for their boxes"
+            return [tensor.full_tensor() for tensor in [*model.parameters(), *moments]]
+
+        ours = train(lambda model: adamw(model, lr=0.1, betas=(0.9, 0.95), weight_decay=0.0))
+        assert met and not any(isinstance(weight, DTensor) for weight in met)
+        plain = train(lambda model: torch.optim.AdamW(model.parameters(), 0.1, (0.9, 0.95), weight_decay=0, fused=True))
+    assert all(map(torch.equal, ours, plain))
 
 
 def test_norm_and_scale_of_gradients_are_those_of_torch():
