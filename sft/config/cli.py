@@ -14,7 +14,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from sft.config.compose import COMPOSITION_ERRORS, CONFIG_DIR, CONFIG_NAME, explain, force, plain
+from sft.config.compose import COMPOSITION_ERRORS, CONFIG_DIR, CONFIG_NAME, compose, explain, force, plain
 from sft.config.door import checked
 from sft.config.expectations import expectations
 from sft.config.names import ALIASES
@@ -54,8 +54,11 @@ def _configs(arguments: Sequence[str], world_size: int | None) -> list[SftConfig
             ]
         )
     flags = [text for text in arguments if text not in parsed.overrides]
-    overrides = force(parsed.overrides, [path for path in (parsed.config_dir, parsed.config_path) if path])
-    composed = _through_hydra(flags, overrides)
+    if flags or any("hydra" in text for text in parsed.overrides):
+        overrides = force(parsed.overrides, [path for path in (parsed.config_dir, parsed.config_path) if path])
+        composed = _through_hydra(flags, overrides)
+    else:  # hydra.main composes twice, the first time to learn that there is no sweep
+        composed = [(compose(parsed.overrides), parsed.overrides)]
     configs = [checked(values, overrides, _say, world_size) for values, overrides in composed]
     _refuse_shared_directory(configs)
     return configs
