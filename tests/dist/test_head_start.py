@@ -1,0 +1,101 @@
+"""Rows become tokens while the trainer is imported: by a child that nobody depends on, and that outlives nobody."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sft.config import load_config
+from sft.data.cache import SAMPLES_FILE
+from sft.head_start import tokenise_ahead
+from tests.assets import write_jsonl
+from tests.launch import REPOSITORY, clean_environment, train
+
+AHEAD = """
+import sys
+from sft.config import load_config
+from sft.head_start import tokenise_ahead
+
+tokenise_ahead(load_config(sys.argv[1:]))
+"""
+
+
+def ahead(base, *overrides, then):
+    """A process that starts a child to tokenise, and then does something else. It is over when its child is, too."""
+    script = AHEAD + then
+    command = [sys.executable, "-c", script, *base, *overrides]
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=clean_environment(), capture_output=True, text=True, timeout=100
+    )
+
+
+def caches(directory: Path) -> list[Path]:
+    return list(directory.glob(f"*/{SAMPLES_FILE}"))
+
+
+def test_the_cache_is_filled_beside_a_process_that_does_something_else(base, tmp_path):
+    done = ahead(base, f"data.cache_dir={tmp_path / 'cache'}", then="import time; time.sleep(5)")
+    assert done.returncode == 0 and len(caches(tmp_path / "cache")) == 2, done.stderr
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == [
+        "tokenised train.jsonl",
+        "tokenised val.jsonl",
+    ]
+
+
+def test_a_run_says_once_what_was_tokenised_and_uses_it(base, tmp_path):
+    options = [f"data.cache_dir={tmp_path / 'cache'}", f"trainer.default_local_dir={tmp_path / 'run'}"]
+    for ranks, times in ((2, 1), (0, 0)):  # by torchrun first, and from the cache by python alone
+        done = train([*base, *options], ranks=ranks, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("tokenised train.jsonl: 10 rows") == times
+        assert done.stderr.count("\ntrain.jsonl: ") == 1, done.stderr
+    assert len(caches(tmp_path / "cache")) == 2
+
+
+def test_what_is_wrong_with_the_rows_is_said_once_and_by_the_run(base, tmp_path):
+    rows = write_jsonl(tmp_path / "rows.jsonl", [{"question": "Why?", "answer": "So."}, {"question": "How?"}])
+    options = [f"data.train_files={rows}", "data.train_batch_size=2", f"data.cache_dir={tmp_path / 'cache'}"]
+    done = train([*base, *options, f"trainer.default_local_dir={tmp_path / 'run'}"], ranks=0, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("rows.jsonl:2") == 1, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("end", ["os._exit(0)", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_the_child_ends_with_its_parent(base, tmp_path, end):
+    rows = [{"question": f"What is {k}?", "answer": f"{k}. " * 50} for k in range(100_000)]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    options = [f"data.train_files={tmp_path / 'rows.jsonl'}", f"data.cache_dir={tmp_path / 'cache'}"]
+    wait = f"""
+import glob, os, signal, time
+while not glob.glob("{tmp_path}/cache/.*.partial"):
+    time.sleep(0.01)
+"""
+    started = time.monotonic()
+    done = ahead(base, *options, then=wait + end)  # over when nobody holds its output any more
+    assert done.returncode in (0, -signal.SIGKILL)
+    assert not caches(tmp_path / "cache") and "tokenised" not in done.stderr, "tokenising went on to its end"
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize(
+    ("override", "rank", "platform"),
+    [
+        ("model.external_lib=json", "0", "linux"),
+        ("data.custom_cls.path=rows.py", "0", "linux"),
+        ("optim.lr=1e-3", "1", "linux"),
+        ("optim.lr=1e-3", "0", "darwin"),
+    ],
+)
+def test_nothing_is_forked_where_your_code_would_run_twice_or_another_rank_does_it_or_forks_are_unsafe(
+    base, monkeypatch, tmp_path, override, rank, platform
+):
+    (tmp_path / "rows.py").write_text("class CustomDataset: ...\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.fork", lambda: pytest.fail("forked"))
+    config = load_config([*base, override, *["data.custom_cls.name=CustomDataset"] * ("custom" in override)])
+    monkeypatch.setattr("sys.platform", platform)
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    tokenise_ahead(config)
