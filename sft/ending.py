@@ -7,7 +7,7 @@ import sys
 from typing import NoReturn
 
 from sft.distributed import LostRanksError, World
-from sft.errors import InputError, let_another_rank_speak
+from sft.errors import InputError, let_another_rank_speak, spare_the_restarts
 from sft.footprint import OutOfMemory
 
 
@@ -17,7 +17,10 @@ def end_with(error: InputError | LostRanksError, world: World) -> NoReturn:
         end_at_once(1, f"error: {error}" if str(error) else "")
     # What is wrong with a file may be wrong on one node only; of memory, every rank has its own.
     if world.local_rank == 0 or isinstance(error, OutOfMemory):
-        end_at_once(2, f"error: {error}" if world.is_main else f"error on rank {world.rank}: {error}")
+        who = "error" if world.is_main else f"error on rank {world.rank}"
+        print(f"{who}: {error}", file=sys.stderr, flush=True)
+        spare_the_restarts()  # which ends this rank, too
+        end_at_once(2)
     let_another_rank_speak()
     end_at_once(2)
 

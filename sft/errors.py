@@ -1,5 +1,7 @@
 """The one exception that blames the user's input, and the manners of ranks that say it."""
 
+import os
+import signal
 import time
 
 LAST_WORD_S = 10.0
@@ -18,3 +20,14 @@ def let_another_rank_speak() -> None:
     The one that speaks may still be importing. It cuts the wait short, for its own exit ends this rank.
     """
     time.sleep(LAST_WORD_S)
+
+
+def spare_the_restarts() -> None:
+    """End torchrun, if it would start the ranks again: they would meet the same mistake, and say it again.
+
+    On one node only: where one of several torchruns ends, the others wait ten minutes for it to come back.
+    """
+    read = os.environ.get
+    left = int(read("TORCHELASTIC_MAX_RESTARTS", "0")) - int(read("TORCHELASTIC_RESTART_COUNT", "0"))
+    if left > 0 and read("GROUP_WORLD_SIZE") == "1":
+        os.kill(os.getppid(), signal.SIGTERM)

@@ -23,12 +23,15 @@ def train(
     timeout_s: float = 150,
     env: Mapping[str, str] | None = None,
     module: str = "sft.fsdp_sft_trainer",
+    torchrun: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
     """`torchrun --nproc_per_node=ranks -m sft.fsdp_sft_trainer overrides...`, its output captured.
 
+    torchrun: more flags for it
+
     Fails the test if it outlives timeout_s, or if any of its processes outlives it.
     """
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *torchrun]
     if ranks == 0:  # without torchrun
         launcher = [sys.executable]
     mark = uuid.uuid4().hex

@@ -20,7 +20,7 @@ from sft.config.expectations import expectations
 from sft.config.names import ALIASES
 from sft.config.report import ConfigError
 from sft.config.schema import SftConfig
-from sft.errors import let_another_rank_speak
+from sft.errors import let_another_rank_speak, spare_the_restarts
 
 
 def cli(
@@ -34,7 +34,8 @@ def cli(
         configs = _configs(sys.argv[1:] if arguments is None else arguments, world_size)
     except ConfigError as error:
         if os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0":  # a file may be missing on one node only
-            print(error, file=sys.stderr)
+            print(error, file=sys.stderr, flush=True)
+            spare_the_restarts()
         else:
             let_another_rank_speak()
         sys.exit(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -51,7 +52,8 @@ def checked(
     if world_size is None:
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
     elif world_size == 0:
-        world_size = sp if type(sp) is int and sp >= 1 else 1
+        copies = flat.get("model.fsdp_config.dp_replicate")
+        world_size = math.prod(n for n in (sp, copies) if type(n) is int and n >= 1)
     dp = world_size // sp if type(sp) is int and 1 <= sp <= world_size else world_size
 
     settle_aliases(flat, {key_of(override) for override in overrides}, _defaults, dp, report)

@@ -107,7 +107,9 @@ def _settle(
     if not aliases:
         return
     for alias, written in aliases.items():
-        report.warn(f"{written} is read as {key}={shown(values[alias])}.")
+        samples = shown(values.get("data.train_batch_size"))
+        stays = f"; a step stays data.train_batch_size={samples} samples" if alias in ACCUMULATION else ""
+        report.warn(f"{written} is read as {key}={shown(values[alias])}{stays}.")
     written_as = aliases | {key: f"{key}={shown(values.get(key))}"}
     rivals = [name for name in written_as if name in given and name in values]
     if not rivals:

@@ -19,6 +19,7 @@ NOT_READ = {
     "data.train_files": f"'{__file__}'",  # rows of training may be gone; the door wants a file that is there
     "data.mixture": "null",
     "data.curriculum": "null",
+    "model.fsdp_config.dp_replicate": "1",  # copies save the traffic of gradients, and there are none
     "trainer.default_local_dir": str(Path(gettempdir()) / "sft_evaluate"),  # the run directory is the model here
     "trainer.resume_mode": "auto",
     "trainer.resume_from_path": "null",

@@ -23,10 +23,10 @@ from sft.export.saved import Saved, find_saved
 from sft.export.side_files import copy_side_files, set_dtype, stop_tokens_of
 from sft.export.weights import DTYPES, Gather, check_room, convert_weights, plan_weights
 from sft.inputs import attention_of
-from sft.model import Available, named_weights, trained_weights
+from sft.model import Available, build_skeleton, named_weights, trained_weights
 from sft.model.names import stored_name
 from sft.place import build_bare_model
-from sft.pretrained import load_tokenizer, weight_files
+from sft.pretrained import load_config, load_tokenizer, weight_files
 from sft.reading import open_tokenizer, supervision_of
 from sft.shards import StoredTensors
 
@@ -147,9 +147,7 @@ def _write_pt(saved: Saved, target: Path, base: Path | None, dtype: torch.dtype 
             }
         optimizer_state["updates"] = saved.manifest["state"]["updates"]
     else:
-        assert saved.model is not None
-        stored = StoredTensors.of_whole_tensors(weight_files(saved.model))
-        model_state = {name: stored.read_whole(name, dtype or DTYPES[stored.dtypes[name]]) for name in stored.parts}
+        model_state = _stored_model_state(saved, dtype)
     tensors = [*model_state.values(), *(t for moment in MOMENTS for t in optimizer_state.get(moment, {}).values())]
     check_room(target.parent, sum(tensor.nbytes for tensor in tensors))
     content = {
@@ -173,11 +171,32 @@ def _model_state(saved: Saved, model: PreTrainedModel, source: Path, dtype: torc
             raise InputError(f"{type(model).__name__}: transformers renames its weights; use --format hf and adapter.")
         return {name: gather(name, dtype) for name in named_weights(model)}
     whole = {name: plan.collect()() for name, plan in planned.items()}
+    return whole | _second_names(whole, model)
+
+
+def _stored_model_state(saved: Saved, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+    """The same of a checkpoint without state, out of the model in it."""
+    assert saved.model is not None
+    stored = StoredTensors.of_whole_tensors(weight_files(saved.model))
+    whole = {name: stored.read_whole(name, dtype or DTYPES[stored.dtypes[name]]) for name in stored.parts}
+    trust = saved.config.model.trust_remote_code
+    skeleton = build_skeleton(
+        load_config(saved.model, trust_remote_code=trust),
+        attention=attention_of(saved.config, saved.model, Available("cpu"), wanted="auto"),
+        dtype=dtype or torch.float32,
+        trust_remote_code=trust,
+    )
+    skeleton.tie_weights()
+    return whole | _second_names(whole, skeleton)
+
+
+def _second_names(whole: dict[str, torch.Tensor], model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """What load_state_dict also asks for: weights that are tied to one of `whole`, by their own names."""
     first_names = {id(weight): name for name, weight in named_weights(model).items()}
-    for name, weight in model.state_dict(keep_vars=True).items():
-        if (second_name := stored_name(name)) is not None:
-            whole.setdefault(second_name, whole[first_names[id(weight)]])
-    return whole
+    names = {
+        stored_name(name): first_names.get(id(weight)) for name, weight in model.state_dict(keep_vars=True).items()
+    }
+    return {name: whole[first] for name, first in names.items() if name and name not in whole and first in whole}
 
 
 def _rebuilt(saved: Saved, base: Path | None) -> tuple[PreTrainedModel, Path]:

@@ -40,7 +40,7 @@ def tell(config: SftConfig, options: Options) -> None:
 
     Raises DataError for rows that cannot train, InputError for anything else that the trainer would refuse.
     """
-    ranks = options.ranks or config.ulysses_sequence_parallel_size
+    ranks = options.ranks or config.ulysses_sequence_parallel_size * config.model.fsdp_config.dp_replicate
     log_on_main_rank_only(World(rank=0, size=ranks, local_rank=0))
     if config.model.external_lib:
         importlib.import_module(config.model.external_lib)

@@ -125,6 +125,15 @@ def test_under_torchrun_the_message_comes_once_and_nobody_waits(base, tmp_path, 
     assert "Traceback (most recent call last):\n  File" not in done.stderr.split("torch/distributed/elastic")[0]
 
 
+@pytest.mark.parametrize(
+    ("mistake", "told"), [("optim.rl=1", "1 problem in the configuration"), ("data.max_length=16", "error: ")]
+)
+def test_torchrun_does_not_restart_a_run_that_would_meet_the_same_mistake(base, tmp_path, mistake, told):
+    done = train([*base, mistake], ranks=2, cwd=tmp_path, torchrun=["--max-restarts=3"])
+    assert done.returncode != 0
+    assert done.stderr.count(told) == 1, done.stderr
+
+
 @pytest.mark.parametrize("mistake", ["data.train_batch_size=3", "model.attn_implementation=flex"])
 def test_the_message_comes_although_rank_0_is_the_last_to_find_the_mistake(base, tmp_path, mistake):
     """At the first exit of any rank torchrun ends all of them, also one that is still importing."""

@@ -1,7 +1,10 @@
 """The examples for clusters: shell that bash accepts, YAML that parses, and overrides that the config door accepts."""
 
+import os
 import re
+import signal
 import subprocess
+import time
 
 import pytest
 import yaml
@@ -41,7 +44,7 @@ def test_bash_accepts_it(name):
 @pytest.mark.parametrize("name", DOCUMENTED)
 def test_its_overrides_compose(name):
     """Values may name variables of the shell; keys must be those of the schema."""
-    command = script_of(name).partition("scripts/train.sh")[2].replace("\\\n", " ")
+    command = script_of(name).partition("scripts/train.sh")[2].replace("\\\n", " ").splitlines()[0].removesuffix(" &")
     overrides = [word.replace('"', "").replace("$", "") for word in command.split()]
     assert len(overrides) >= 8 and all(re.fullmatch(r"[\w.]+=\S+", word) for word in overrides)
     compose(overrides)
@@ -63,3 +66,37 @@ def test_the_pods_have_the_name_that_they_meet_at():
     assert pods["subdomain"] == service["metadata"]["name"]
     assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
     assert job["spec"]["completions"] == job["spec"]["parallelism"] == int(told["NNODES"])
+
+
+STAND_INS = {
+    "scontrol": 'if [ "$1" = show ]; then echo node-0; else echo "$@" >> told; fi',
+    "srun": "trap 'sleep 0.5; echo saved >> told; exit 1' USR1; echo started >> told; while sleep 0.1; do :; done",
+}
+
+
+def slurm_job(directory, **stand_ins):
+    """slurm.sbatch, begun as the batch script of job 7, with others in place of Slurm's commands."""
+    for name, script in (STAND_INS | stand_ins).items():
+        (directory / name).write_text(f"#!/bin/bash\n{script}\n")
+        (directory / name).chmod(0o755)
+    given = {"SLURM_NNODES": "2", "SLURM_CPUS_PER_TASK": "64", "SLURM_JOB_NODELIST": "node-[0-1]", "SLURM_JOB_ID": "7"}
+    return subprocess.Popen(
+        ["bash", EXAMPLES / "slurm.sbatch"],
+        cwd=directory,
+        env=os.environ | given | {"PATH": f"{directory}:{os.environ['PATH']}"},
+    )
+
+
+def test_slurm_puts_a_job_whose_time_is_up_back_into_the_queue_after_it_has_saved(tmp_path):
+    job = slurm_job(tmp_path)
+    while not (tmp_path / "told").exists():
+        time.sleep(0.05)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(timeout=20) == 0
+    assert (tmp_path / "told").read_text().splitlines() == ["started", "saved", "requeue 7"]
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_slurm_takes_the_end_of_any_other_run_for_the_end_of_the_job(tmp_path, code):
+    assert slurm_job(tmp_path, srun=f"exit {code}").wait(timeout=20) == code
+    assert not (tmp_path / "told").exists()

@@ -109,7 +109,8 @@ def test_accumulation_steps_become_a_micro_batch(
     monkeypatch.setenv("WORLD_SIZE", "2")
     config, warnings = load(*runnable, f"{name}=4", "batch_size=64")
     assert config.data.micro_batch_size_per_gpu == 8
-    assert f"{name}=4 is read as data.micro_batch_size_per_gpu=8." in warnings
+    told = "data.micro_batch_size_per_gpu=8; a step stays data.train_batch_size=64 samples."
+    assert f"{name}=4 is read as {told}" in warnings
     assert "disagree" in problems_of(*runnable, f"{name}=4", "batch_size=64", "data.micro_batch_size_per_gpu=4")[0]
 
 

@@ -20,6 +20,7 @@ def test_what_only_training_reads_may_stay(tmp_path, monkeypatch):
     val = write_jsonl(tmp_path / "val.jsonl", [{"question": "?", "answer": "!"}])
     training = ["trainer.hub_model_id=me/tiny", "trainer.save_best=true", "trainer.load_best_at_end=true"]
     training += ["trainer.early_stop_metric=val/loss", "early_stopping_patience=2", "dataset=gone.jsonl"]
+    training += ["model.fsdp_config.dp_replicate=4"]
     config = config_of("model.partial_pretrain=org/name", f"data.val_files={val}", *training)
     assert config.data.val_files == (str(val),) and config.trainer.hub_model_id is None
 

@@ -158,7 +158,11 @@ def test_a_pt_file_holds_what_is_documented(run, export, tmp_path, request):
     assert any(name.endswith("lora_A.default.weight") for name in optimizer["exp_avg"]) == (run == "lora")
     sampled = run_dir / "global_step_3"
     assert export(sampled, "--format", "pt") == (0, "sums-sft_step3.pt: step 3 of sums\n")
-    assert torch.load(tmp_path / "sums-sft_step3.pt", weights_only=True)["optimizer_state"] == {}
+    content = torch.load(tmp_path / "sums-sft_step3.pt", weights_only=True)
+    assert content["optimizer_state"] == {}
+    model.load_state_dict(content["model_state"])  # strict here, too
+    stored = AutoModelForCausalLM.from_pretrained(sampled / "huggingface", dtype=torch.float32)
+    torch.testing.assert_close(logits(model), logits(stored), rtol=0, atol=0)
 
 
 def test_what_is_there_is_never_overwritten(full, export, tmp_path):

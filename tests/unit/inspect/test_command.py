@@ -126,6 +126,13 @@ def test_the_fewest_ranks_that_sequence_parallelism_allows(overrides):
     assert "step = 1 dp (of 2 sp ranks each)" in done.stdout
 
 
+def test_the_fewest_ranks_that_copies_of_the_shards_allow(overrides):
+    copies = ["model.fsdp_config.dp_replicate=2", "data.micro_batch_size_per_gpu=1"]
+    done = start(*overrides, "+inspect.samples=0", *copies)
+    assert done.returncode == 0, done.stderr
+    assert "step = 2 dp x 2" in done.stdout and "an estimate for 2 ranks" in done.stdout
+
+
 def test_ranks_that_do_not_fit_the_batch_are_a_problem(overrides):
     done = start(*overrides, "+inspect.ranks=3")
     assert done.returncode == 2
