@@ -126,7 +126,7 @@ def test_under_torchrun_the_message_comes_once_and_nobody_waits(base, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("mistake", "told"), [("optim.rl=1", "1 problem in the configuration"), ("data.max_length=16", "error: ")]
+    ("mistake", "told"), [("optim.rl=1", "1 problem in the configuration"), ("data.max_length=16", "\nerror: ")]
 )
 def test_torchrun_does_not_restart_a_run_that_would_meet_the_same_mistake(base, tmp_path, mistake, told):
     done = train([*base, mistake], ranks=2, cwd=tmp_path, torchrun=["--max-restarts=3"])
