@@ -170,17 +170,17 @@ def train_step(job: Job, micro_batches: list[Batch], weight_sums: list[float]) -
     """
     model, optimizer, optim = job.model, job.optimizer, job.config.optim
     weight_sum, sources = sum(weight_sums), len(weight_sums)
-    ce_sums = torch.zeros(sources, device=job.world.device)
+    shares = torch.zeros(sources, device=job.world.device)  # what each source adds to the loss
     for number, batch in enumerate(micro_batches, start=1):
         begin_micro_batch(model, job.sharding, is_last=number == len(micro_batches))
-        ce, ce_of_sources = token_ce_sum(model, batch.to(job.world.device), sources=sources)
-        (ce / weight_sum).backward()
-        ce_sums += ce_of_sources
+        share, of_sources = token_ce_sum(model, batch.to(job.world.device), weight_sum=weight_sum, sources=sources)
+        share.backward()
+        shares += of_sources
 
     # The one place where the step talks to the other ranks, and where the host waits for the device.
-    *ce_sums, square_sum, computed_weight_sum, samples, tokens, supervised_tokens, positions = sum_over(
+    *shares, square_sum, computed_weight_sum, samples, tokens, supervised_tokens, positions = sum_over(
         ALL_RANKS,
-        *ce_sums,
+        *shares,
         squared_norm_of_gradients(model) / job.mesh.dp_replicate,  # that many ranks hold the same part
         sum(batch.weight_sum for batch in micro_batches),
         sum(batch.num_samples for batch in micro_batches),
@@ -189,7 +189,7 @@ def train_step(job: Job, micro_batches: list[Batch], weight_sums: list[float]) -
         sum(batch.input_ids.numel() for batch in micro_batches),
     )
     refuse_other_data(computed_weight_sum, weight_sum)
-    loss, grad_norm = sum(ce_sums) / weight_sum, math.sqrt(square_sum)
+    loss, grad_norm = sum(shares), math.sqrt(square_sum)
     finite = math.isfinite(loss) and math.isfinite(grad_norm)  # sums over all ranks: every rank sees the same
     lr = lr_at(
         job.state.updates + 1,
@@ -207,7 +207,7 @@ def train_step(job: Job, micro_batches: list[Batch], weight_sums: list[float]) -
     optimizer.zero_grad()
     return StepStats(
         loss=loss,
-        losses=tuple(ce / w if w else math.nan for ce, w in zip(ce_sums, weight_sums, strict=True)),
+        losses=tuple(share * weight_sum / w if w else math.nan for share, w in zip(shares, weight_sums, strict=True)),
         grad_norm=grad_norm,
         lr=lr,
         samples=int(samples),

@@ -10,6 +10,7 @@ Shapes: R x C the layout of the batch (packed: R = 1), K supervised columns, N =
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,13 +21,18 @@ from sft.head import WHOLE_LOGITS_CHUNK, LogitForm, linear_ce_sum
 from sft.types import IGNORE_INDEX, Batch
 
 
-def token_ce_sum(model: torch.nn.Module, batch: Batch, *, sources: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """(Σ w·CE over the supervised tokens of `batch`, the same over those of each source [sources]), fp32.
+def token_ce_sum(
+    model: torch.nn.Module, batch: Batch, *, weight_sum: float = 1.0, sources: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(Σ w·CE / weight_sum over the supervised tokens of `batch`, the same over those of each source [sources]), fp32.
 
-    The scalar is differentiable once, and nothing is divided: only the step knows Σ w over all micro-batches and
-    ranks. A batch without labels gives a zero that still reaches every parameter, so that a rank with nothing to
-    learn takes part in the gradient reduction.
+    weight_sum: Σ w over all micro-batches and ranks, which only the step knows
+
+    The scalar is differentiable once. It is the weights that are divided, before anything is rounded to bf16. A batch
+    without labels gives a zero that still reaches every parameter, so that a rank with nothing to learn takes part in
+    the gradient reduction.
     """
+    batch = replace(batch, loss_weights=batch.loss_weights / weight_sum)
     form = getattr(model, "logit_form", None)
     if form is not None:
         total, ce, _ = _fused(model, batch, form)

@@ -91,22 +91,25 @@ def test_nothing_is_as_large_as_all_logits():
 
 @pytest.mark.parametrize("rows", [400, 4000])
 def test_bf16_is_as_exact_as_whole_logits(rows):
-    """Errors against fp64 of the same numbers, one more rounding allowed: the step divides after the fact.
+    """Errors against fp64 of the same numbers, where the weights are divided as by token_ce_sum.
 
-    A weight gradient summed in bf16 would be 2 and 10 times as far off.
+    Divided after the fact, hidden states are 1.06 and 1.12 times as far off; a weight gradient summed in bf16, 2 and 10
+    times.
     """
     tensors, labels, weights = problem(rows=rows, width=64, vocabulary=200, dtype=torch.bfloat16)
     with torch.no_grad():
         tensors[0] *= 0.3
     exact = [t.detach().double().requires_grad_() for t in tensors]
-    truth = torch.autograd.grad(by_definition(exact, labels, weights.double())[0] / weights.sum(), exact)
+    weights /= weights.sum()
+    truth = torch.autograd.grad(by_definition(exact, labels, weights.double())[0], exact)
 
     def errors(way):
-        gradients = torch.autograd.grad(way(tensors, labels, weights)[0] / weights.sum(), tensors)
+        gradients = torch.autograd.grad(way(tensors, labels, weights)[0], tensors)
         return [float((g.double() - t).norm() / t.norm()) for g, t in zip(gradients, truth, strict=True)]
 
-    for ours, theirs in zip(errors(fused), errors(by_definition), strict=True):
-        assert ours < 1.15 * theirs < 0.01
+    (hidden, weight), (their_hidden, their_weight) = errors(fused), errors(by_definition)
+    assert hidden < 1.01 * their_hidden < 0.01
+    assert weight < 1.15 * their_weight < 0.01  # a product of every seven rows is rounded before it is summed
 
 
 def test_a_second_backward_is_refused():

@@ -209,6 +209,10 @@ def test_the_sum_of_every_source_is_that_of_its_samples_alone(tmp_path, world_of
     assert of_sources[2] == 0 and not of_sources.requires_grad
     assert of_sources.sum().item() == pytest.approx(total.item(), rel=1e-6)
 
+    share, shares = token_ce_sum(model, batch, weight_sum=8, sources=3)  # a power of two, so that nothing is rounded
+    assert share.item() == pytest.approx(total.item() / 8, rel=1e-6)
+    assert torch.equal(shares, of_sources / 8)
+
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_batch_without_labels_is_a_zero_that_reaches_every_parameter(tmp_path, world_of_one, fused):
