@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from sft.data.arrow import lists_to_numpy, to_numpy
 from sft.data.cache import SAMPLES_FILE, CachedRows
 from sft.errors import InputError
 from sft.types import Sample
@@ -46,8 +47,8 @@ class SampleStore:
                     self._file_of_batch.append(file)
         self.file_starts = np.cumsum([0, *samples_per_file])
         self._starts = np.cumsum([0, *map(len, self._batches)])
-        self._ids = [_ragged(batch["input_ids"]) for batch in self._batches]
-        self._weights = [_ragged(batch["loss_weights"])[1] for batch in self._batches]
+        self._ids = [lists_to_numpy(batch["input_ids"]) for batch in self._batches]
+        self._weights = [lists_to_numpy(batch["loss_weights"])[1] for batch in self._batches]
         self.lengths = _joined([np.diff(offsets) for offsets, _ in self._ids])
         self.first_supervised = self._column("first_supervised")
         self.last_supervised = self._column("last_supervised")
@@ -78,7 +79,7 @@ class SampleStore:
         return self._file_of_batch[batch].where(self._batches[batch]["row"][offset].as_py())
 
     def _column(self, name: str) -> np.ndarray:
-        return _joined([_values(batch[name]) for batch in self._batches])
+        return _joined([to_numpy(batch[name]) for batch in self._batches])
 
     def _find(self, index: int) -> tuple[int, int]:
         batch = int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -93,16 +94,6 @@ def _open(file: CachedRows) -> list[pa.RecordBatch]:
         raise InputError(
             f"the token cache {file.directory} is damaged ({error}); delete it and start again."
         ) from error
-
-
-def _ragged(column: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
-    """(offsets [n + 1], values) of a list column, both zero-copy."""
-    return _values(column.offsets), _values(column.values)
-
-
-def _values(array: pa.Array) -> np.ndarray:
-    """Its numbers, zero-copy. Arrow's own to_numpy imports pandas, where it is installed: a fifth of a second."""
-    return np.from_dlpack(array)
 
 
 def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from sft.data.arrow import lists_to_arrow, to_arrow
 from sft.data.chat import Conversation, Supervision, encode_batch, template_fingerprint, tokenizer_fingerprint
 from sft.data.documents import Document, encode_documents
 from sft.data.messages import is_data, is_silent
@@ -163,16 +164,16 @@ def _to_arrow(
     row_of_sample = [number for number, of_one_row in zip(numbers, encoded, strict=True) for _ in of_one_row]
     supervised = [np.flatnonzero(sample.loss_weights) for sample in samples]
     columns_of_batch = [
-        _list_array([sample.input_ids for sample in samples], np.int32),
-        _list_array([sample.loss_weights for sample in samples], np.float32),
-        pa.array([positions[0] for positions in supervised], pa.int32()),
-        pa.array([positions[-1] for positions in supervised], pa.int32()),
-        pa.array(row_of_sample, pa.int64()),
-        pa.array([_digest(sample) for sample in samples], pa.uint64()),
+        lists_to_arrow([sample.input_ids for sample in samples], np.int32),
+        lists_to_arrow([sample.loss_weights for sample in samples], np.float32),
+        to_arrow(np.array([positions[0] for positions in supervised], np.int32)),
+        to_arrow(np.array([positions[-1] for positions in supervised], np.int32)),
+        to_arrow(np.array(row_of_sample, np.int64)),
+        to_arrow(np.array([_digest(sample) for sample in samples], np.uint64)),
     ]
     if source.difficulty is not None:
         of_sample = [value for value, samples in zip(difficulties, encoded, strict=True) for _ in samples]
-        columns_of_batch.append(pa.array(of_sample, pa.float64()))
+        columns_of_batch.append(to_arrow(np.array(of_sample, np.float64)))
     return pa.record_batch(columns_of_batch, schema=schema_of(source))
 
 
@@ -187,9 +188,3 @@ def _bounded(problem: str) -> str:
     if len(problem) <= MAX_MESSAGE:
         return problem
     return f"{problem[: MAX_MESSAGE - 300]} … {problem[-280:]}"
-
-
-def _list_array(arrays: Sequence[np.ndarray], dtype: type) -> pa.ListArray:
-    offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int32)
-    values = np.concatenate(arrays) if arrays else np.empty(0, dtype)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.astype(dtype, copy=False)))
