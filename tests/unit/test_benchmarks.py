@@ -1,5 +1,6 @@
 """The benchmarks that wait for a GPU run here as well: small, once, with figures where this device has them."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -52,3 +53,11 @@ def test_a_contest_of_ours_alone_has_no_ratios(bench):
 
     run = Run(6.0, 4000.0, 1000.0, 0.0, 1.6, [9.0], limit_fraction=0.25)
     assert ratios({"ours": summary({"cold": [run], "warm": [run]})}) == {"limit_fraction": 0.25}
+
+
+@pytest.mark.parametrize(
+    "name", sorted(path.name for path in SCRIPTS.glob("*.py") if "ArgumentParser" in path.read_text())
+)
+def test_every_script_says_what_it_takes(name):
+    done = subprocess.run([sys.executable, SCRIPTS / name, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("usage: "), done.stderr
