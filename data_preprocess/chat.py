@@ -27,6 +27,7 @@ SHAREGPT_ROLES = {
 }
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 TEXT_KEYS = (*REASONING_KEYS, "tool_call_id", "name")
+TEXT_PARTS = ("text", "input_text", "output_text")
 SWITCHES = ("train", "trainable")
 WEIGHTS = ("weight", "loss_weight")
 
@@ -139,7 +140,10 @@ def _from_sharegpt(raw: Mapping[str, Any], where: str) -> Message:
 def _content(content: Any, where: str) -> str | None:
     """The text, or the joined text of its parts."""
     if isinstance(content, list):
-        if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content):
+        if not all(
+            isinstance(part, Mapping) and part.get("type", "text") in TEXT_PARTS and isinstance(part.get("text"), str)
+            for part in content
+        ):
             raise UnusableRowError("the content of a message is not text alone", f"{where}.content is {content!r:.80}")
         content = "".join(part["text"] for part in content)
     return None if content is None else _of_kind(content, str, f"{where}.content")

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from sft.data.source import read_rows
+from sft.data.variables import unread, variables
 from sft.errors import InputError
 from sft.generate.answer import Sampling, answer, chat_prompt, open_model
 
@@ -28,6 +29,8 @@ def ask(options: Namespace) -> None:
     model, tokenizer = open_model(options.model, trust_remote_code=options.trust_remote_code)
     if model.generation_config is not None and model.generation_config.eos_token_id is None:
         print(f"warning: {options.model} names no stop token: every answer runs to its full length", file=sys.stderr)
+    for remark in unread(options.chat_template_kwargs, variables(tokenizer), "--chat-template-kwargs"):
+        print(f"warning: {remark}", file=sys.stderr)
     sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p)
     torch.manual_seed(options.seed)
 

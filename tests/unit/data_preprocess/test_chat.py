@@ -35,6 +35,13 @@ def test_shapes_of_conversations(messages):
     assert messages_of(messages) == [USER, REPLY]
 
 
+def test_a_thought_among_the_parts_of_a_content_is_not_taken_for_words():
+    parts = [{"type": "reasoning", "text": "Fingers ..."}, {"type": "text", "text": "2"}]
+    with pytest.raises(UnusableRowError, match="not text alone"):
+        messages_of([USER, {**REPLY, "content": parts}])
+    assert messages_of([USER, {**REPLY, "content": parts[1:]}])[-1]["content"] == "2"
+
+
 def test_the_prompt_is_all_before_the_last_reply():
     again = {"role": "user", "content": "And 2 + 2?"}
     exchange = conversation([USER, REPLY, again, {"role": "assistant", "content": "4"}, USER, USER], {})

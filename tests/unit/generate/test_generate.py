@@ -84,6 +84,8 @@ def test_variables_of_the_template_are_passed_on(run, model_dir, tmp_path):
     tokenizer.save_pretrained(moody)
     told = run("--model", moody, "--prompt", "Why?", "--chat-template-kwargs", '{"mood": "the the the the "}')[1]
     assert told != run("--model", moody, "--prompt", "Why?")[1]
+    misspelt = run("--model", moody, "--prompt", "Why?", "--chat-template-kwargs", '{"moood": "the "}')[2]
+    assert "warning: the chat template does not read moood" in misspelt and "did you mean mood?" in misspelt
     for wrong in ("mood", "[1]"):
         with pytest.raises(SystemExit):
             run("--prompt", "Why?", "--chat-template-kwargs", wrong)
