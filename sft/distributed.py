@@ -225,7 +225,8 @@ def seed_rank(seed: int, world: World) -> None:
 def log_on_main_rank_only(world: World) -> None:
     """Show `log.info` and louder once per run, not once per rank; libraries speak only on rank 0 as well."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    clean_line = "\r\033[K" if sys.stderr.isatty() else ""  # where the progress bar of a head start may stand
+    handler.setFormatter(logging.Formatter(f"{clean_line}%(message)s"))
     log.handlers = [handler]
     log.propagate = False
     log.setLevel(logging.INFO if world.is_main else logging.CRITICAL)
