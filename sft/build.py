@@ -18,7 +18,7 @@ from sft.data import Dataset, plan, stop_token_ids, template_fingerprint
 from sft.distributed import World, log, seed_rank
 from sft.footprint import Footprint, explaining_memory, footprint_of_run
 from sft.hub import Hub, open_hub
-from sft.inputs import Inputs
+from sft.inputs import Inputs, refuse_other_inputs
 from sft.model import adapter_settings
 from sft.optim import adamw
 from sft.parallel import Mesh, Sharding, build_mesh
@@ -97,6 +97,15 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
         dp_replicate=config.model.fsdp_config.dp_replicate,
         timeout=timedelta(seconds=config.trainer.timeout_s),
     )
+    fingerprint = fingerprint_of(config, inputs)
+    refuse_other_inputs(
+        {
+            "model.partial_pretrain": fingerprint["model"],
+            "data.train_files": fingerprint["data"],
+            "data.val_files": inputs.val.fingerprint if inputs.val else None,
+            "the chat template": fingerprint["template"],
+        }
+    )
     tokens = max(inputs.new_tokens.values(), default=-1) + 1
     model, grown = build_bare_model(config, inputs.source, inputs.attention, tokens=tokens)
     memory = footprint_of_run(config, model, inputs.train, world)
@@ -106,17 +115,6 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
         place(model, config, inputs.source, mesh, sharding, world, grown=grown)
     optim = config.optim
     optimizer = adamw(model, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
-    fingerprint = {
-        "data": inputs.train.fingerprint,
-        "init_from_checkpoint": config.trainer.init_from_checkpoint,
-        "model": model_fingerprint(inputs.source),
-        "lora": adapter_settings(config.model) or None,
-        "lora_adapter": config.model.lora_adapter_path,
-        "lora_start": None if config.model.init_lora_weights is True else config.model.init_lora_weights,
-        "seed": config.trainer.seed,
-        "template": template_fingerprint(inputs.tokenizer, config.data.apply_chat_template_kwargs),
-        "train_batch_size": config.data.train_batch_size,
-    }
     steps_per_epoch = plan.steps_per_epoch(len(inputs.train.mixture), config.data.train_batch_size)
     seed_rank(trainer.seed, world)
     state, began_with = resume(config, model, optimizer, inputs.source, world, fingerprint)
@@ -156,3 +154,18 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
         if world.is_main
         else None,
     )
+
+
+def fingerprint_of(config: SftConfig, inputs: Inputs) -> dict[str, Any]:
+    """What a checkpoint must share with this run to continue it."""
+    return {
+        "data": inputs.train.fingerprint,
+        "init_from_checkpoint": config.trainer.init_from_checkpoint,
+        "model": model_fingerprint(inputs.source),
+        "lora": adapter_settings(config.model) or None,
+        "lora_adapter": config.model.lora_adapter_path,
+        "lora_start": None if config.model.init_lora_weights is True else config.model.init_lora_weights,
+        "seed": config.trainer.seed,
+        "template": template_fingerprint(inputs.tokenizer, config.data.apply_chat_template_kwargs),
+        "train_batch_size": config.data.train_batch_size,
+    }

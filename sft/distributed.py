@@ -26,7 +26,7 @@ import torch.distributed as dist
 from torch.distributed import HashStore, PrefixStore, Store  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.rendezvous import rendezvous
 
-from sft.errors import InputError
+from sft.errors import InputError, MishapError
 
 log = logging.getLogger("sft")
 
@@ -79,11 +79,6 @@ def process_group(world: World, timeout: timedelta = timedelta(minutes=30)) -> I
     where another rank dies, or does not answer within `timeout`.
     """
     if world.device.type == "cuda":
-        if world.local_rank >= (gpus := torch.cuda.device_count()):
-            raise InputError(
-                f"rank {world.rank} is number {world.local_rank} (from 0) on its node, which shows {gpus} GPUs: start "
-                "at most one rank per GPU (torchrun --nproc-per-node), or use the CPU (CUDA_VISIBLE_DEVICES='')."
-            )
         torch.cuda.set_device(world.device)
     if dist.is_initialized():  # a run that failed in this process left its group behind
         dist.destroy_process_group()
@@ -104,6 +99,16 @@ def process_group(world: World, timeout: timedelta = timedelta(minutes=30)) -> I
     # 12 of 57 gloo runs after their work was done; collecting first, none of 37.
     gc.collect()
     dist.destroy_process_group()
+
+
+def refuse_ranks_without_a_gpu() -> None:
+    """Raise InputError, on every rank of a node, where it has GPUs but fewer than ranks."""
+    ranks, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if torch.cuda.is_available() and ranks > gpus:
+        raise InputError(
+            f"this node starts {ranks} ranks and shows {gpus} GPUs: start at most one rank per GPU (torchrun "
+            "--nproc-per-node), or use the CPU (CUDA_VISIBLE_DEVICES='')."
+        )
 
 
 def _keys_of_this_run(world: World) -> str:
@@ -176,6 +181,9 @@ def sum_over(group: dist.ProcessGroup | None, *values: float | torch.Tensor) -> 
     for index, value in enumerate(values):
         if isinstance(value, torch.Tensor):
             total[index] = value.detach()
+    if total.device.type == "cuda" and group is ALL_RANKS:
+        # By gloo, which notices a rank that died. NCCL does not: the host would wait in tolist() until it is killed.
+        dist.all_reduce(torch.zeros(()), group=group)
     dist.all_reduce(total, group=group)
     return total.tolist()
 
@@ -188,18 +196,23 @@ def max_over_all_ranks(*values: float) -> list[float]:
 
 
 def on_every_rank(phase: str, work: Callable[[], Result]) -> list[Result]:
-    """Results of `work` of all ranks, on all ranks. If it fails on one, every rank raises InputError and none waits."""
+    """Results of `work` of all ranks, on all ranks. If it fails on one, every rank raises InputError and none waits.
+
+    MishapError where one failed of something else than its input.
+    """
     entering(phase)
-    result, failure = None, None
+    result, failure, kind = None, None, InputError
     try:
         result = work()
     except Exception as error:  # whatever it is: the others are waiting to hear of it
         failure = f"rank {dist.get_rank()}: {type(error).__name__}: {error}"
+        kind = MishapError if isinstance(error, MishapError) or not isinstance(error, InputError) else InputError
     outcomes: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(outcomes, (result, failure))
-    if failures := [failure for _, failure in outcomes if failure]:
-        raise InputError(f"{phase} failed: {'; '.join(failures)}")
-    return [result for result, _ in outcomes]
+    dist.all_gather_object(outcomes, (result, failure, kind))
+    if failures := [failure for _, failure, _ in outcomes if failure]:
+        kinds = [kind for _, _, kind in outcomes]
+        raise (MishapError if MishapError in kinds else InputError)(f"{phase} failed: {'; '.join(failures)}")
+    return [result for result, _, _ in outcomes]
 
 
 def on_main_rank(phase: str, work: Callable[[], Result]) -> Result:

@@ -7,7 +7,7 @@ import sys
 from typing import NoReturn
 
 from sft.distributed import LostRanksError, World
-from sft.errors import InputError, let_another_rank_speak, spare_the_restarts
+from sft.errors import InputError, MishapError, let_another_rank_speak, spare_the_restarts
 from sft.footprint import OutOfMemory
 
 
@@ -19,7 +19,8 @@ def end_with(error: InputError | LostRanksError, world: World) -> NoReturn:
     if world.local_rank == 0 or isinstance(error, OutOfMemory):
         who = "error" if world.is_main else f"error on rank {world.rank}"
         print(f"{who}: {error}", file=sys.stderr, flush=True)
-        spare_the_restarts()  # which ends this rank, too
+        if not isinstance(error, MishapError):
+            spare_the_restarts()  # which ends this rank, too
         end_at_once(2)
     let_another_rank_speak()
     end_at_once(2)
@@ -27,6 +28,8 @@ def end_with(error: InputError | LostRanksError, world: World) -> NoReturn:
 
 def end_at_once(code: int, message: str = "") -> NoReturn:
     """Exit without tearing down: threads of a process group that was left would hold this process back, or abort it."""
+    if sys.stderr.isatty():
+        print("\033[?25h", end="", file=sys.stderr)  # the cursor, which a progress bar hides
     if message:
         print(message, file=sys.stderr)
     sys.stdout.flush()

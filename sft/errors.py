@@ -14,6 +14,10 @@ class InputError(ValueError):
     """
 
 
+class MishapError(InputError):
+    """Something around the run went wrong - a disk, a mount, memory - and may go well the next time."""
+
+
 def let_another_rank_speak() -> None:
     """Wait before exiting, on a rank whose message another one prints: torchrun ends all ranks at the first exit.
 
@@ -23,7 +27,7 @@ def let_another_rank_speak() -> None:
 
 
 def spare_the_restarts() -> None:
-    """End torchrun, if it would start the ranks again: they would meet the same mistake, and say it again.
+    """After a mistake, end torchrun if it would start the ranks again: they would meet it and say it once more.
 
     On one node only: where one of several torchruns ends, the others wait ten minutes for it to come back.
     """

@@ -14,7 +14,7 @@ from sft.config import SftConfig
 from sft.data import Dataset, plan
 from sft.data.forecast import Forecast, forecast
 from sft.distributed import World, max_over_all_ranks
-from sft.errors import InputError
+from sft.errors import MishapError
 from sft.memory import Load, ModelSize, device_bytes, estimate, gigabytes, model_size, savings
 from sft.model import decoder_layers
 
@@ -144,7 +144,7 @@ def look_ahead(
     )
 
 
-class OutOfMemory(InputError):
+class OutOfMemory(MishapError):
     """A rank had no memory left; the message says what takes how much, and what would save some."""
 
 

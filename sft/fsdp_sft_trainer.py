@@ -16,11 +16,11 @@ if __name__ == "__main__":
         with without_collections():
             from sft.head_start import tokenise_ahead
 
-        tokenise_ahead(config)
+        head_start = tokenise_ahead(config)
         with without_collections():
             from sft.fsdp_sft_trainer import main
 
-        main(config)
+        main(config, head_start)
 
     cli(start)
     raise SystemExit
@@ -46,12 +46,14 @@ from sft.distributed import (
     log,
     log_on_main_rank_only,
     process_group,
+    refuse_ranks_without_a_gpu,
     seed_everything,
     sum_over,
 )
 from sft.ending import end_at_once, end_with
 from sft.errors import InputError
 from sft.footprint import explaining_memory
+from sft.head_start import HeadStart
 from sft.inputs import read_inputs
 from sft.lock import sole_use_of
 from sft.loss import token_ce_sum
@@ -83,11 +85,11 @@ class RunResult:
     stopped_by_signal: int = 0  # its number
 
 
-def main(config: SftConfig) -> None:
+def main(config: SftConfig, head_start: HeadStart | None = None) -> None:
     """Run. Exits with 2 and one message where the user's input is to blame, with 128 + N where signal N stopped it."""
     world = World.from_environment()
     try:
-        result = run(config)
+        result = run(config, head_start)
     except KeyboardInterrupt:  # before the first step; from then on it is a request like others
         end_at_once(130)
     except (InputError, LostRanksError) as error:
@@ -96,16 +98,19 @@ def main(config: SftConfig) -> None:
         sys.exit(128 + result.stopped_by_signal)
 
 
-def run(config: SftConfig) -> RunResult:
+def run(config: SftConfig, head_start: HeadStart | None = None) -> RunResult:
     """Train as configured and leave a Hugging Face model in trainer.default_local_dir.
+
+    head_start: what tokenises its rows already
 
     Every rank calls it (torchrun does; alone it is a world of one). Raises InputError for input it cannot use.
     """
     world = World.from_environment()
     log_on_main_rank_only(world)
+    refuse_ranks_without_a_gpu()
     seed_everything(config.trainer.seed)
     check_loggers(list(config.trainer.logger))
-    inputs = read_inputs(config, world)
+    inputs = read_inputs(config, world, head_start)
     run_dir = Path(config.trainer.default_local_dir)
     with process_group(world, timedelta(seconds=config.trainer.timeout_s)), sole_use_of(run_dir, world):
         return fit(build(config, world, inputs))
@@ -177,7 +182,7 @@ def train_step(job: Job, micro_batches: list[Batch], weight_sums: list[float]) -
         share.backward()
         shares += of_sources
 
-    # The one place where the step talks to the other ranks, and where the host waits for the device.
+    # The one place where the host waits for the device.
     *shares, square_sum, computed_weight_sum, samples, tokens, supervised_tokens, positions = sum_over(
         ALL_RANKS,
         *shares,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sft.config import SftConfig
 from sft.data import Dataset
-from sft.distributed import World, log
+from sft.distributed import World, log, on_every_rank
+from sft.errors import InputError
+from sft.head_start import HeadStart
 from sft.model import Available, Choice, choose_attention
 from sft.parallel import refuse_impossible_split
 from sft.pretrained import find_model, load_config
@@ -29,7 +32,7 @@ class Inputs:
     val: Dataset | None
 
 
-def read_inputs(config: SftConfig, world: World) -> Inputs:
+def read_inputs(config: SftConfig, world: World, head_start: HeadStart | None = None) -> Inputs:
     """Tokenizer and data. Raises InputError for a model that is not there, for one whose attention cannot be computed
     as asked, and for rows that cannot be used.
     """
@@ -40,8 +43,27 @@ def read_inputs(config: SftConfig, world: World) -> Inputs:
     attention = attention_of(config, source, Available.on(world.device))
     log.info("attention: %s", attention)
     tokenizer, chat_template, new_tokens = open_tokenizer(config, source)
+    if head_start:
+        head_start.wait()
     train, val = open_data(config, tokenizer, world)
     return Inputs(source, attention, tokenizer, chat_template, new_tokens, train, val)
+
+
+def refuse_other_inputs(read: Mapping[str, str | None]) -> None:
+    """Raise InputError, on every rank, unless all of them read the same. A collective over all ranks.
+
+    read: fingerprints, by the knob that says what is read. Weights of two models would be mixed, each rank's own part
+    of its own; and ranks with other rows would wait for each other, or count what was never computed.
+    """
+    of_ranks = on_every_rank("comparing what the ranks read", lambda: dict(read))
+    others = {
+        knob: [str(rank) for rank, theirs in enumerate(of_ranks) if theirs[knob] != of_ranks[0][knob]] for knob in read
+    }
+    if different := [f"{knob} (rank {', '.join(ranks)})" for knob, ranks in others.items() if ranks]:
+        raise InputError(
+            f"the ranks do not read what rank 0 reads: {'; '.join(different)}. Give every node the same files, best on "
+            "a file system that all of them see; for a model of the hub, the same revision."
+        )
 
 
 def check_sharing_of_rows(config: SftConfig, source: Path, *, ranks: int) -> None:

@@ -9,7 +9,7 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +33,14 @@ PEAK_BF16_FLOPS = {
     "RTX 4090": 165e12,
     "MI300X": 1307e12,
 }
+
+
+def met_by_a_token(weights: Iterable[torch.Tensor], experts: int | None) -> int:
+    """How many elements of `weights` a token is multiplied with.
+
+    experts: how many of the experts, [number, ., .], it meets; None for a model without
+    """
+    return sum(w.numel() // len(w) * experts if experts and w.ndim == 3 else w.numel() for w in weights)
 
 
 def training_flops_per_token(

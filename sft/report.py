@@ -13,7 +13,7 @@ from sft.config import config_to_yaml
 from sft.data import epoch_order
 from sft.data.audit import audit, kept, overlap, summary
 from sft.data.forecast import forecast, sentence
-from sft.metrics import Meter, device_peak, training_flops_per_token
+from sft.metrics import Meter, device_peak, met_by_a_token, training_flops_per_token
 from sft.place import DTYPES
 from sft.track import RunLog, open_run, write_run_json
 from sft.types import StepStats
@@ -78,21 +78,16 @@ def start_meter(job: Job, run_log: RunLog) -> Meter:
     assert head is not None and isinstance(head.weight, torch.Tensor)
     ends = (head.weight, embedding.weight)
     body = [weight for weight in job.model.parameters() if not any(weight is end for end in ends)]
-    # Of the experts, which transformers keeps as [experts, ., .], a token meets only a few.
-    active = (getattr(config, "num_experts_per_tok", None) or 1) / (getattr(config, "num_experts", None) or 1)
-
-    def met_by_a_token(weights: list[torch.nn.Parameter]) -> int:
-        return int(sum(weight.numel() * (active if weight.ndim == 3 else 1) for weight in weights))
-
+    experts = getattr(config, "num_experts_per_tok", None)
     return Meter(
         world_size=job.world.size,
         samples_per_epoch=len(job.train.mixture),
         flops_per_token=training_flops_per_token(
-            met_by_a_token(body),
+            met_by_a_token(body, experts),
             config.num_hidden_layers,
             config.num_attention_heads * head_dim,
             mean_seq_len=float((lengths**2).sum() / lengths.sum()),
-            num_frozen_params=met_by_a_token([weight for weight in body if not weight.requires_grad]),
+            num_frozen_params=met_by_a_token([weight for weight in body if not weight.requires_grad], experts),
         ),
         flops_per_supervised_token=(6.0 if head.weight.requires_grad else 4.0) * head.weight.numel(),
         peak_flops=peak.flops,

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from sft.checkpoint import KINDS, Kind
 from sft.distributed import World, log, max_over_all_ranks
-from sft.errors import InputError
+from sft.errors import MishapError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 SAME_WISH_S = 2.0
@@ -50,7 +50,7 @@ class Listener:
     def agree(self, *, is_writing: bool = False) -> Requests:
         """Every rank calls it after every step; all get the same answer.
 
-        Raises InputError on all ranks if the run directory is gone.
+        Raises MishapError on all ranks if the run directory is gone.
         """
         orphaned = self._launcher is not None and os.getppid() != self._launcher
         if orphaned and not self._signal:
@@ -64,7 +64,7 @@ class Listener:
             self._signal, self._stop_file, save, is_writing, orphaned, gone
         )
         if gone:  # now, not when the next checkpoint is due: what is trained until then would be lost
-            raise InputError(f"trainer.default_local_dir={self._run_dir} is gone: was it moved, deleted, unmounted?")
+            raise MishapError(f"trainer.default_local_dir={self._run_dir} is gone: was it moved, deleted, unmounted?")
         if number and not self._said:
             self._say("torchrun is gone" if orphaned else signal.Signals(int(number)).name)
         return Requests(

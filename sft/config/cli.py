@@ -55,11 +55,12 @@ def _configs(arguments: Sequence[str], world_size: int | None) -> list[SftConfig
             ]
         )
     flags = [text for text in arguments if text not in parsed.overrides]
-    if flags or any("hydra" in text for text in parsed.overrides):
-        overrides = force(parsed.overrides, [path for path in (parsed.config_dir, parsed.config_path) if path])
-        composed = _through_hydra(flags, overrides)
-    else:  # hydra.main composes twice, the first time to learn that there is no sweep
+    overrides = force(parsed.overrides, [path for path in (parsed.config_dir, parsed.config_path) if path])
+    only_values = all(text.startswith("++") and "hydra" not in text for text in overrides)
+    if only_values and not flags:  # hydra.main composes twice, the first time to learn whether it is a sweep
         composed = [(compose(parsed.overrides), parsed.overrides)]
+    else:  # a preset may ask for a sweep, too
+        composed = _through_hydra(flags, overrides)
     configs = [checked(values, overrides, _say, world_size) for values, overrides in composed]
     _refuse_shared_directory(configs)
     return configs

@@ -25,18 +25,19 @@ from sft.distributed import (
     log_on_main_rank_only,
     on_every_rank,
     process_group,
+    refuse_ranks_without_a_gpu,
     seed_everything,
 )
 from sft.ending import end_with
 from sft.errors import InputError
 from sft.evaluate.judge import is_right
-from sft.evaluate.options import Options
+from sft.evaluate.options import MODEL, Options
 from sft.generate.answer import Sampling, answer, open_model
-from sft.inputs import attention_of
+from sft.inputs import attention_of, refuse_other_inputs
 from sft.model import Available
 from sft.parallel import build_mesh
 from sft.place import build_bare_model, place, sharding_of
-from sft.pretrained import find_model
+from sft.pretrained import find_model, fingerprint
 from sft.reading import open_tokenizer, open_val
 from sft.score import Score, score
 from sft.track.files import replace_file
@@ -60,6 +61,7 @@ def main(config: SftConfig, options: Options) -> None:
 def evaluate(config: SftConfig, options: Options, world: World) -> Numbers:
     """The numbers of every entry of data.val_files. Every rank calls it; all get them. Raises InputError."""
     log_on_main_rank_only(world)
+    refuse_ranks_without_a_gpu()
     seed_everything(config.trainer.seed)
     check(config, options, world)
     if config.model.external_lib:
@@ -71,6 +73,7 @@ def evaluate(config: SftConfig, options: Options, world: World) -> Numbers:
     val = open_val(config, tokenizer, world)
     with process_group(world, timedelta(seconds=config.trainer.timeout_s)):
         entering("evaluation")
+        refuse_other_inputs({MODEL: fingerprint(source), "data.val_files": val.fingerprint})
         mesh = build_mesh(world.size, world.device.type, sp_size=config.ulysses_sequence_parallel_size)
         attention = attention_of(config, source, Available.on(world.device))
         model, grown = build_bare_model(config, source, attention, tokens=max(new_tokens.values(), default=-1) + 1)

@@ -125,6 +125,22 @@ def test_under_torchrun_the_message_comes_once_and_nobody_waits(base, tmp_path, 
     assert "Traceback (most recent call last):\n  File" not in done.stderr.split("torch/distributed/elastic")[0]
 
 
+@pytest.mark.parametrize("knob", ["model.partial_pretrain", "data.train_files", "data.val_files"])
+def test_ranks_that_read_different_things_are_told_which(base, tmp_path, knob):
+    """Their weights would be mixed without a word, and their validation would count what nobody computed."""
+    for rank in range(2):
+        tiny_model_dir(tmp_path / f"model.partial_pretrain_{rank}", seed=rank)
+        for name in ("train", "val"):
+            rows = [{"question": f"{k} + {rank}?", "answer": f"{k + rank}"} for k in range(10)]
+            write_jsonl(tmp_path / f"data.{name}_files_{rank}", rows).rename(tmp_path / f"data.{name}_files_{rank}.jsonl")
+    suffix = "" if knob.startswith("model") else ".jsonl"
+    overrides = [*base, f"{knob}={tmp_path}/{knob}_RANK{suffix}", f"data.cache_dir={tmp_path}/cache_RANK"]
+    overrides.append(f"trainer.default_local_dir={tmp_path / 'run'}")
+    done = train(overrides, ranks=2, cwd=tmp_path, module="tests.dist.unlike", timeout_s=60)
+    assert done.returncode != 0
+    assert done.stderr.count(f"error: the ranks do not read what rank 0 reads: {knob} (rank 1).") == 1, done.stderr
+
+
 @pytest.mark.parametrize(
     ("mistake", "told"), [("optim.rl=1", "1 problem in the configuration"), ("data.max_length=16", "\nerror: ")]
 )

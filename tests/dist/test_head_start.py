@@ -19,7 +19,7 @@ import sys
 from sft.config import load_config
 from sft.head_start import tokenise_ahead
 
-tokenise_ahead(load_config(sys.argv[1:]))
+head_start = tokenise_ahead(load_config(sys.argv[1:]))
 """
 
 
@@ -63,6 +63,25 @@ def test_what_is_wrong_with_the_rows_is_said_once_and_by_the_run(base, tmp_path)
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(("what", "told"), [("1 / 0", "ended with 1"), ("os.kill(os.getpid(), 9)", "ended with -9")])
+def test_a_child_that_fails_is_said_and_the_run_goes_on_without_it(base, tmp_path, what, told):
+    failing = f"import os, sft.head_start\nsft.head_start.tokenise_data = lambda *_: {what}\n"
+    script = failing + AHEAD + "head_start.wait(); print('went on')"
+    command = [sys.executable, "-c", script, *base, f"data.cache_dir={tmp_path / 'cache'}"]
+    done = subprocess.run(command, cwd=REPOSITORY, env=clean_environment(), capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0 and done.stdout == "went on\n"
+    assert f"the process that tokenised ahead {told}; this one tokenises what is missing." in done.stderr
+
+
+def test_a_run_that_cannot_fork_does_without(base, monkeypatch):
+    def fork():
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    monkeypatch.setattr("os.fork", fork)
+    monkeypatch.delitem(sys.modules, "sft.fsdp_sft_trainer", raising=False)
+    assert tokenise_ahead(load_config(base)) is None
+
+
 @pytest.mark.parametrize("end", ["os._exit(0)", "os.kill(os.getpid(), signal.SIGKILL)"])
 def test_the_child_ends_with_its_parent(base, tmp_path, end):
     rows = [{"question": f"What is {k}?", "answer": f"{k}. " * 50} for k in range(100_000)]
@@ -87,6 +106,7 @@ while not glob.glob("{tmp_path}/cache/.*.partial"):
         ("data.custom_cls.path=rows.py", "0", "linux"),
         ("optim.lr=1e-3", "1", "linux"),
         ("optim.lr=1e-3", "0", "darwin"),
+        ("model.trust_remote_code=true", "0", "linux"),
     ],
 )
 def test_nothing_is_forked_where_your_code_would_run_twice_or_another_rank_does_it_or_forks_are_unsafe(
@@ -98,4 +118,12 @@ def test_nothing_is_forked_where_your_code_would_run_twice_or_another_rank_does_
     config = load_config([*base, override, *["data.custom_cls.name=CustomDataset"] * ("custom" in override)])
     monkeypatch.setattr("sys.platform", platform)
     monkeypatch.setenv("LOCAL_RANK", rank)
-    tokenise_ahead(config)
+    monkeypatch.delitem(sys.modules, "sft.fsdp_sft_trainer", raising=False)
+    assert tokenise_ahead(config) is None
+
+
+def test_nothing_is_forked_for_the_second_job_of_a_sweep(base, monkeypatch):
+    """By then there are threads, and nothing is left to import."""
+    monkeypatch.setattr("os.fork", lambda: pytest.fail("forked"))
+    monkeypatch.setitem(sys.modules, "sft.fsdp_sft_trainer", sys)
+    assert tokenise_ahead(load_config(base)) is None

@@ -2,11 +2,21 @@
 how they add up."""
 
 import logging
+from contextlib import nullcontext
 
 import pytest
 import torch
 
-from sft.distributed import ALL_RANKS, World, _keys_of_this_run, seed_rank, sum_over
+from sft.distributed import (
+    ALL_RANKS,
+    World,
+    _keys_of_this_run,
+    on_every_rank,
+    refuse_ranks_without_a_gpu,
+    seed_rank,
+    sum_over,
+)
+from sft.errors import InputError, MishapError
 
 RANK_0 = World(0, 2, 0)
 
@@ -56,3 +66,25 @@ def test_sums_of_numbers_and_of_tensors_are_exact_and_in_order(world_of_one):
         2.0**60,
     ]
     assert sum_over(ALL_RANKS, 3) == [3.0]
+
+
+@pytest.mark.parametrize(
+    ("cause", "kind"),
+    [(OSError("no space"), MishapError), (MishapError("gone"), MishapError), (InputError("bad"), InputError)],
+)
+def test_what_fails_on_a_rank_is_a_mistake_only_if_it_was_one_there(world_of_one, cause, kind):
+    def fail():
+        raise cause
+
+    with pytest.raises(InputError, match=f"saving failed: rank 0: {type(cause).__name__}: {cause}") as raised:
+        on_every_rank("saving", fail)
+    assert raised.type is kind
+
+
+@pytest.mark.parametrize(("ranks", "gpus", "refused"), [(2, 2, False), (3, 2, True), (4, 0, False)])
+def test_more_ranks_than_gpus_are_refused_on_all_of_them(monkeypatch, ranks, gpus, refused):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    with pytest.raises(InputError, match="3 ranks and shows 2 GPUs") if refused else nullcontext():
+        refuse_ranks_without_a_gpu()

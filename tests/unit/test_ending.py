@@ -1,6 +1,7 @@
 """Which rank says what is wrong, with which exit code, and that the others let it finish."""
 
 import os
+import signal
 
 import pytest
 
@@ -36,3 +37,25 @@ def test_one_rank_of_a_node_speaks_and_the_others_wait_for_it(
     with pytest.raises(SystemExit) as ended:
         ending.end_with(error, World(rank=rank, size=16, local_rank=local_rank))
     assert (ended.value.code, capsys.readouterr().err, bool(waited)) == (code, told, waits)
+
+
+@pytest.mark.parametrize(
+    ("error", "restarts", "nodes", "ends_torchrun"),
+    [
+        (BAD_FILE, "0", "1", True),
+        (BAD_FILE, "3", "1", False),  # it was the last start
+        (BAD_FILE, "0", "2", False),  # the other torchrun would wait for this one
+        (NO_ROOM, "0", "1", False),  # there may be some the next time
+    ],
+)
+def test_only_after_a_mistake_torchrun_is_kept_from_restarting(error, restarts, nodes, ends_torchrun, monkeypatch):
+    given = {"MAX_RESTARTS": "3", "RESTART_COUNT": restarts}
+    for name, value in given.items():
+        monkeypatch.setenv(f"TORCHELASTIC_{name}", value)
+    monkeypatch.setenv("GROUP_WORLD_SIZE", nodes)
+    sent = []
+    monkeypatch.setattr(os, "kill", lambda *asked: sent.append(asked))
+    monkeypatch.setattr(os, "_exit", lambda code: (_ for _ in ()).throw(SystemExit(code)))
+    with pytest.raises(SystemExit):
+        ending.end_with(error, World(rank=0, size=2, local_rank=0))
+    assert sent == [(os.getppid(), signal.SIGTERM)] * ends_torchrun

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sft import metrics
-from sft.metrics import Meter, device_peak, training_flops_per_token
+from sft.metrics import Meter, device_peak, met_by_a_token, training_flops_per_token
 from sft.types import StepStats
 
 STATS = StepStats(
@@ -147,3 +147,10 @@ def test_other_devices_and_dtypes_are_probed_and_say_so(monkeypatch, device, dty
 
 def test_the_probe_finds_a_rate_a_computer_can_have():
     assert 1e8 < device_peak(torch.device("cpu"), torch.float32).flops < 1e15
+
+
+def test_of_experts_a_token_meets_a_few_however_their_number_is_called():
+    """Glm4Moe says n_routed_experts, GraniteMoe num_local_experts, Qwen3Moe num_experts."""
+    weights = [torch.zeros(8, 6, 4), torch.zeros(5, 3)]
+    assert met_by_a_token(weights, 2) == 2 * 6 * 4 + 5 * 3
+    assert met_by_a_token(weights, None) == 8 * 6 * 4 + 5 * 3  # the weights of a convolution

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -135,6 +136,17 @@ def test_a_sweep_under_torchrun_is_refused(
     done = start(here, *runnable, flag, "optim.lr=0.5,0.25", **environment)
     assert done.returncode == 2
     assert "--multirun cannot run under torchrun" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "asks_hydra"),
+    [([], False), (["optim.lr=1e-3"], False), (["+experiment=lora"], True), (["hydra.job.name=x"], True)],
+)
+def test_hydra_is_asked_about_a_sweep_where_one_may_hide(runnable, monkeypatch, more, asks_hydra):
+    asked, module = [], importlib.import_module("sft.config.cli")
+    monkeypatch.setattr(module, "_through_hydra", lambda flags, overrides: asked.append(overrides) or [])
+    module.cli(lambda config: None, [*runnable, *more])
+    assert bool(asked) == asks_hydra
 
 
 def test_a_sweep_runs_each_job_in_a_directory_of_its_own(here: Path, runnable: list[str]) -> None:
