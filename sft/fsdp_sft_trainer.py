@@ -14,9 +14,9 @@ if __name__ == "__main__":
 
     def start(config) -> None:
         with without_collections():
-            from sft.head_start import tokenise_ahead
+            from sft.head_start import begin
 
-        head_start = tokenise_ahead(config)
+        head_start = begin(config)
         with without_collections():
             from sft.fsdp_sft_trainer import main
 

@@ -1,7 +1,8 @@
-"""Rows become tokens in a process of their own, while the trainer is still being imported.
+"""Rows become tokens, and weights come from the disk, while the trainer is still being imported.
 
-    this process   torch, tokenizers | DTensor, FSDP, models ... | open the samples: cached, or wait for the lock
-    its child                        | fill the token cache ........ |
+    this process   torch, tokenizers | DTensor, FSDP, models ... | wait for the child | ranks meet | load the model
+    its child                        | fill the token cache ................. |
+    a thread                         | read the weights into the page cache ............. |
 
 The run waits for the child before it opens the samples. What is wrong with the rows, the child has found for it;
 whatever else happens to the child is said, and the run tokenises by itself.
@@ -14,17 +15,23 @@ import logging
 import os
 import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import NoReturn
 
 from sft.config import SftConfig
 from sft.distributed import World, log
 from sft.errors import InputError
-from sft.pretrained import find_model
+from sft.pretrained import find_model, weight_files
 from sft.reading import open_tokenizer, tokenise_data
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+SHARE_OF_MEMORY = 0.5  # that weights may fill: what else is cached, and the run itself, must stay
+PIECE = 16 * 1024 * 1024  # bytes
 
 
 class HeadStart:
@@ -42,6 +49,13 @@ class HeadStart:
             raise InputError(wrong)
         if code:
             log.warning("the process that tokenised ahead ended with %s; this one tokenises what is missing.", code)
+
+
+def begin(config: SftConfig) -> HeadStart | None:
+    """Start both; what to wait for, if there is a child."""
+    head_start = tokenise_ahead(config)  # forks, so before there is a thread
+    read_weights_ahead(config)
+    return head_start
 
 
 def tokenise_ahead(config: SftConfig) -> HeadStart | None:
@@ -68,6 +82,40 @@ def tokenise_ahead(config: SftConfig) -> HeadStart | None:
         _tokenise(config, world, parent, answer)
     os.close(answer)  # held by the child alone, so that its end is seen
     return HeadStart(child, verdict)
+
+
+def read_weights_ahead(config: SftConfig) -> threading.Thread | None:
+    """Have the weights in the page cache by the time they are loaded: read through them in a thread, once per node.
+
+    None for a model that is not here yet, for one that memory has no room for, and on several nodes, where each rank
+    will read its own slices and no node needs all of them.
+    """
+    world, source = World.from_environment(), Path(config.model.partial_pretrain)
+    if world.local_rank != 0 or world.size > int(os.environ.get("LOCAL_WORLD_SIZE", "1")) or not source.is_dir():
+        return None
+    with suppress(InputError, OSError):  # a directory that is no model: the run says so
+        files = weight_files(source)
+        if sum(file.stat().st_size for file in files) < SHARE_OF_MEMORY * memory_bytes():
+            thread = threading.Thread(target=read_through, args=(files,), daemon=True)
+            thread.start()
+            return thread
+    return None
+
+
+def read_through(files: Iterable[Path]) -> int:
+    """Read all bytes of the files and keep none; how many there were, up to the first that cannot be read."""
+    piece, count = bytearray(PIECE), 0
+    with suppress(OSError):
+        for path in files:
+            with path.open("rb", buffering=0) as file:
+                while read := file.readinto(piece):
+                    count += read
+    return count
+
+
+def memory_bytes() -> int:
+    """The memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _tokenise(config: SftConfig, world: World, parent: int, answer: int) -> NoReturn:

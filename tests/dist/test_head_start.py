@@ -1,23 +1,27 @@
-"""Rows become tokens while the trainer is imported: by a child that nobody depends on, and that outlives nobody."""
+"""What happens while the trainer is imported: rows become tokens in a child that nobody depends on and that outlives
+nobody, and weights come into the page cache."""
 
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sft.config import load_config
 from sft.data.cache import SAMPLES_FILE
-from sft.head_start import tokenise_ahead
+from sft import head_start
+from sft.head_start import read_through, read_weights_ahead, tokenise_ahead
 from tests.assets import write_jsonl
 from tests.launch import REPOSITORY, clean_environment, train
 
 AHEAD = """
 import sys
 from sft.config import load_config
-from sft.head_start import tokenise_ahead
+from sft import head_start
+from sft.head_start import read_through, read_weights_ahead, tokenise_ahead
 
 head_start = tokenise_ahead(load_config(sys.argv[1:]))
 """
@@ -127,3 +131,34 @@ def test_nothing_is_forked_for_the_second_job_of_a_sweep(base, monkeypatch):
     monkeypatch.setattr("os.fork", lambda: pytest.fail("forked"))
     monkeypatch.setitem(sys.modules, "sft.fsdp_sft_trainer", sys)
     assert tokenise_ahead(load_config(base)) is None
+
+
+def test_the_weights_are_read_from_their_first_byte_to_their_last(base, tmp_path):
+    files = [tmp_path / name for name in ("a", "b")]
+    for file, size in zip(files, (3 * head_start.PIECE + 5, 7), strict=True):
+        file.write_bytes(bytes(size))
+    assert read_through(files) == 3 * head_start.PIECE + 12
+    assert read_through([tmp_path / "gone", *files]) == 0
+
+    read = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(head_start, "read_through", read.extend)
+        thread = read_weights_ahead(load_config(base))
+        thread.join()
+    assert [path.name for path in read] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("why_not", ["other nodes", "another rank", "no memory", "no weights", "not here"])
+def test_the_weights_are_not_read_where_that_would_do_no_good(base, tmp_path, monkeypatch, why_not):
+    config = load_config(base)
+    if why_not == "other nodes":
+        monkeypatch.setenv("WORLD_SIZE", "4")
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    elif why_not == "another rank":
+        monkeypatch.setenv("LOCAL_RANK", "1")
+    elif why_not == "no memory":
+        monkeypatch.setattr(head_start, "SHARE_OF_MEMORY", 0)
+    else:
+        elsewhere = str(tmp_path if why_not == "no weights" else "org/name")
+        config = replace(config, model=replace(config.model, partial_pretrain=elsewhere))
+    assert read_weights_ahead(config) is None

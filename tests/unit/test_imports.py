@@ -48,3 +48,11 @@ assert offsets.tolist() == [0] and values.tolist() == [] and values.dtype == np.
 
     assert errors(ours) == ""
     assert "pandas was imported" in errors("import pyarrow as pa; pa.array([1])"), "or this test shows nothing"
+
+
+def test_a_head_start_is_early():
+    """Before it, nothing is imported that only training needs: that is what it goes on beside of."""
+    heavy = ["torch.distributed.fsdp", "torch.distributed.tensor", "torch._dynamo", "transformers.modeling_utils"]
+    script = f"import sys, sft.head_start; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], env=clean_environment(), capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
