@@ -54,7 +54,7 @@ from sft.ending import end_at_once, end_with
 from sft.errors import InputError
 from sft.footprint import explaining_memory
 from sft.head_start import HeadStart
-from sft.inputs import read_inputs
+from sft.inputs import read_inputs, refuse_other_data
 from sft.lock import sole_use_of
 from sft.loss import token_ce_sum
 from sft.optim import lr_at, scale_gradients, squared_norm_of_gradients
@@ -230,15 +230,6 @@ def parts_from(job: Job, first: int) -> Iterator[tuple[list[Batch], list[float]]
     for step in range(first, job.total_steps + 1):
         sample_ids = job.samples_of(step)
         yield list(job.batches(job.train, sample_ids)), job.train.weight_sums(sample_ids)
-
-
-def refuse_other_data(computed: float, planned: float) -> None:
-    """Raise InputError where the ranks did not compute what every one of them believes to be the step."""
-    if not math.isclose(computed, planned, rel_tol=1e-9):
-        raise InputError(
-            f"the ranks read different data: the loss weights of a step are {planned:.6g} by this rank's files and "
-            f"{computed:.6g} in what all ranks computed; give every node the same data files, or one data.cache_dir."
-        )
 
 
 def advance(state: TrainState, stats: StepStats) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,15 @@ def refuse_other_inputs(read: Mapping[str, str | None]) -> None:
         raise InputError(
             f"the ranks do not read what rank 0 reads: {'; '.join(different)}. Give every node the same files, best on "
             "a file system that all of them see; for a model of the hub, the same revision."
+        )
+
+
+def refuse_other_data(computed: float, planned: float) -> None:
+    """Raise InputError where the ranks did not compute what every one of them believes to be the step."""
+    if not math.isclose(computed, planned, rel_tol=1e-9):
+        raise InputError(
+            f"the ranks read different data: the loss weights of a step are {planned:.6g} by this rank's files and "
+            f"{computed:.6g} in what all ranks computed; give every node the same data files, or one data.cache_dir."
         )
 
 
