@@ -41,7 +41,7 @@ def caches(directory: Path) -> list[Path]:
 
 
 def test_the_cache_is_filled_beside_a_process_that_does_something_else(base, tmp_path):
-    done = ahead(base, f"data.cache_dir={tmp_path / 'cache'}", then="import time; time.sleep(5)")
+    done = ahead(base, f"data.cache_dir={tmp_path / 'cache'}", then="head_start.wait()")
     assert done.returncode == 0 and len(caches(tmp_path / "cache")) == 2, done.stderr
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == [
         "tokenised train.jsonl",
