@@ -22,7 +22,10 @@ if __name__ == "__main__":
 
         main(config, head_start)
 
-    cli(start)
+    try:
+        cli(start)
+    except KeyboardInterrupt:  # among the imports
+        raise SystemExit(130) from None
     raise SystemExit
 
 import math

@@ -162,3 +162,18 @@ def test_the_weights_are_not_read_where_that_would_do_no_good(base, tmp_path, mo
         elsewhere = str(tmp_path if why_not == "no weights" else "org/name")
         config = replace(config, model=replace(config.model, partial_pretrain=elsewhere))
     assert read_weights_ahead(config) is None
+
+
+def test_ctrl_c_among_the_imports_ends_the_command_without_a_traceback(base, tmp_path):
+    """As if it were pressed when the first heavy import begins."""
+    pressed = """
+import sys
+class Pressed:
+    def find_spec(self, name, path=None, target=None):
+        if name == "sft.head_start":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Pressed())
+"""
+    (tmp_path / "sitecustomize.py").write_text(pressed)
+    done = train(base, ranks=0, cwd=tmp_path, env={"PYTHONPATH": f"{tmp_path}:{REPOSITORY}"})
+    assert (done.returncode, done.stderr) == (130, "")
