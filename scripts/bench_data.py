@@ -26,13 +26,13 @@ from bench_material import RIVALS, SEED, make_rows, make_tokenizer, make_venv
 from bench_result import spread, write_result
 from transformers import AutoTokenizer
 
-from sft.data.cache import cached
-from sft.data.fit import fit
-from sft.data.formats import Columns
-from sft.data.rows import rows_of_file
-from sft.data.store import SampleStore
-from sft.data.tokenise import Recipe
-from sft.data.weights import Supervision
+from sft.data.cache.cache import cached
+from sft.data.cache.store import SampleStore
+from sft.data.cache.tokenise import Recipe
+from sft.data.order.fit import fit
+from sft.data.rows.formats import Columns
+from sft.data.rows.source import rows_of_file
+from sft.data.types import Supervision
 
 LONGER_THAN_ANY = 1 << 20  # tokens
 

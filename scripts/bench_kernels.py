@@ -26,12 +26,13 @@ import torch.nn.functional as F
 from bench_result import spread, write_result
 from transformers import Qwen3Config
 
-from sft import head
-from sft.model import Available, build_skeleton, choose_attention, decoder_layers
+from sft.model import head
+from sft.model.attention import Available, choose_attention
 from sft.model.attention.choice import KERNELS
 from sft.model.attention.interface import load_kernel
 from sft.model.attention.kernels import Samples, Scores
-from sft.parallel import checkpoint_activations, compile_layers
+from sft.model.load import build_skeleton, decoder_layers
+from sft.parallel.activation import checkpoint_activations, compile_layers
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 HERE = Available.on(DEVICE)

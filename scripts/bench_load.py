@@ -49,10 +49,12 @@ def make_model(directory: Path, gigabytes: float) -> float:
 
 def load(way: str, directory: Path) -> dict[str, float]:
     """Load once on this rank, as the trainer does or as a script would; seconds, and the growth of its peak memory."""
-    from sft.distributed import World, process_group
-    from sft.model import Available, build_skeleton, choose_attention, decoder_layers, load_weights
-    from sft.parallel import Sharding, build_mesh, shard
-    from sft.pretrained import load_config
+    from sft.model.attention import Available, choose_attention
+    from sft.model.load import build_skeleton, decoder_layers, load_weights
+    from sft.model.pretrained import load_config
+    from sft.parallel.fsdp import Sharding, shard
+    from sft.parallel.mesh import build_mesh
+    from sft.parallel.world import World, process_group
 
     world = World.from_environment()
     with process_group(world):

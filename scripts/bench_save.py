@@ -19,7 +19,7 @@ import torch
 from bench_result import spread, write_result
 
 from sft.checkpoint import Saver
-from sft.distributed import World, process_group
+from sft.parallel.world import World, process_group
 from sft.types import TrainState
 
 BYTES_PER_WEIGHT = 12  # fp32 master and two moments

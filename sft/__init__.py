@@ -12,7 +12,7 @@ from sft.config import SftConfig, load_config
 
 if TYPE_CHECKING:
     from sft.fsdp_sft_trainer import RunResult, run
-    from sft.requests import request_save
+    from sft.train.requests import request_save
 
 __all__ = ["RunResult", "SftConfig", "load_config", "request_save", "run"]
 
@@ -23,7 +23,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(fsdp_sft_trainer, name)
     if name == "request_save":
-        from sft.requests import request_save
+        from sft.train.requests import request_save
 
         return request_save
     raise AttributeError(f"module 'sft' has no attribute {name!r}")

@@ -10,11 +10,11 @@ if __name__ == "__main__":
     # Help and bad configurations are answered before the seconds that importing torch takes. With a good one, this
     # file is imported by its name, and the story begins below.
     from sft.config import cli
-    from sft.imports import without_collections
+    from sft.config.cli import without_collections
 
     def start(config) -> None:
         with without_collections():
-            from sft.head_start import begin
+            from sft.train.head_start import begin
 
         head_start = begin(config)
         with without_collections():
@@ -38,10 +38,12 @@ from pathlib import Path
 
 import torch
 
-from sft.build import Job, build
+from sft.checkpoint.lock import sole_use_of
 from sft.config import SftConfig
-from sft.data import prefetch
-from sft.distributed import (
+from sft.data.order.prefetch import prefetch
+from sft.errors import InputError
+from sft.parallel.fsdp import begin_micro_batch
+from sft.parallel.world import (
     ALL_RANKS,
     LostRanksError,
     World,
@@ -53,23 +55,22 @@ from sft.distributed import (
     seed_everything,
     sum_over,
 )
-from sft.ending import end_at_once, end_with
-from sft.errors import InputError
-from sft.footprint import explaining_memory
-from sft.head_start import HeadStart
-from sft.inputs import read_inputs, refuse_other_data
-from sft.lock import sole_use_of
-from sft.loss import token_ce_sum
-from sft.optim import lr_at, scale_gradients, squared_norm_of_gradients
-from sft.parallel import begin_micro_batch
-from sft.report import describe_data, describe_end, describe_step, of_sources, open_log, start_meter
-from sft.requests import Requests, listening
-from sft.samples import choose_prompts, sample_if_due
-from sft.save import finish, is_complete, save_if_best, save_if_due
-from sft.summary import Start, summarise
-from sft.track import RunLog, check_loggers
+from sft.track.run_log import RunLog
+from sft.track.trackers import check_loggers
+from sft.train.answers import choose_prompts, sample_if_due
+from sft.train.build import Job, build
+from sft.train.ending import end_at_once, end_with
+from sft.train.forecast_memory import explaining_memory
+from sft.train.head_start import HeadStart
+from sft.train.inputs import read_inputs, refuse_other_data
+from sft.train.loss import token_ce_sum
+from sft.train.optim import lr_at, scale_gradients, squared_norm_of_gradients
+from sft.train.report import describe_data, describe_end, describe_step, of_sources, open_log, start_meter
+from sft.train.requests import Requests, listening
+from sft.train.result import Start, summarise
+from sft.train.save import finish, is_complete, save_if_best, save_if_due
+from sft.train.validate import validate_if_due, watch
 from sft.types import Batch, StepStats, TrainState
-from sft.validate import validate_if_due, watch
 
 MAX_SKIPS_IN_A_ROW = 5
 

@@ -97,7 +97,7 @@ class StepStats:
 
 @dataclass
 class Course:
-    """How the losses went, as far as judging a run (sft/judge.py) needs it; the same on all ranks, JSON values only."""
+    """How the losses of a run went, for sft/train/course.py; the same on all ranks, JSON values only."""
 
     first_loss: float | None = None  # of the first step
     last_loss: float | None = None  # of the last one

@@ -107,7 +107,7 @@ def tiny_model_dir(
 
 def attention_on_cpu(config: Any, *, packed: bool, wanted: str = "auto") -> Any:
     """The attention that a run on the CPU would choose for a model."""
-    from sft.model import Available, choose_attention
+    from sft.model.attention import Available, choose_attention
 
     return choose_attention(config, wanted=wanted, packed=packed, half=False, here=Available("cpu"))
 

@@ -18,7 +18,7 @@ name was complete when it was written, and the hashes tell whether it still is.
     ledger    checkpoints.jsonl                            promote a model out of the run
 
 Why not torch.distributed.checkpoint: its metadata is a pickle, and it loads flipped bits without a word. Boxes in
-safetensors files need neither, and reading a model uses the same code (sft/shards.py).
+safetensors files need neither, and reading a model uses the same code (sft/parallel/shards.py).
 """
 
 from sft.checkpoint.commit import Saver

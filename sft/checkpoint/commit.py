@@ -26,10 +26,10 @@ from sft.checkpoint.manifest import (
 )
 from sft.checkpoint.state import Snapshot
 from sft.checkpoint.tidy import delete, retain
-from sft.distributed import World, on_every_rank, on_main_rank
 from sft.errors import InputError
 from sft.files import sync_directory, write_durably
-from sft.host_memory import HostMemory
+from sft.parallel.host_memory import HostMemory
+from sft.parallel.world import World, on_every_rank, on_main_rank
 from sft.types import TrainState
 
 Files = dict[str, dict[str, Any]]

@@ -14,7 +14,7 @@ from sft.checkpoint.manifest import (
     problem_of_file,
     read_manifest,
 )
-from sft.distributed import World, log, on_every_rank, on_main_rank
+from sft.parallel.world import World, log, on_every_rank, on_main_rank
 
 
 def newest(run_dir: Path, *, world: World) -> Path | None:

@@ -9,17 +9,11 @@ from pathlib import Path
 import torch
 
 from sft.checkpoint.find import verify
-from sft.checkpoint.manifest import (
-    MODEL_DIR,
-    checkpoints_of,
-    has_model,
-    has_state,
-    read_manifest,
-)
+from sft.checkpoint.manifest import MODEL_DIR, checkpoints_of, has_model, has_state, read_manifest
 from sft.checkpoint.state import fill
-from sft.distributed import World, on_main_rank
 from sft.errors import InputError
 from sft.model.names import trained_weights
+from sft.parallel.world import World, on_main_rank
 
 NAMED_STEP = re.compile(r"(.+):step-(\d+)")
 KNOB = "trainer.init_from_checkpoint"

@@ -23,7 +23,7 @@ from sft.checkpoint.manifest import (
     has_state,
     read_manifest,
 )
-from sft.distributed import log
+from sft.parallel.world import log
 
 LEDGER = "checkpoints.jsonl"
 KEYS = ("name", "step", "data_consumed", "state_path", "sampler_path", "source_job_id", "base_model")

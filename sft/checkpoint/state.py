@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sft.checkpoint.manifest import STATE_DIR, CheckpointError, read_manifest
-from sft.distributed import World, log
-from sft.host_memory import HostMemory
 from sft.model.names import trained_weights
-from sft.shards import LocalParts, StoredTensors, copy_local_parts
+from sft.parallel.host_memory import HostMemory
+from sft.parallel.shards import LocalParts, StoredTensors, copy_local_parts
+from sft.parallel.world import World, log
 from sft.types import TrainState
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sft.checkpoint.ledger import reconcile
 from sft.checkpoint.manifest import CheckpointError, checkpoints_of, has_model, has_state, read_manifest, step_of
-from sft.distributed import log, on_main_rank
+from sft.parallel.world import log, on_main_rank
 
 PROMOTED = "promoted"
 BEST = "best"

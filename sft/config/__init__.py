@@ -5,7 +5,7 @@
 
 from sft.config.cli import cli
 from sft.config.door import config_to_yaml, load_config, read_config
-from sft.config.report import ConfigError
+from sft.config.problems import ConfigError
 from sft.config.schema import (
     CustomClassConfig,
     DataConfig,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from sft.config.compose import COMPOSITION_ERRORS, CONFIG_DIR, CONFIG_NAME, comp
 from sft.config.door import checked
 from sft.config.expectations import expectations
 from sft.config.names import ALIASES
-from sft.config.report import ConfigError
+from sft.config.problems import ConfigError
 from sft.config.schema import SftConfig
 from sft.errors import let_another_rank_speak, spare_the_restarts
 
@@ -130,3 +131,18 @@ def _refuse_shared_directory(configs: Sequence[SftConfig]) -> None:
 def _say(text: str) -> None:
     if os.environ.get("RANK", "0") == "0":
         print(text, file=sys.stderr)
+
+
+@contextmanager
+def without_collections() -> Iterator[None]:
+    """For imports of a command's own: no garbage is collected meanwhile, and what they made is never looked through.
+
+    Half a million objects are made, nearly all of them to stay, and the collector walks over all of them again and
+    again: a quarter of the time that the imports take, and a pause in any later step.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from sft.config.expectations import expectations
-from sft.config.report import ConfigError
+from sft.config.problems import ConfigError
 
 PACKAGE = Path(__file__).resolve().parent.parent
 CONFIG_DIR = next((path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir()), PACKAGE / "conf")

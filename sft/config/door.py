@@ -16,12 +16,12 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from sft.config.checks import check
+from sft.config.checks.data import misshaped
+from sft.config.checks.run import check
 from sft.config.compose import compose, key_of
 from sft.config.expectations import expectations
-from sft.config.mixture import misshaped
 from sft.config.names import ACCUMULATION, ALIASES, drop_retired, settle_aliases
-from sft.config.report import ConfigError, Report, shown
+from sft.config.problems import ConfigError, Report, shown
 from sft.config.schema import SftConfig
 from sft.config.secrets import is_secret, without_secrets
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from sft.config.report import Report, choices, multiples_around, shown
+from sft.config.problems import Report, choices, multiples_around, shown
 
 ALIASES = {
     # verl's own second names

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from sft.config.report import ConfigError
+from sft.config.problems import ConfigError
 
 Options = TypeVar("Options")
 

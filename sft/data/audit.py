@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sft.data import Dataset
-from sft.data.fit import FittedSamples
-from sft.data.store import Block
+from sft.data.cache.store import Block
+from sft.data.dataset import Dataset
+from sft.data.order.fit import FittedSamples
 
 MAX_SHOWN = 5
 SMALL_SHARE = 0.1

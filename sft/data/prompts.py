@@ -14,13 +14,11 @@ from typing import Any
 import numpy as np
 
 from sft.config import DataConfig
-from sft.data.chat import rust_tokenizer
-from sft.data.documents import Document
-from sft.data.parts import parts_of_files, parts_of_mixture
-from sft.data.render import Conversation, chat_in_template
-from sft.data.rows import Item
-from sft.data.source import RowError
-from sft.data.weights import Supervision
+from sft.data.chat.render import chat_in_template
+from sft.data.chat.tokenizer import rust_tokenizer
+from sft.data.rows.entries import parts_of_files, parts_of_mixture
+from sft.data.rows.source import Item
+from sft.data.types import Conversation, Document, RowError, Supervision
 from sft.errors import InputError
 from sft.types import Sample
 

@@ -12,9 +12,9 @@ import os
 import sys
 
 from sft.config import ConfigError, SftConfig, cli
+from sft.config.cli import without_collections
 from sft.errors import let_another_rank_speak
 from sft.evaluate.options import help_text, take_options
-from sft.imports import without_collections
 
 
 def main() -> None:

@@ -17,7 +17,15 @@ from rich.progress import track
 
 from sft.config import SftConfig
 from sft.data.prompts import Prompt, read_prompts, those_that_fit
-from sft.distributed import (
+from sft.errors import InputError
+from sft.evaluate.grade import is_right
+from sft.evaluate.options import MODEL, Options
+from sft.generate.answer import Sampling, answer, open_model
+from sft.model.attention import Available
+from sft.model.place import build_bare_model, place, sharding_of
+from sft.model.pretrained import find_model, fingerprint
+from sft.parallel.mesh import build_mesh
+from sft.parallel.world import (
     LostRanksError,
     World,
     entering,
@@ -28,19 +36,11 @@ from sft.distributed import (
     refuse_ranks_without_a_gpu,
     seed_everything,
 )
-from sft.ending import end_with
-from sft.errors import InputError
-from sft.evaluate.judge import is_right
-from sft.evaluate.options import MODEL, Options
-from sft.generate.answer import Sampling, answer, open_model
-from sft.inputs import attention_of, refuse_other_inputs
-from sft.model import Available
-from sft.parallel import build_mesh
-from sft.place import build_bare_model, place, sharding_of
-from sft.pretrained import find_model, fingerprint
-from sft.reading import open_tokenizer, open_val
-from sft.score import Score, score
 from sft.track.files import replace_file
+from sft.train.ending import end_with
+from sft.train.inputs import attention_of, refuse_other_inputs
+from sft.train.reading import open_tokenizer, open_val
+from sft.train.score import Score, score
 
 MAX_BAD_ROWS = 5
 Numbers = dict[str, dict[str, float]]

@@ -16,8 +16,8 @@ import os
 import sys
 from pathlib import Path
 
+from sft.config.cli import without_collections
 from sft.errors import InputError
-from sft.imports import without_collections
 
 FORMATS = {
     "hf": "a directory for from_pretrained: the weights in the base model's dtype unless --dtype asks for another",

@@ -14,21 +14,23 @@ from transformers import PreTrainedModel
 from sft.checkpoint import MODEL_DIR
 from sft.checkpoint.state import MOMENTS, fill, stored_state
 from sft.config.secrets import without_secrets
-from sft.data import stop_token_ids, template_fingerprint
-from sft.distributed import World, process_group
+from sft.data.chat.encode import stop_token_ids
+from sft.data.chat.tokenizer import template_fingerprint
 from sft.errors import InputError
-from sft.export.check import check
-from sft.export.model import ADAPTER_DIR, Speech, export
 from sft.export.saved import Saved, find_saved
-from sft.export.side_files import copy_side_files, set_dtype, stop_tokens_of
-from sft.export.weights import DTYPES, Gather, check_room, convert_weights, plan_weights
-from sft.inputs import attention_of
-from sft.model import Available, build_skeleton, named_weights, trained_weights
-from sft.model.names import stored_name
-from sft.place import build_bare_model
-from sft.pretrained import load_config, load_tokenizer, weight_files
-from sft.reading import open_tokenizer, supervision_of
-from sft.shards import StoredTensors
+from sft.model.attention import Available
+from sft.model.load import build_skeleton
+from sft.model.names import named_weights, stored_name, trained_weights
+from sft.model.place import build_bare_model
+from sft.model.pretrained import load_config, load_tokenizer, weight_files
+from sft.model.write.check import check
+from sft.model.write.directory import ADAPTER_DIR, Speech, export
+from sft.model.write.side_files import copy_side_files, set_dtype, stop_tokens_of
+from sft.model.write.weights import DTYPES, Gather, check_room, convert_weights, plan_weights
+from sft.parallel.shards import StoredTensors
+from sft.parallel.world import World, process_group
+from sft.train.inputs import attention_of
+from sft.train.reading import open_tokenizer, supervision_of
 
 ALONE = World(rank=0, size=1, local_rank=0)
 NAMED = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}

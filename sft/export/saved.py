@@ -11,10 +11,10 @@ from typing import Any
 from sft.checkpoint.find import problems_of
 from sft.checkpoint.manifest import MODEL_DIR, checkpoints_of, has_model, has_state, read_manifest
 from sft.config import SftConfig, read_config
-from sft.distributed import log
 from sft.errors import InputError
-from sft.pretrained import find_model
-from sft.pretrained import fingerprint as model_fingerprint
+from sft.model.pretrained import find_model
+from sft.model.pretrained import fingerprint as model_fingerprint
+from sft.parallel.world import log
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sft.config.cli import without_collections
 from sft.errors import InputError
-from sft.imports import without_collections
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,8 +15,8 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, TextStreamer
 
 from sft.errors import InputError
-from sft.model import positions_of
-from sft.pretrained import load_tokenizer, weight_files
+from sft.model.load import positions_of
+from sft.model.pretrained import load_tokenizer, weight_files
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from sft.data.source import read_rows
-from sft.data.variables import unread, variables
+from sft.data.chat.variables import unread, variables
+from sft.data.rows.files import read_rows
 from sft.errors import InputError
 from sft.generate.answer import Sampling, answer, chat_prompt, open_model
 

@@ -11,8 +11,8 @@ import os
 import sys
 
 from sft.config import ConfigError, SftConfig, cli
+from sft.config.cli import without_collections
 from sft.errors import InputError
-from sft.imports import without_collections
 from sft.inspect.options import Options, help_text, take_options
 
 CANNOT_RUN, CANNOT_TRAIN = 2, 3

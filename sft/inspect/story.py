@@ -13,22 +13,24 @@ import numpy as np
 from rich.console import Console
 
 from sft.config import SftConfig
-from sft.data import Dataset, stop_token_ids, template_fingerprint
 from sft.data.audit import Audit, audit, overlap, summary
-from sft.data.forecast import sentence
-from sft.distributed import World, log_on_main_rank_only
+from sft.data.chat.encode import stop_token_ids
+from sft.data.chat.tokenizer import template_fingerprint
+from sft.data.dataset import Dataset
 from sft.errors import InputError
-from sft.footprint import footprint, look_ahead
-from sft.inputs import attention_of, check_sharing_of_rows
 from sft.inspect.lines import write_lines
 from sft.inspect.options import Options
 from sft.inspect.page import write_page
 from sft.inspect.show import audit_lines, histogram_lines, show_sample
 from sft.inspect.tokens import SeenSample, see
-from sft.model import Available
-from sft.place import build_bare_model
-from sft.pretrained import find_model
-from sft.reading import open_data, open_tokenizer, supervision_of
+from sft.model.attention import Available
+from sft.model.place import build_bare_model
+from sft.model.pretrained import find_model
+from sft.parallel.world import World, log_on_main_rank_only
+from sft.train.forecast import sentence
+from sft.train.forecast_memory import footprint, look_ahead
+from sft.train.inputs import attention_of, check_sharing_of_rows
+from sft.train.reading import open_data, open_tokenizer, supervision_of
 
 
 class DataError(InputError):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from sft.data.fit import FittedSamples
+from sft.data.order.fit import FittedSamples
 
 MOST_TOKENS_PER_CHARACTER = 8
 HALF = "\N{REPLACEMENT CHARACTER}"

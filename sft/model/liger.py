@@ -1,4 +1,4 @@
-"""Liger's kernels for norms, rotary positions and gated MLPs; the loss stays ours (sft/head.py).
+"""Liger's kernels for norms, rotary positions and gated MLPs; the loss stays ours (sft/model/head.py).
 
 Source: Liger-Kernel, Hsu et al. 2024, arXiv:2410.10989.
 """
@@ -12,8 +12,8 @@ from importlib.util import find_spec
 import torch
 from transformers import PreTrainedModel
 
-from sft.distributed import log
 from sft.errors import InputError
+from sft.parallel.world import log
 
 KERNELS = {
     "rms_norm": "RMS norms",

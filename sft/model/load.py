@@ -13,13 +13,13 @@ from typing import Any, cast
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from sft.distributed import log
 from sft.errors import InputError
 from sft.model.attention import Choice, expect_calls, hide_lengths, refuse_other_mixers, register
 from sft.model.names import named_weights, optional_names
+from sft.model.pretrained import weight_files
 from sft.model.vocabulary import fill_with_mean_rows, vocabulary_weights
-from sft.pretrained import weight_files
-from sft.shards import StoredTensors, local_box, local_part
+from sft.parallel.shards import StoredTensors, local_box, local_part
+from sft.parallel.world import log
 
 MAX_NAMES_SHOWN = 8
 

@@ -1,7 +1,8 @@
 """What a model does to its logits after the LM head, found by trying: soft-capping, scaling, nothing, or more.
 
-The fused loss (sft/head.py) never has whole logits, so it must do to them what the model would have done. No table of
-architectures says that; the model's own forward does, with everything below and the LM head itself replaced by stubs.
+The fused loss (sft/model/head.py) never has whole logits, so it must do to them what the model would have done. No
+table of architectures says that; the model's own forward does, with everything below and the LM head itself replaced
+by stubs.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from sft.distributed import log
-from sft.head import LogitForm
+from sft.model.head import LogitForm
+from sft.parallel.world import log
 
 LOGITS_AS_LARGE_AS = 30.0
 """Standard deviation of the logits tried: soft-caps in use are 15 to 50."""

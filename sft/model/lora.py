@@ -31,11 +31,11 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from sft.distributed import log, on_main_rank
 from sft.errors import InputError
 from sft.model.lora_targets import MAX_NAMES_SHOWN, few, find_module_to_save, find_targets, is_expert_to_peft
 from sft.model.names import stored_name
-from sft.shards import StoredTensors, local_box, local_part, whole_tensor
+from sft.parallel.shards import StoredTensors, local_box, local_part, whole_tensor
+from sft.parallel.world import log, on_main_rank
 
 NAME = "default"  # what peft calls an adapter that nobody named
 PREFIX = "base_model.model."  # in front of every key of an adapter file: peft's wrapper, which we do without

@@ -6,8 +6,8 @@ import torch
 from safetensors import safe_open
 from transformers import PretrainedConfig, PreTrainedModel
 
-from sft.distributed import log
-from sft.shards import StoredTensors, local_box, local_part
+from sft.parallel.shards import StoredTensors, local_box, local_part
+from sft.parallel.world import log
 
 MULTIPLE = 64  # GEMMs are slow for sizes that are no multiple of 8 elements, and shards want to be even
 ROWS_AT_ONCE = 8192

@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 
 from sft.config import load_config
-from sft.data.cache import SAMPLES_FILE
-from sft import head_start
-from sft.head_start import read_through, read_weights_ahead, tokenise_ahead
+from sft.data.cache.cache import SAMPLES_FILE
+from sft.train import head_start
+from sft.train.head_start import read_through, read_weights_ahead, tokenise_ahead
 from tests.assets import write_jsonl
 from tests.launch import REPOSITORY, clean_environment, train
 
 AHEAD = """
 import sys
 from sft.config import load_config
-from sft import head_start
-from sft.head_start import read_through, read_weights_ahead, tokenise_ahead
+from sft.train import head_start
+from sft.train.head_start import read_through, read_weights_ahead, tokenise_ahead
 
 head_start = tokenise_ahead(load_config(sys.argv[1:]))
 """
@@ -69,7 +69,7 @@ def test_what_is_wrong_with_the_rows_is_said_once_and_by_the_run(base, tmp_path)
 
 @pytest.mark.parametrize(("what", "told"), [("1 / 0", "ended with 1"), ("os.kill(os.getpid(), 9)", "ended with -9")])
 def test_a_child_that_fails_is_said_and_the_run_goes_on_without_it(base, tmp_path, what, told):
-    failing = f"import os, sft.head_start\nsft.head_start.tokenise_data = lambda *_: {what}\n"
+    failing = f"import os, sft.train.head_start\nsft.train.head_start.tokenise_data = lambda *_: {what}\n"
     script = failing + AHEAD + "head_start.wait(); print('went on')"
     command = [sys.executable, "-c", script, *base, f"data.cache_dir={tmp_path / 'cache'}"]
     done = subprocess.run(command, cwd=REPOSITORY, env=clean_environment(), capture_output=True, text=True, timeout=100)
@@ -170,7 +170,7 @@ def test_ctrl_c_among_the_imports_ends_the_command_without_a_traceback(base, tmp
 import sys
 class Pressed:
     def find_spec(self, name, path=None, target=None):
-        if name == "sft.head_start":
+        if name == "sft.train.head_start":
             raise KeyboardInterrupt
 sys.meta_path.insert(0, Pressed())
 """

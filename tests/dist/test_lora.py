@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sft import fsdp_sft_trainer as trainer
 from sft import load_config
-from sft.distributed import World, process_group
-from sft.shards import local_part
+from sft.parallel.world import World, process_group
+from sft.parallel.shards import local_part
 from tests.assets import tiny_model_dir
 from tests.dist.conftest import read_metrics
 from tests.launch import succeed, train

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sft import fsdp_sft_trainer as trainer
 from sft import load_config
-from sft.distributed import World, process_group
+from sft.parallel.world import World, process_group
 from sft.errors import InputError
 
 STEPS = ["trainer.total_training_steps=4"]  # the third step is the smaller one that ends the epoch

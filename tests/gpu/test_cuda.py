@@ -5,11 +5,11 @@ import torch
 
 from sft import fsdp_sft_trainer as trainer
 from sft import load_config
-from sft.distributed import World, process_group
-from sft.host_memory import HostMemory
-from sft.loss import token_ce_sum
-from sft.model import Available
-from sft.shards import local_part
+from sft.model.attention import Available
+from sft.parallel.host_memory import HostMemory
+from sft.parallel.shards import local_part
+from sft.parallel.world import World, process_group
+from sft.train.loss import token_ce_sum
 from tests.assets import tiny_model_dir
 
 FSDP = "model.fsdp_config"

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sft.head import CHUNK, LogitForm, linear_ce_sum
+from sft.model.head import CHUNK, LogitForm, linear_ce_sum
 from sft.types import IGNORE_INDEX
 
 ROWS, WIDTH, VOCABULARY = CHUNK["gpu"] + 500, 128, 151_936

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from sft.model import Available
-from sft.model.attention import kernels
+from sft.model.attention import Available, kernels
 from sft.model.attention.interface import load_kernel
 from sft.model.attention.kernels import Samples, Scores
 

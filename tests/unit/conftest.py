@@ -6,7 +6,7 @@ import pytest
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks: these numbers are the CPU's, on any machine
 
-from sft.distributed import World, process_group
+from sft.parallel.world import World, process_group
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from sft.imports import without_collections
+from sft.config.cli import without_collections
 from tests.launch import clean_environment
 
 
@@ -34,7 +34,7 @@ def test_numbers_into_arrow_and_out_of_it_import_no_pandas(tmp_path):
     (tmp_path / "pandas.py").write_text("raise RuntimeError('pandas was imported')")
     ours = """
 import numpy as np
-from sft.data.arrow import lists_to_arrow, lists_to_numpy, to_arrow, to_numpy
+from sft.data.cache.arrow import lists_to_arrow, lists_to_numpy, to_arrow, to_numpy
 assert to_numpy(to_arrow(np.arange(6)[::2])).tolist() == [0, 2, 4]
 offsets, values = lists_to_numpy(lists_to_arrow([np.array([1, 2]), np.array([], int), np.array([3])], np.int32))
 assert offsets.tolist() == [0, 2, 2, 3] and values.tolist() == [1, 2, 3] and values.dtype == np.int32
@@ -53,6 +53,6 @@ assert offsets.tolist() == [0] and values.tolist() == [] and values.dtype == np.
 def test_a_head_start_is_early():
     """Before it, nothing is imported that only training needs: that is what it goes on beside of."""
     heavy = ["torch.distributed.fsdp", "torch.distributed.tensor", "torch._dynamo", "transformers.modeling_utils"]
-    script = f"import sys, sft.head_start; print([name for name in {heavy} if name in sys.modules])"
+    script = f"import sys, sft.train.head_start; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], env=clean_environment(), capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sft.checkpoint import Kind, Saver
-from sft.distributed import World
+from sft.parallel.world import World
 from sft.types import TrainState
 
 ABOUT = {"job_id": "job", "base_model": "org/base", "steps_per_epoch": 5, "fingerprint": {"seed": 1, "lora": None}}

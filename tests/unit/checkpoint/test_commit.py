@@ -67,7 +67,7 @@ def test_a_copy_is_not_written_over_before_it_is_on_the_disk(run, monkeypatch):
         written.append({name: tensor.data_ptr() for name, tensor in tensors.items()})
         save_file(tensors, file, metadata)
 
-    monkeypatch.setattr("sft.shards.save_file", write_late)
+    monkeypatch.setattr("sft.parallel.shards.save_file", write_late)
     run.train_to(1)
     before = {name: weight.clone() for name, weight in run.model.state_dict().items()}
     run.save("STATE", wait=False)
@@ -90,7 +90,7 @@ def test_memory_is_kept_only_where_saves_go_on_in_the_background(tmp_path, world
         written.extend(weakref.ref(tensor) for tensor in tensors.values())
         save_file(tensors, file, metadata)
 
-    monkeypatch.setattr("sft.shards.save_file", note)
+    monkeypatch.setattr("sft.parallel.shards.save_file", note)
     run = start_run(tmp_path / "job", world_of_one, in_background=in_background)
     run.train_to(1)
     run.save("STATE")
@@ -150,7 +150,7 @@ def test_a_rank_that_cannot_write_leaves_no_checkpoint_and_the_last_one_whole(ru
     run.save("STATE")
     before = digests(run.dir)
     run.train_to(2)
-    monkeypatch.setattr("sft.shards.save_file", disk_full)
+    monkeypatch.setattr("sft.parallel.shards.save_file", disk_full)
     with pytest.raises(InputError, match=r"saving .*global_step_2 failed: rank 0: .*No space left"):
         run.save(kind)
     assert digests(run.dir) == before

@@ -345,7 +345,7 @@ def test_a_start_beside_a_trained_adapter_is_refused(runnable: list[str]) -> Non
 def test_adapters_without_peft_are_refused_before_torch_is_loaded(
     runnable: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sft.config.base_model.find_spec", lambda name: None)
+    monkeypatch.setattr("sft.config.checks.model.find_spec", lambda name: None)
     assert "model.lora_rank=8 needs peft" in problems_of([*runnable, "model.lora_rank=8"])[0]
 
 
@@ -358,7 +358,7 @@ def test_a_model_with_pickled_weights_only_is_refused(here: Path, runnable: list
 
 
 def test_a_directory_that_cannot_be_written(runnable: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sft.config.checks.os.access", lambda path, mode: False)  # root may write anywhere
+    monkeypatch.setattr("sft.config.checks.run.os.access", lambda path, mode: False)  # root may write anywhere
     (problem,) = problems_of([*runnable, "trainer.default_local_dir=runs/7"])
     assert "trainer.default_local_dir" in problem and "cannot be written by this user" in problem
 

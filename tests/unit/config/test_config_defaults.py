@@ -188,7 +188,7 @@ def test_presets_with_data_of_the_hub_run_as_they_are(
 
 
 def test_modern_llms_schedule_at_known_steps() -> None:
-    from sft.optim import lr_at
+    from sft.train.optim import lr_at
 
     optim = compose(["+experiment=modern_llm_local"])["optim"]
     names = ("lr", "warmup_steps_ratio", "min_lr_ratio")

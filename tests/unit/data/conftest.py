@@ -2,12 +2,12 @@
 
 import pytest
 
-from sft.data.cache import cached
-from sft.data.chat import Supervision
-from sft.data.rows import rows_of_file
-from sft.data.tokenise import Recipe
+from sft.data.cache.cache import cached
+from sft.data.cache.tokenise import Recipe
+from sft.data.rows.source import rows_of_file
+from sft.data.types import Supervision
 from tests.assets import tiny_tokenizer
-from tests.unit.data.test_source import COLUMNS
+from tests.unit.data.rows.test_files import COLUMNS
 
 ASSISTANT = Supervision()
 

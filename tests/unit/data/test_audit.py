@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from sft.config import load_config
-from sft.data import open_dataset, stop_token_ids
 from sft.data.audit import audit, kept, overlap, summary
-from sft.data.store import Block
+from sft.data.cache.store import Block
+from sft.data.chat.encode import stop_token_ids
+from sft.data.dataset import open_dataset
 from tests.assets import tiny_model_dir, tiny_tokenizer, write_jsonl
 
 TOKENIZER = tiny_tokenizer()

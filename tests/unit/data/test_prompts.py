@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from sft.data.chat import Conversation, Supervision, encode_batch
-from sft.data.documents import Document
+from sft.data.chat.encode import encode_batch
 from sft.data.prompts import Prompt, prompt_of, those_that_fit
+from sft.data.types import Conversation, Document, Supervision
 from sft.errors import InputError
 from sft.types import Sample
 from tests.assets import CHATML, tiny_tokenizer

@@ -10,14 +10,15 @@ from transformers import AutoTokenizer
 from data_preprocess import alpaca, chat, dolly, exchange, gsm8k, jsonl, multiturn, openorca, prepare_informal_math
 from data_preprocess.convert import convert
 from data_preprocess.source import open_source
-from sft.data import formats, messages
-from sft.data.chat import encode_batch
-from sft.data.formats import to_conversation
-from sft.data.recognise import CHATS
-from sft.data.source import read_rows
-from sft.data.weights import FLAGS, NUMBERS
+from sft.data.chat import messages
+from sft.data.chat.encode import encode_batch
+from sft.data.chat.weights import FLAGS, NUMBERS
+from sft.data.rows import formats
+from sft.data.rows.files import read_rows
+from sft.data.rows.formats import to_conversation
+from sft.data.rows.recognise import CHATS
 from tests.assets import tiny_tokenizer, write_jsonl
-from tests.unit.data.test_source import columns
+from tests.unit.data.rows.test_files import columns
 
 BY_MESSAGES = columns(format="messages", multiturn=True)
 

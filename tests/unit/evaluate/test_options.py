@@ -3,10 +3,10 @@
 import pytest
 
 from sft.config import load_config
-from sft.distributed import World
 from sft.errors import InputError
 from sft.evaluate.options import Options, take_options
 from sft.evaluate.run import check
+from sft.parallel.world import World
 from tests.assets import write_jsonl
 
 

@@ -1,7 +1,7 @@
 """The numbers of evaluation, also of files with the name of the total."""
 
 from sft.evaluate import run
-from sft.score import Score
+from sft.train.score import Score
 
 
 def test_a_file_called_all_is_not_the_total():

@@ -174,7 +174,7 @@ def test_what_is_there_is_never_overwritten(full, export, tmp_path):
 
 
 def test_nothing_stays_of_an_export_that_failed(full, export, tmp_path, monkeypatch):
-    monkeypatch.setattr("sft.export.weights.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 1000))
+    monkeypatch.setattr("sft.model.write.weights.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 1000))
     for form in ("hf", "pt"):
         code, told = export(full, "--format", form, "--dtype", "fp32")
         assert code == 2 and "no room for the model" in told

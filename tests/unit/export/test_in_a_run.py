@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from sft.errors import InputError
-from sft.export.model import export
+from sft.model.write.directory import export
 from tests.assets import tiny_model_dir
 from tests.unit.export.conftest import train
 
@@ -23,7 +23,7 @@ def test_without_room_the_state_is_kept_and_the_same_command_finishes(tmp_path, 
     model = tiny_model_dir(tmp_path / "model")
     only_at_the_end = ("trainer.save_freq=0", "trainer.save_hf_freq=0")
     with monkeypatch.context() as patch:
-        patch.setattr("sft.export.weights.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 1000))
+        patch.setattr("sft.model.write.weights.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 1000))
         with pytest.raises(InputError) as caught:
             train(tmp_path, model, *only_at_the_end)
     run_dir = tmp_path / "sums"
@@ -40,16 +40,16 @@ def no_adapter(patch):
 
 
 def no_source(patch):
-    patch.setattr("sft.export.weights.StoredTensors.read", failing)
+    patch.setattr("sft.model.write.weights.StoredTensors.read", failing)
 
 
 def no_headers(patch):
-    patch.setattr("sft.export.weights.StoredTensors.of_whole_tensors", failing)
+    patch.setattr("sft.model.write.weights.StoredTensors.of_whole_tensors", failing)
 
 
 def no_index(patch):
     write_text = Path.write_text
-    patch.setattr("sft.export.weights.MAX_FILE_BYTES", 100_000)
+    patch.setattr("sft.model.write.weights.MAX_FILE_BYTES", 100_000)
     patch.setattr(Path, "write_text", lambda p, text: (failing if "index" in p.name else write_text)(p, text))
 
 
@@ -82,13 +82,13 @@ def test_adapters_start_as_configured_and_a_run_keeps_its_start(tmp_path):
 
 def breaking_at_export(patch, breaking):
     """Not before: the same reader loads the model."""
-    patch.setattr("sft.save.export", lambda *given, **options: (breaking(patch), export(*given, **options)))
+    patch.setattr("sft.train.save.export", lambda *given, **options: (breaking(patch), export(*given, **options)))
 
 
 def test_a_model_that_is_not_the_one_trained_is_not_published(tmp_path, monkeypatch):
     model = tiny_model_dir(tmp_path / "model")
-    monkeypatch.setattr("sft.export.side_files.stop_tokens_of", lambda source: [])
-    monkeypatch.setattr("sft.export.model.write_side_files", without_stop_tokens())
+    monkeypatch.setattr("sft.model.write.side_files.stop_tokens_of", lambda source: [])
+    monkeypatch.setattr("sft.model.write.directory.write_side_files", without_stop_tokens())
     with pytest.raises(InputError, match=r"generation_config.json: eos_token_id is \[\], without .* \[2\]"):
         train(tmp_path, model, "trainer.save_freq=0", "trainer.save_hf_freq=0")
     assert kinds(tmp_path / "sums") == [(4, True, False)]
@@ -96,6 +96,6 @@ def test_a_model_that_is_not_the_one_trained_is_not_published(tmp_path, monkeypa
 
 
 def without_stop_tokens():
-    from sft.export.side_files import write_side_files
+    from sft.model.write.side_files import write_side_files
 
     return lambda source, target, **options: write_side_files(source, target, **{**options, "stop_token_ids": []})

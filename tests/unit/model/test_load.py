@@ -8,9 +8,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, MistralConfig, Qwen3MoeConfig
 
 from sft.errors import InputError
-from sft.model import build_skeleton, decoder_layers, grow_vocabulary, learn_logit_form, load_weights
-from sft.parallel import Sharding, build_mesh, shard
-from sft.pretrained import load_config
+from sft.model.load import build_skeleton, decoder_layers, load_weights
+from sft.model.logits import learn_logit_form
+from sft.model.pretrained import load_config
+from sft.model.vocabulary import grow_vocabulary
+from sft.parallel.fsdp import Sharding, shard
+from sft.parallel.mesh import build_mesh
 from tests.assets import attention_on_cpu, boundaries, tiny_model_dir
 
 SIZES = {
@@ -144,7 +147,7 @@ def test_a_buffer_that_nobody_computes_is_an_error_not_garbage(tmp_path, world_o
 def test_a_hub_id_that_is_not_here_says_so_without_a_network(monkeypatch):
     import huggingface_hub.constants
 
-    from sft.pretrained import find_model
+    from sft.model.pretrained import find_model
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=r"model.partial_pretrain=nobody/nothing is no local directory, and the hub"):
@@ -154,7 +157,7 @@ def test_a_hub_id_that_is_not_here_says_so_without_a_network(monkeypatch):
 def test_a_hub_id_is_found_in_the_hub_cache_offline(tmp_path, monkeypatch):
     import huggingface_hub.constants
 
-    from sft.pretrained import find_model
+    from sft.model.pretrained import find_model
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
@@ -187,7 +190,7 @@ def test_another_shape_is_an_error_for_a_grown_vocabulary_too(tmp_path, world_of
 
 
 def test_a_snapshot_without_weights_can_be_asked_for(monkeypatch, tmp_path):
-    from sft.pretrained import find_model
+    from sft.model.pretrained import find_model
 
     asked = []
 

@@ -16,8 +16,8 @@ from transformers import (
     RecurrentGemmaConfig,
 )
 
-from sft.head import LogitForm
-from sft.model import learn_logit_form
+from sft.model.head import LogitForm
+from sft.model.logits import learn_logit_form
 from sft.model.lora import add_adapters
 from tests.unit.model.test_load import SIZES
 

@@ -14,13 +14,15 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, Qwen3MoeConfig
 
-from sft.data.collate import collate
+from sft.data.order.collate import collate
 from sft.errors import InputError
-from sft.export.weights import ROOM_FOR_SIDE_FILES, gather_from, write_renamed_weights, write_weights
-from sft.loss import token_ce_sum
-from sft.model import build_skeleton, load_weights, lora, named_weights, trained_weights
-from sft.pretrained import load_config
-from sft.shards import StoredTensors
+from sft.model import lora
+from sft.model.load import build_skeleton, load_weights
+from sft.model.names import named_weights, trained_weights
+from sft.model.pretrained import load_config
+from sft.model.write.weights import ROOM_FOR_SIDE_FILES, gather_from, write_renamed_weights, write_weights
+from sft.parallel.shards import StoredTensors
+from sft.train.loss import token_ce_sum
 from sft.types import Sample
 from tests.assets import attention_on_cpu, tiny_model_dir
 

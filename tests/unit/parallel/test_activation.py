@@ -9,8 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from sft.memory import Load, estimate, model_size
-from sft.parallel import checkpoint_activations, compile_layers
+from sft.model.memory import Load, estimate, model_size
+from sft.parallel.activation import checkpoint_activations, compile_layers
 from tests.assets import tiny_model_dir
 
 IDS = torch.arange(512)[None] % 400

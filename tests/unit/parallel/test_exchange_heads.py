@@ -5,8 +5,8 @@ import torch.distributed as dist
 from transformers import Qwen3Config
 
 from sft.errors import InputError
-from sft.model import build_skeleton
-from sft.parallel import exchange_heads
+from sft.model.load import build_skeleton
+from sft.parallel.ulysses import exchange_heads
 from tests.assets import attention_on_cpu
 
 LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8, "factor": 4.0}

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 
-from sft.model import build_skeleton, decoder_layers, load_weights
-from sft.parallel import Sharding, begin_micro_batch, build_mesh, shard
-from sft.parallel.fsdp import join_layers
-from sft.pretrained import load_config
+from sft.model.load import build_skeleton, decoder_layers, load_weights
+from sft.model.pretrained import load_config
+from sft.parallel.fsdp import Sharding, begin_micro_batch, join_layers, shard
+from sft.parallel.mesh import build_mesh
 from tests.assets import attention_on_cpu, tiny_model_dir
 
 LAYERS = 4

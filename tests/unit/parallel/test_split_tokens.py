@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.data import collate
-from sft.parallel import split_tokens
+from sft.data.order.collate import collate
+from sft.parallel.ulysses import split_tokens
 from sft.types import IGNORE_INDEX, Sample
 
 

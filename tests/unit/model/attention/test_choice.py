@@ -17,8 +17,9 @@ from transformers import (
 )
 
 from sft.errors import InputError
-from sft.model import Available, build_skeleton, choose_attention
+from sft.model.attention import Available, choose_attention
 from sft.model.attention.choice import KERNELS, Choice
+from sft.model.load import build_skeleton
 from tests.assets import attention_on_cpu, boundaries
 from tests.unit.model.attention.families import FAMILIES, SIZES, config_of
 

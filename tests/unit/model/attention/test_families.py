@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from transformers.models.llama import modeling_llama
 
-from sft.data import collate
+from sft.data.order.collate import collate
 from sft.errors import InputError
-from sft.loss import token_ce_sum
-from sft.model import Available, build_skeleton, choose_attention
-from sft.model.attention import expect_calls, flex, interface, kernels, register
+from sft.model.attention import Available, choose_attention, expect_calls, flex, interface, kernels, register
 from sft.model.attention.choice import KERNELS
+from sft.model.load import build_skeleton
+from sft.train.loss import token_ce_sum
 from sft.types import Sample
 from tests.assets import attention_on_cpu, boundaries
 from tests.unit.model.attention.families import FAMILIES, config_of

@@ -1,0 +1,119 @@
+"""The keys of group `model` among themselves, and the directory that model.partial_pretrain names."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from sft.config.problems import from_here, shown
+from sft.config.schema import ModelConfig
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+def model_problems(model: ModelConfig) -> Iterator[str]:
+    """What keeps these keys from running."""
+    if complaint := _complaint_about_model(model.partial_pretrain):
+        yield f"model.partial_pretrain={shown(model.partial_pretrain)} {complaint}"
+    if model.external_lib and not _is_importable(model.external_lib):
+        yield (
+            f"model.external_lib={shown(model.external_lib)} cannot be imported; "
+            "install it, put its directory on PYTHONPATH, or set null."
+        )
+    yield from _lora_problems(model)
+
+
+def model_warnings(model: ModelConfig) -> Iterator[str]:
+    """What runs, and other than it says."""
+    fsdp = model.fsdp_config
+    if model.strategy == "fsdp":
+        yield "model.strategy=fsdp: the same as fsdp2."
+    if fsdp.offload_params and not fsdp.cpu_offload:
+        yield (
+            "model.fsdp_config.offload_params=true: the same as cpu_offload=true (parameters, gradients and optimizer "
+            "state live in CPU memory)."
+        )
+    if model.gradient_checkpointing_kind != "full" and not model.enable_gradient_checkpointing:
+        yield (
+            f"model.gradient_checkpointing_kind={model.gradient_checkpointing_kind} has no effect: "
+            "model.enable_gradient_checkpointing=false."
+        )
+
+
+def _lora_problems(model: ModelConfig) -> Iterator[str]:
+    start = model.init_lora_weights
+    if not model.lora_rank:
+        for key in ("lora_adapter_path", "lora_dropout", "use_rslora", "use_dora", "modules_to_save"):
+            if value := getattr(model, key):
+                yield f"model.{key}={shown(value)} would be ignored: model.lora_rank=0 trains no adapter; set the rank."
+        if start is not True:
+            yield f"model.init_lora_weights={shown(start)} would be ignored: model.lora_rank=0; set the rank."
+        return
+    if start not in (True, "gaussian"):
+        yield (
+            f"model.init_lora_weights={shown(start)} is none of true and gaussian. Not built: orthogonal; pissa, "
+            "olora, corda, loftq, lora_ga and eva, which need whole base weights, or data; false, which begins "
+            "elsewhere than at the model."
+        )
+    elif model.lora_adapter_path and start is not True:
+        yield f"model.init_lora_weights={shown(start)} would be ignored: model.lora_adapter_path has the weights."
+    if not _is_importable("peft"):
+        yield f"model.lora_rank={model.lora_rank} needs peft, which is not installed: pip install peft."
+    if isinstance(model.target_modules, str):
+        try:
+            re.compile(model.target_modules)
+        except re.error as error:
+            yield f"model.target_modules={shown(model.target_modules)} is no regular expression ({error})."
+    if model.lora_adapter_path and not Path(model.lora_adapter_path).is_dir():
+        yield (
+            f"model.lora_adapter_path={shown(model.lora_adapter_path)} is no directory"
+            f"{from_here(Path(model.lora_adapter_path))}; give the one that holds adapter_config.json."
+        )
+
+
+def _complaint_about_model(model: str) -> str | None:
+    path = Path(model)
+    if path.is_file():
+        return "is a file; give the directory around it."
+    if not path.is_dir():
+        if HUB_ID.fullmatch(model):
+            return None
+        return f"is neither a directory{from_here(path)} nor a hub id org/name; download the model or mend the path."
+    found = f"found {_few(sorted(inside.name for inside in path.iterdir()))}"
+    if not (path / "config.json").is_file():
+        return f"has no config.json ({found}); give a directory that save_pretrained wrote."
+    if quantised := how_quantised(path):
+        return (
+            f"is quantised ({quantised}); weights are trained as they are and sharded, and what LoRA freezes is kept "
+            "in bf16: take the model it was made of."
+        )
+    if any(path.glob("*.safetensors")):
+        return None
+    return f"has no *.safetensors ({found}); convert other weights with save_pretrained, they can carry code."
+
+
+def how_quantised(directory: Path) -> str | None:
+    """What config.json says of a model whose weights are quantised; None of any other."""
+    try:
+        settings = json.loads((directory / "config.json").read_text()).get("quantization_config")
+    except (OSError, ValueError, AttributeError):
+        return None  # whoever reads it next says what is wrong with it
+    if not settings:
+        return None
+    bits = settings.get("bits") or (4 if settings.get("load_in_4bit") else 8 if settings.get("load_in_8bit") else None)
+    return settings.get("quant_method", "by an unknown method") + (f", {bits} bit" if bits else "")
+
+
+def _is_importable(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):  # a parent package is missing; a malformed name
+        return False
+
+
+def _few(names: list[str], limit: int = 6) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return (", ".join(names[:limit]) or "nothing") + more

@@ -1,0 +1,42 @@
+"""What is asked of a run's outcome, as far as the configuration tells: judging it by validations, pushing its model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from sft.config.problems import shown
+from sft.config.schema import SftConfig, TrainerConfig
+
+
+def judgement_problems(config: SftConfig) -> Iterator[str]:
+    """Judgement without validations."""
+    trainer = config.trainer
+    asked = [f"trainer.early_stop_metric={trainer.early_stop_metric}"] if trainer.early_stop_metric else []
+    asked += ["trainer.save_best=true"] if trainer.save_best else []
+    if asked and config.data.val_files is None:
+        yield f"{' and '.join(asked)} needs validations, and data.val_files=null; give some rows, or leave it out."
+    elif asked and trainer.test_freq == 0:
+        yield f"{' and '.join(asked)} needs validations, and trainer.test_freq=0 makes none; set -1 or a number."
+    if trainer.load_best_at_end and not trainer.save_best:
+        yield "trainer.load_best_at_end=true needs trainer.save_best=true, which keeps the best model."
+
+
+def hub_problems(trainer: TrainerConfig) -> Iterator[str]:
+    """A push that could not be made when the run has its model, as far as this can be known before it."""
+    hub_id, dry_run_dir = trainer.hub_model_id, trainer.hub_dry_run_dir
+    if hub_id is None and dry_run_dir is not None:
+        yield f"trainer.hub_dry_run_dir={shown(dry_run_dir)} would be ignored: trainer.hub_model_id=null; set the id."
+    # Only the first rank pushes, and other nodes may have no login.
+    if hub_id is None or dry_run_dir is not None or os.environ.get("RANK", "0") != "0":
+        return
+    from huggingface_hub import constants, get_token  # half a second, paid by those who push
+
+    ways_out = "set trainer.hub_dry_run_dir to see what would be pushed, or leave the id out."
+    if constants.HF_HUB_OFFLINE:
+        yield f"trainer.hub_model_id={hub_id} cannot be pushed to: HF_HUB_OFFLINE is set; unset it, {ways_out}"
+    elif get_token() is None:
+        yield (
+            f"trainer.hub_model_id={hub_id} needs a login, and there is no token: run `hf auth login`, or set "
+            f"HF_TOKEN in the environment of the first node; or {ways_out}"
+        )

@@ -1,0 +1,228 @@
+"""Samples on disk: tokenised once, then memory-mapped by every rank and every later run.
+
+One directory per (rows, format, columns, tokenizer, template, supervision), named by the hash of all of them, so that
+nothing stale can be served. It is written aside and renamed: it exists or it does not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from filelock import FileLock
+from rich.console import Console
+from rich.progress import track
+
+from sft.data.cache.tokenise import Recipe, schema_of, tokenise
+from sft.data.cache.workers import map_in_order, processes_for
+from sft.data.rows.source import RowSource
+from sft.data.types import Row
+from sft.errors import InputError
+
+FORMAT = 8
+"""Raise when the meaning of the cached bytes changes."""
+
+SAMPLES_FILE = "samples.arrow"
+COUNTED = ("rows", "samples", "tokens", "untrained rows", "rows with typed tokens", "bad rows")
+ROWS_AT_ONCE = 256  # few, so that no process is still at its last ones while the others have none left
+ROWS_PER_PROCESS = 1024  # fewer are not worth a fork
+ROWS_PER_VERDICT = 1024  # whose problems are listed together
+MAX_BAD_ROWS_SHOWN = 10
+MAX_PLACES = 5  # rows that are named as examples of something
+
+
+@dataclass(frozen=True)
+class CachedRows:
+    """The rows of one file (or class), tokenised: where the samples lie, and what identifies them."""
+
+    name: str
+    around_number: tuple[str, str]
+    directory: Path
+    key: str
+    rows: int
+    facts: Mapping[str, Any]  # what tokenising counted, and the first rows of each kind
+
+    def where(self, number: int) -> str:
+        """The row of that number, named as in every other message about it: "train.jsonl:12"."""
+        before, after = self.around_number
+        return f"{before}{number}{after}"
+
+    def remarks(self) -> list[str]:
+        """What else than one sample per row became of the rows: to be said at every start, cached or not."""
+        return [f"{self.name}: {remark}" for remark in _remarks(self.facts)]
+
+
+def cached(
+    source: RowSource,
+    recipe: Recipe,
+    *,
+    max_rows: int | None,
+    bad_rows: str,
+    cache_dir: Path,
+    build_here: bool,
+    say: Callable[[str], None],
+    num_workers: int | None = 1,
+) -> CachedRows:
+    """The cached samples of `source`, tokenising it first if need be.
+
+    bad_rows:    "error" raises InputError listing the rows that cannot be used; "drop" leaves them out, and says so
+    num_workers: processes that tokenise, None for one per core; the samples are the same for any number
+
+    One process per node builds (build_here); the others wait for the directory to appear. No collective is
+    held meanwhile, so tokenising may take longer than any timeout; if the builder dies, torchrun ends the rest.
+    """
+    ingredients = [FORMAT, *source.fingerprint(), *recipe.fingerprint(), max_rows, bad_rows]
+    key = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:32]
+    directory = cache_dir / key
+    if build_here and not directory.exists():
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache_dir / f"{key}.lock"):
+            if not directory.exists():  # another run may have built it while we waited
+                _build(source, recipe, directory, max_rows, bad_rows, num_workers, say)
+    while not directory.exists():
+        time.sleep(0.05)
+    facts = _read_facts(directory, source.name)
+    return CachedRows(source.name, source.around_number, directory, key, facts["rows"], facts)
+
+
+def _build(
+    source: RowSource,
+    recipe: Recipe,
+    directory: Path,
+    max_rows: int | None,
+    bad_rows: str,
+    num_workers: int | None,
+    say: Callable[[str], None],
+) -> None:
+    aside = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)  # a build that was killed; the lock says that it is not alive
+    aside.mkdir()
+    started = time.monotonic()
+    total = Counter(
+        {"rows": 0, "samples": 0, "tokens": 0, "untrained rows": 0, "rows with typed tokens": 0, "bad rows": 0}
+    )
+    first_bad: list[str] = []
+    untrained: list[str] = []
+    typed: list[str] = []
+    num_rows = _count(source, max_rows)
+    processes = processes_for(num_workers if source.is_plain else 1, -(-num_rows // ROWS_PER_PROCESS))
+    chunks = _chunks(source, max_rows, num_rows)
+    parts = map_in_order(partial(tokenise, source=source, recipe=recipe), chunks, processes)
+    try:
+        with (
+            closing(parts),
+            pa.OSFile(str(aside / SAMPLES_FILE), "wb") as sink,
+            pa.ipc.new_file(sink, schema_of(source)) as writer,
+        ):
+            for part in parts:
+                writer.write_batch(part.batch)
+                first_bad = (first_bad + part.bad)[:MAX_BAD_ROWS_SHOWN]
+                untrained = (untrained + part.untrained)[:MAX_PLACES]
+                typed = (typed + part.typed)[:MAX_PLACES]
+                total.update(part.counts)
+                total.update(
+                    {
+                        "rows": part.rows,
+                        "samples": len(part.batch),
+                        "tokens": len(part.batch["input_ids"].flatten()),
+                        "untrained rows": len(part.untrained),
+                        "rows with typed tokens": len(part.typed),
+                        "bad rows": len(part.bad),
+                    }
+                )
+                if bad_rows == "error" and total["bad rows"] and total["rows"] % ROWS_PER_VERDICT == 0:
+                    break
+        if bad_rows == "error" and total["bad rows"]:
+            raise InputError(_listed(first_bad, total["bad rows"], total["rows"]))
+        facts = {
+            "source": source.name,
+            **total,
+            "first bad": first_bad,
+            "first untrained": untrained,
+            "first with typed tokens": typed,
+        }
+        (aside / "facts.json").write_text(json.dumps(facts, indent=2) + "\n")
+        aside.rename(directory)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    made = f"{total['samples']:,} samples, {total['tokens']:,} tokens in {time.monotonic() - started:.1f} s"
+    say(f"tokenised {source.name}: {total['rows']:,} rows -> {made}")
+
+
+def _read_facts(directory: Path, name: str) -> dict[str, Any]:
+    """The facts of a cache; its rows go by the name that the file has now, which may be renamed or a copy."""
+    try:
+        facts = json.loads((directory / "facts.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the token cache {directory} is damaged (facts.json: {error}); delete it and start again."
+        ) from error
+    then = facts["source"]
+    return {
+        key: [_renamed(row, then, name) for row in fact] if isinstance(fact, list) else fact
+        for key, fact in facts.items()
+    }
+
+
+def _renamed(row: str, then: str, name: str) -> str:
+    return name + row.removeprefix(then) if row.startswith(then) else row
+
+
+def _remarks(facts: Mapping[str, Any]) -> Iterator[str]:
+    if rows := facts["bad rows"]:
+        first = "\n  ".join(["first:", *facts["first bad"]])
+        yield f"data.bad_rows=drop leaves out {rows:,} of {facts['rows']:,} rows; {first}"
+    if rows := facts["untrained rows"]:
+        yield f"{rows:,} of {facts['rows']:,} rows left out: nothing in them is trained (blank, data.train_on, weights)"
+    if results := facts.get("results as JSON"):
+        yield f"{results:,} tool results are objects or lists; the chat template gets them as JSON text"
+    if rows := facts.get("unrolled rows"):
+        share = 100 * facts["repeated tokens"] / facts["tokens"]
+        yield (
+            f"unrolled {rows:,} rows into {facts['unrolled samples']:,} samples, since the chat template rewrites "
+            f"earlier turns; {share:.0f} % of the tokens are repeated prefixes (data.thinking_history)"
+        )
+    if turns := facts.get("turns left out"):
+        yield f"{turns:,} turns are not trained: data.thinking_history=last, and the chat template rewrites them"
+    if replies := facts.get("thoughts never opened"):
+        yield (
+            f"{replies:,} replies say </think> without <think>, and the chat template takes all words before it for a "
+            "thought; open such a thought with <think>, or spell a tag that is none in another way"
+        )
+    if thoughts := facts.get("thoughts left out"):
+        yield f"{thoughts:,} thoughts are not trained: data.train_on=all, and the chat template drops them from history"
+
+
+def _count(source: RowSource, max_rows: int | None) -> int:
+    return source.count() if max_rows is None else min(source.count(), max_rows)
+
+
+def _chunks(source: RowSource, max_rows: int | None, num_rows: int) -> Iterator[list[Row]]:
+    """The rows in lists of ROWS_AT_ONCE; a progress bar where a person is watching."""
+    rows: Iterable = itertools.islice(source.read(), max_rows)
+    console = Console(stderr=True)
+    disable = not console.is_terminal
+    title = f"tokenising {source.name}"
+    watched = iter(track(rows, title, num_rows, console=console, transient=True, disable=disable))
+    return iter(lambda: list(itertools.islice(watched, ROWS_AT_ONCE)), [])
+
+
+def _listed(first: Sequence[str], num_bad: int, num_rows: int) -> str:
+    shown = "\n  ".join(dict.fromkeys(first))
+    more = f"\n  and {num_bad - len(first)} more" if num_bad > len(first) else ""
+    return (
+        f"{num_bad} of {num_rows} rows cannot be used:\n  {shown}{more}\n"
+        "Mend them, or set data.bad_rows=drop to leave such rows out."
+    )

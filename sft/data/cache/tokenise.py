@@ -1,0 +1,191 @@
+"""Rows -> samples -> one Arrow batch of the token cache; what cannot be used is said row by row."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sft.data.cache.arrow import lists_to_arrow, to_arrow
+from sft.data.chat.documents import encode_documents
+from sft.data.chat.encode import encode_batch
+from sft.data.chat.messages import is_data, is_silent
+from sft.data.chat.tokenizer import template_fingerprint, tokenizer_fingerprint
+from sft.data.chat.weights import message_weights
+from sft.data.rows.source import Item, RowSource
+from sft.data.types import Conversation, Document, Row, Supervision
+from sft.errors import InputError
+from sft.types import Sample
+
+MAX_MESSAGE = 1000  # characters
+
+SCHEMA = pa.schema(
+    [
+        ("input_ids", pa.list_(pa.int32())),
+        ("loss_weights", pa.list_(pa.float32())),
+        ("first_supervised", pa.int32()),  # position of the first trained token
+        ("last_supervised", pa.int32()),
+        ("row", pa.int64()),  # the number that messages about its row give it: `file:row`
+        ("digest", pa.uint64()),  # of ids and weights: equal samples have equal digests
+    ]
+)
+DIFFICULTY = pa.field("difficulty", pa.float64())  # where a curriculum asks for it
+
+
+def schema_of(source: RowSource) -> pa.Schema:
+    """The columns of the cache of these rows."""
+    return SCHEMA if source.difficulty is None else SCHEMA.append(DIFFICULTY)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides, beside the rows, which tokens a sample has and which of them train."""
+
+    tokenizer: Any
+    template_options: Mapping[str, Any]
+    supervision: Supervision
+
+    def fingerprint(self) -> list[Any]:
+        """JSON values, equal only if equal rows become equal samples."""
+        return [
+            tokenizer_fingerprint(self.tokenizer),
+            template_fingerprint(self.tokenizer, self.template_options),
+            asdict(self.supervision),
+        ]
+
+    @cached_property
+    def special_tokens(self) -> re.Pattern[str]:
+        """Finds the text of any special token of the tokenizer."""
+        special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        return re.compile("|".join(map(re.escape, special)) or "(?!)")
+
+    def has_today(self) -> bool:
+        """Whether the chat template writes the day on which it is applied, which is not in the fingerprint."""
+        return "strftime_now" in str(self.tokenizer.chat_template) and "date_string" not in self.template_options
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A part of the rows, encoded."""
+
+    rows: int
+    batch: pa.RecordBatch  # of schema_of(source), a sample each
+    bad: list[str]  # what is wrong with each row that cannot be used
+    untrained: list[str]  # rows without samples: nothing in them is trained
+    typed: list[str]  # rows whose text, other than the assistant's, spells a special token
+    counts: Counter[str]  # see encode_batch
+
+
+def tokenise(rows: Sequence[Row], source: RowSource, recipe: Recipe) -> Encoded:
+    """The samples of some rows of `source`; rows that cannot be used are left out and named."""
+    usable, items, difficulties, encoded, bad, counts = rows, [], [], [], [], Counter[str]()
+    try:
+        items = [source.convert(row) for row in rows]
+        difficulties = _difficulties(rows, source)
+        encoded = encode_items(items, recipe, source.max_length, counts)
+    except InputError:
+        usable, items, difficulties, counts = [], [], [], Counter[str]()
+        for row in rows:  # each by itself: fixing a file one message at a time is no fun
+            try:
+                item, difficulty = source.convert(row), _difficulties([row], source)
+                encoded += encode_items([item], recipe, source.max_length, counts)
+                items.append(item)
+                difficulties += difficulty
+                usable.append(row)
+            except InputError as error:
+                bad.append(_bounded(str(error)))
+    places = [where for where, _ in usable]
+    untrained = [where for where, samples in zip(places, encoded, strict=True) if not samples]
+    typed = [where for where, item in zip(places, items, strict=True) if _spells(recipe.special_tokens, item)]
+    return Encoded(len(rows), _to_arrow(usable, encoded, difficulties, source), bad, untrained, typed, counts)
+
+
+def _difficulties(rows: Sequence[Row], source: RowSource) -> list[float]:
+    """That of every row, for a curriculum by a column; else none. Raises InputError for a row without one."""
+    return [] if source.difficulty is None else [source.difficulty(row) for row in rows]
+
+
+def encode_items(items: Sequence[Item], recipe: Recipe, max_length: int, counts: Counter[str]) -> list[list[Sample]]:
+    """The samples of every item; counts: as encode_batch."""
+    conversations = [item for item in items if isinstance(item, Conversation)]
+    for conversation in conversations:
+        _refuse_silence(conversation, recipe.supervision)
+        if results := sum(map(is_data, conversation.messages)):
+            counts["results as JSON"] += results
+    documents = [item for item in items if isinstance(item, Document)]
+    of_conversations = iter(encode_batch(conversations, recipe.tokenizer, recipe.supervision, counts))
+    of_documents = iter(encode_documents(documents, recipe.tokenizer, max_length) if documents else [])
+
+    def samples_of(item: Item) -> list[Sample]:
+        if isinstance(item, Sample):
+            return [item]
+        return next(of_conversations if isinstance(item, Conversation) else of_documents)
+
+    return [samples_of(item) for item in items]
+
+
+def _spells(special_tokens: re.Pattern[str], item: Item) -> bool:
+    """Whether a special token stands in what somebody else than the assistant wrote, where it becomes one."""
+    if isinstance(item, Sample):
+        return False
+    if isinstance(item, Document):
+        return special_tokens.search(item.text) is not None
+    given = (message.get("content") for message in item.messages if message.get("role") != "assistant")
+    return any(special_tokens.search(content if isinstance(content, str) else str(content)) for content in given)
+
+
+def _refuse_silence(conversation: Conversation, supervision: Supervision) -> None:
+    """An empty answer would train the model to stop where it should speak; one that is not trained is history."""
+    silent = [k for k, message in enumerate(conversation.messages) if is_silent(message)]
+    if not silent:
+        return
+    weights = message_weights(conversation.messages, supervision.train_on, conversation.where)
+    for k in silent:
+        if weights[k] > 0:
+            content = conversation.messages[k].get("content")
+            raise InputError(
+                f"{conversation.where}: messages[{k}] (assistant) is empty ({content!r}), expected an answer: the "
+                "model would learn to say nothing. Take the row out, or give the message `train`: false."
+            )
+
+
+def _to_arrow(
+    rows: Sequence[Row], encoded: Sequence[list[Sample]], difficulties: Sequence[float], source: RowSource
+) -> pa.RecordBatch:
+    samples = [sample for of_one_row in encoded for sample in of_one_row]
+    before, after = map(len, source.around_number)
+    numbers = [int(where[before : len(where) - after]) for where, _ in rows]
+    row_of_sample = [number for number, of_one_row in zip(numbers, encoded, strict=True) for _ in of_one_row]
+    supervised = [np.flatnonzero(sample.loss_weights) for sample in samples]
+    columns_of_batch = [
+        lists_to_arrow([sample.input_ids for sample in samples], np.int32),
+        lists_to_arrow([sample.loss_weights for sample in samples], np.float32),
+        to_arrow(np.array([positions[0] for positions in supervised], np.int32)),
+        to_arrow(np.array([positions[-1] for positions in supervised], np.int32)),
+        to_arrow(np.array(row_of_sample, np.int64)),
+        to_arrow(np.array([_digest(sample) for sample in samples], np.uint64)),
+    ]
+    if source.difficulty is not None:
+        of_sample = [value for value, samples in zip(difficulties, encoded, strict=True) for _ in samples]
+        columns_of_batch.append(to_arrow(np.array(of_sample, np.float64)))
+    return pa.record_batch(columns_of_batch, schema=schema_of(source))
+
+
+def _digest(sample: Sample) -> int:
+    digest = hashlib.blake2b(sample.input_ids.tobytes(), digest_size=8)
+    digest.update(sample.loss_weights.tobytes())
+    return int.from_bytes(digest.digest(), "little")
+
+
+def _bounded(problem: str) -> str:
+    """A message that quotes a row of megabytes keeps its beginning, which names the row, and its end, the way out."""
+    if len(problem) <= MAX_MESSAGE:
+        return problem
+    return f"{problem[: MAX_MESSAGE - 300]} … {problem[-280:]}"

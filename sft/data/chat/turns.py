@@ -1,0 +1,135 @@
+"""A conversation in its chat template, and where in the text the model speaks.
+
+For the assistant's message k, the template itself says what the model would sample:
+
+    prompt = render(messages[:k], add_generation_prompt=True)      what the model is given
+    text   = render(messages[:k + 1])                              prompt + reply + "<|im_end|>\\n"
+
+The reply starts where the prompt ends, and ends with the stop token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sft.data.chat.plain import around_questions, first_reply, is_plain, places_of_replies
+from sft.data.chat.proof import MaskError, check_content_is_kept, check_reply_is_whole, check_tools_are_shown
+from sft.data.chat.template import TurnShape, TurnShapes, apply, shows_tools
+from sft.errors import InputError
+
+MERGE = "Merge the messages that the assistant says in a row into one (its content, and its tool_calls)."
+
+
+@dataclass(frozen=True)
+class Span:
+    """What stands for messages[turn]: the characters [start, end) of a text, and their weight in the loss.
+
+    is_sampled: the assistant's, so all that the model samples, stop token included; else the content of a message.
+    """
+
+    turn: int
+    start: int
+    end: int
+    weight: float
+    is_sampled: bool
+
+
+@dataclass(frozen=True)
+class ChatInTemplate:
+    """A conversation on its way through one template."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None
+    template: str
+    options: dict[str, Any]
+    where: str
+    tokenizer: Any
+    shapes: TurnShapes
+
+    def text(self, end: int, *, prompt: bool = False) -> str:
+        """The rendering of messages[:end]."""
+        messages = self.messages[:end]
+        return apply(self.tokenizer, self.template, messages, self.tools, self.options, self.where, prompt)
+
+    def check_tools(self, end: int, prompt: str) -> None:
+        """Raises InputError if the prompt, of which messages[:end] is made, hides a tool."""
+        if not self.tools:
+            return
+        is_shown = shows_tools(self.tokenizer, self.template, self.options)
+        if not is_shown:  # or this template shows them only in some conversations
+            bare = replace(self, tools=None)
+            is_shown = prompt != bare.text(end)[: len(prompt)]
+        check_tools_are_shown(self.tools, prompt, is_shown, self.where)
+
+    def turn(self, k: int, weight: float) -> tuple[str, Span]:
+        """The text that ends with messages[k], and where in it this message stands."""
+        if self.messages[k]["role"] != "assistant":
+            return self._given(k, weight)
+        shape = self.shapes.calls if self.messages[k].get("tool_calls") else self.shapes.words
+        prompt, text = self.text(k, prompt=True), self.text(k + 1)
+        follows_itself = k > 0 and self.messages[k - 1]["role"] == "assistant"
+        if follows_itself and prompt.endswith(shape.stop + shape.after_stop):
+            raise InputError(
+                f"{self.where}: messages[{k}] follows another message of the assistant's, where the chat template "
+                f"opens no new turn: it would be sampled behind {shape.stop!r}, beyond which no model speaks. {MERGE}"
+            )
+        if shape.is_next_tag:
+            text += shape.stop
+        start = _start(prompt, text, shape, k, self.where, follows_itself)
+        span = Span(k, start, len(text) - len(shape.after_stop), weight, is_sampled=True)
+        check_reply_is_whole(self.messages[k], text[start : span.end], shape, self.shapes, k, self.where)
+        return text, span
+
+    def plain_turns(self, trained: list[int], weights: list[float]) -> list[tuple[str, Span]] | None:
+        """As `turn` for all that are trained, in the whole text; None where only the long way can tell."""
+        if len(trained) < 2 or not is_plain(messages := self.messages[: trained[-1] + 1]):
+            return None
+        shape = self.shapes.words
+        around = around_questions(self.tokenizer, self.template, self.options, shape)
+        if around is None:
+            return None
+        try:
+            text, last = self.turn(trained[-1], weights[trained[-1]])
+            first_prompt = self.text(first_reply(messages), prompt=True)
+        except InputError:
+            return None  # the long way names the first turn that is wrong
+        places = places_of_replies(messages, text, first_prompt, shape, around)
+        if places is None or places[last.turn] != (last.start, last.end):
+            return None
+        return [(text, Span(k, *places[k], weights[k], is_sampled=True)) for k in trained]
+
+    def _given(self, k: int, weight: float) -> tuple[str, Span]:
+        """A message of another role: its content alone, where the template shows which part of the text that is."""
+        before, text, content = self.text(k) if k else "", self.text(k + 1), self.messages[k]["content"]
+        check_content_is_kept(content, before, text, k, self.where)
+        start = text.index(content, len(before))
+        return text, Span(k, start, start + len(content), weight, is_sampled=False)
+
+
+def _start(prompt: str, text: str, shape: TurnShape, turn: int, where: str, follows_itself: bool) -> int:
+    """Where in `text` the model begins to speak."""
+    starts = (len(prompt) - retraction for retraction in shape.retractions)
+    start = next((start for start in starts if text.startswith(prompt[:start])), None)
+    if start is None:
+        raise MaskError(
+            where,
+            turn,
+            "the chat template changes the prompt once the reply is there",
+            expected=prompt,
+            found=text,
+            way_out=MERGE
+            if follows_itself
+            else "Set data.chat_template to one whose generation prompt is what stands before the reply.",
+        )
+    ending = shape.stop + shape.after_stop
+    if not text[start:].endswith(ending):
+        raise MaskError(
+            where,
+            turn,
+            "the chat template does not end this turn with its stop token",
+            expected=ending,
+            found=text[start:][-len(ending) :],
+            way_out="Set data.chat_template to one that ends every assistant turn with the same token.",
+        )
+    return start

@@ -1,0 +1,1 @@
+"""Decide which samples a step trains, which rank computes them, and cut them into micro-batches."""

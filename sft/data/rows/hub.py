@@ -1,0 +1,121 @@
+"""Data sets of the hub: `org/name`, `org/name:split` or `org/name/folder:split`, as local files."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sft.config.checks.run import DATASET_ID
+from sft.errors import InputError
+
+SPLITS = ("train", "test", "validation", "valid", "val", "dev")
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """What a spec names: the repository, a folder of it ("" for all), and a split (None: train, or all there is)."""
+
+    id: str
+    folder: str
+    split: str | None
+
+
+def dataset_named(spec: str) -> HubDataset | None:
+    """The hub data set that a spec names; None where it cannot be one. Looks at the text only."""
+    match = DATASET_ID.fullmatch(spec)
+    return match and HubDataset(match["id"], match["folder"].strip("/"), match["split"])
+
+
+def files_of(dataset: HubDataset, is_data: Callable[[Path], bool], say: Callable[[str], None]) -> list[Path]:
+    """The files of its split, and no others, downloaded if they are not here yet.
+
+    is_data: whether a path of the repository is one of data
+    Raises InputError where the hub does not give them, and where they are of several configurations.
+    """
+    snapshot, paths = _listing(dataset)
+    files = sorted(filter(is_data, paths))
+    chosen = _choose(dataset, files)
+    if snapshot is None:
+        snapshot = _download(dataset, chosen)
+    say(f"{dataset.id}: {_split(dataset, files) or 'all files'}, {len(chosen)} of {len(files)} files ({_few(chosen)})")
+    return [snapshot / path for path in chosen]
+
+
+def _choose(dataset: HubDataset, files: list[Path]) -> list[Path]:
+    """Those of a repository's files that the spec names."""
+    files = [path for path in files if _is_in(path, dataset.folder)]
+    split = _split(dataset, files)
+    chosen = [path for path in files if _is_of(path, split)] if split else files
+    if split is None and (named := [name for name in SPLITS if any(_is_of(path, name) for path in files)]):
+        raise InputError(f"{dataset.id} has no split train; name one of {named}: {dataset.id}:{named[0]}.")
+    if not chosen:
+        raise InputError(
+            f"{dataset.id}: no parquet or jsonl file{f' of the split {split}' if split else ''}"
+            f"{f' in {dataset.folder}' if dataset.folder else ''}; found {_few(files)}."
+        )
+    folders = sorted({"/".join(part for part in path.parts[:-1] if part != split) for path in chosen})
+    if len(folders) > 1:
+        raise InputError(
+            f"{dataset.id} has several configurations ({', '.join(map(repr, folders[:8]))}); choose one: "
+            f"{dataset.id}/{folders[-1]}{f':{split}' if split else ''}."
+        )
+    return chosen
+
+
+def _split(dataset: HubDataset, files: list[Path]) -> str | None:
+    """The split that is meant; None: all there is."""
+    has_train = any(_is_of(path, "train") for path in files if _is_in(path, dataset.folder))
+    return dataset.split or ("train" if has_train else None)
+
+
+def _listing(dataset: HubDataset) -> tuple[Path | None, list[Path]]:
+    """(None, all paths of the repository); or (its snapshot in the cache, those in it) where the hub cannot be asked.
+
+    Raises InputError where neither knows it.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        return None, [Path(name) for name in HfApi().list_repo_files(dataset.id, repo_type="dataset")]
+    except Exception as error:  # a network error is of the client's HTTP library, and that changed twice
+        try:
+            snapshot = Path(snapshot_download(dataset.id, repo_type="dataset", local_files_only=True))
+        except (ValueError, OSError):  # no name that a repository can have; not in the cache
+            raise _not_given(dataset, error) from error
+    return snapshot, [path.relative_to(snapshot) for path in snapshot.rglob("*") if not path.is_dir()]
+
+
+def _download(dataset: HubDataset, chosen: list[Path]) -> Path:
+    """The directory that holds the chosen files of the repository."""
+    from huggingface_hub import snapshot_download
+
+    names = [glob.escape(path.as_posix()) for path in chosen]
+    try:
+        return Path(snapshot_download(dataset.id, repo_type="dataset", allow_patterns=names))
+    except Exception as error:  # as above
+        raise _not_given(dataset, error) from error
+
+
+def _not_given(dataset: HubDataset, error: Exception) -> InputError:
+    return InputError(
+        f"{dataset.id} is no local path (looked for {Path(dataset.id).absolute()}), and the hub did not give a "
+        f"data set of that name ({type(error).__name__}). Check the name and the network, log in for gated data "
+        "(HF_TOKEN), or give a local path."
+    )
+
+
+def _is_in(path: Path, folder: str) -> bool:
+    return not folder or path.as_posix().startswith(f"{folder}/")
+
+
+def _is_of(path: Path, split: str) -> bool:
+    """Whether a file is of a split: `train-00000-of-00002.parquet`, `data/train.jsonl`, `train/0000.parquet`."""
+    return re.search(rf"(^|[/_.-]){re.escape(split)}([/_.-]|$)", path.as_posix()) is not None
+
+
+def _few(paths: list[Path]) -> str:
+    names = ", ".join(path.as_posix() for path in paths[:4])
+    return (names or "nothing") + (f" and {len(paths) - 4} more" if len(paths) > 4 else "")

@@ -1,0 +1,42 @@
+"""The nouns that the data rooms share: a row, what it says, and what of it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sft.errors import InputError
+
+Row = tuple[str, dict[str, Any]]
+"""(where, cells): `where` names the row in messages ("train.jsonl:12"), cells are its columns by name."""
+
+
+class RowError(InputError):
+    """One row cannot be used; the message names file:row, what was found and what was expected."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """The chat of one row. `where` ("train.jsonl:12") names it in messages."""
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] | str | None = None
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+    where: str = "conversation"
+
+
+@dataclass(frozen=True)
+class Document:
+    """The text of one row, which is no conversation. `where` ("wiki.jsonl:12") names it in messages."""
+
+    text: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """What is trained: the values of data.train_on and data.thinking_history."""
+
+    train_on: str = "assistant"
+    thinking_history: str = "auto"

@@ -1,0 +1,114 @@
+"""From a model directory to a model on the mesh: a skeleton without memory, then sharded, then filled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from sft.config import FsdpConfig, ModelConfig, SftConfig
+from sft.model.attention import Choice
+from sft.model.liger import use_liger_kernels
+from sft.model.load import build_skeleton, decoder_layers, load_weights
+from sft.model.logits import learn_logit_form
+from sft.model.pretrained import load_config
+from sft.model.vocabulary import grow_vocabulary
+from sft.parallel.activation import checkpoint_activations, compile_layers
+from sft.parallel.fsdp import Sharding, shard
+from sft.parallel.mesh import Mesh
+from sft.parallel.ulysses import exchange_heads
+from sft.parallel.world import World, log
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def build_bare_model(
+    config: SftConfig, source: Path, attention: Choice, *, tokens: int = 0
+) -> tuple[PreTrainedModel, bool]:
+    """(the model on the meta device, with LoRA's adapters inside; whether its vocabulary had to grow)."""
+    trust, fsdp, adapters = config.model.trust_remote_code, config.model.fsdp_config, adapter_settings(config.model)
+    master_dtype, compute_dtype = DTYPES[fsdp.model_dtype], DTYPES[fsdp.compute_dtype]
+    model_config = load_config(source, trust_remote_code=trust)
+    grown = grow_vocabulary(model_config, tokens)
+    model = build_skeleton(
+        model_config,
+        attention=attention,
+        dtype=compute_dtype if adapters else master_dtype,  # what LoRA freezes never moves: no master copy
+        trust_remote_code=trust,
+    )
+    if adapters:
+        from sft.model import lora  # needs peft, which other runs do not
+
+        name = str(source.resolve()) if Path(config.model.partial_pretrain).is_dir() else config.model.partial_pretrain
+        lora.add_adapters(model, base=name, dtype=master_dtype, **adapters)
+    learn_logit_form(model)  # with its adapters: one on the LM head makes it another head
+    return model, grown
+
+
+def sharding_of(fsdp: FsdpConfig, *, reduce_once: bool = True) -> Sharding:
+    """What model.fsdp_config says about how the weights are spread."""
+    return Sharding(
+        DTYPES[fsdp.compute_dtype],
+        offload=fsdp.cpu_offload or fsdp.offload_params,
+        reshard_after_forward=fsdp.reshard_after_forward,
+        reduce_once=reduce_once,
+        min_group_params=fsdp.wrap_policy.min_num_params,
+    )
+
+
+def place(
+    model: PreTrainedModel,
+    config: SftConfig,
+    source: Path,
+    mesh: Mesh,
+    sharding: Sharding,
+    world: World,
+    *,
+    grown: bool,
+) -> None:
+    """Shard the skeleton over mesh.fsdp and fill it from `source`; no rank ever holds all of it.
+
+    grown: the vocabulary of the skeleton is larger than that of the files
+    """
+    trust, layers = config.model.trust_remote_code, decoder_layers(model)
+    if sharding.offload and world.device.type == "cpu":
+        log.info("model.fsdp_config.cpu_offload=true: without a GPU all of the model is in CPU memory anyway.")
+    if config.model.use_liger:
+        use_liger_kernels(model, world.device)
+    if mesh.sp_size > 1:
+        exchange_heads(model, mesh.sp_group)
+    if config.model.enable_gradient_checkpointing:
+        checkpoint_activations(layers, selective=config.model.gradient_checkpointing_kind == "selective")
+    if config.model.compile:
+        if world.device.type == "cpu":
+            log.warning("model.compile=true: on a CPU it costs minutes at the start and wins little.")
+        if config.use_remove_padding and "by_sample" in str(model.config._attn_implementation):
+            log.warning(
+                "model.compile=true: attention by sdpa on packed rows is compiled again for every number of samples in "
+                "a row; another model.attn_implementation is not."
+            )
+        compile_layers(layers)
+    shard(model, layers, mesh.fsdp, sharding)
+    load_weights(model, source, world.device, offload=sharding.offload, trust_remote_code=trust, grown_vocabulary=grown)
+    if config.model.lora_rank:
+        from sft.model import lora
+
+        start = config.model.init_lora_weights
+        lora.start_adapters(model, seed=config.trainer.seed, start=start, adapter=config.model.lora_adapter_path)
+
+
+def adapter_settings(model: ModelConfig) -> dict[str, Any]:
+    """What the configuration says about adapters, in types that JSON keeps; empty without LoRA."""
+    if not model.lora_rank:
+        return {}
+    return {
+        "rank": model.lora_rank,
+        "alpha": model.lora_alpha,
+        "targets": model.target_modules if isinstance(model.target_modules, str) else list(model.target_modules),
+        "dropout": model.lora_dropout,
+        "use_rslora": model.use_rslora,
+        "use_dora": model.use_dora,
+        "modules_to_save": list(model.modules_to_save or ()),
+    }

@@ -1,0 +1,1 @@
+"""Write a model as a Hugging Face directory, and check what was written."""

@@ -1,0 +1,73 @@
+"""CPU memory that is copied into again and again.
+
+New memory is slow: a page that is written for the first time must be found and cleared by the kernel, which takes
+several times as long as the copy. And a GPU copies by itself, without waiting, only into memory that is page-locked.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+
+import torch
+
+from sft.parallel.world import log
+
+ALIGNMENT = 64  # bytes: any dtype may begin there
+
+
+class HostMemory:
+    """Room on the CPU for a copy of some tensors, taken at the first copy and kept until this object goes."""
+
+    def __init__(self) -> None:
+        self._copies: dict[str, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def copy(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The tensors as they are now, contiguous on the CPU, until the next call writes over them.
+
+        Raises MemoryError or RuntimeError where there is no room.
+        """
+        if _layout(tensors) != _layout(self._copies):
+            self._copies = {}  # first: there may be no room for both
+            self._copies = _room_for(tensors)
+        for name, tensor in tensors.items():
+            self._copies[name].copy_(tensor, non_blocking=True)
+        for device in {tensor.device for tensor in tensors.values() if tensor.is_cuda}:
+            torch.cuda.current_stream(device).synchronize()  # once for all: until here the copies were only ordered
+        return dict(self._copies)
+
+
+def _layout(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+
+
+def _room_for(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors of the same shapes and dtypes, one after the other in one block of memory."""
+    starts, size = {}, 0
+    for name, tensor in tensors.items():
+        starts[name] = size
+        size += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+    block = torch.empty(size, dtype=torch.uint8)
+    if any(tensor.is_cuda for tensor in tensors.values()):
+        _lock_pages(block)
+    return {
+        name: block[start : start + tensors[name].nbytes].view(tensors[name].dtype).view(tensors[name].shape)
+        for name, start in starts.items()
+    }
+
+
+def _lock_pages(block: torch.Tensor) -> None:
+    """Page-lock memory for as long as it lives. torch's own pinned memory would be rounded up to a power of two."""
+    runtime, address = torch.cuda.cudart(), block.data_ptr()
+    assert runtime is not None, "there are tensors on a GPU, and no CUDA"
+    if error := int(runtime.cudaHostRegister(address, block.nbytes, 0)):
+        log.warning(
+            "%.1f GB of CPU memory for checkpoints cannot be page-locked (CUDA error %d): every save stops training "
+            "for longer. A higher limit (ulimit -l, or of the container) would help.",
+            block.nbytes / 1e9,
+            error,
+        )
+        return
+    # The storage, which all tensors in it share, and not the block, which nobody holds.
+    weakref.finalize(block.untyped_storage(), runtime.cudaHostUnregister, address).atexit = False

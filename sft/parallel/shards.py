@@ -1,0 +1,188 @@
+"""The part of a tensor that this rank owns, out of and into safetensors files.
+
+FSDP2 keeps every parameter and optimizer moment as a DTensor: the global tensor is cut into boxes, one per rank.
+Loading a model, resuming a checkpoint on the same or on another number of ranks is one operation: copy into my
+box whatever the files hold of it. No rank ever reads, or holds, a whole model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from sft.parallel.host_memory import HostMemory
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangular part of a global tensor: where it starts and how far it reaches, per dim."""
+
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    def overlap(self, other: Box) -> Box | None:
+        """The part that both boxes hold, in global coordinates; None if there is none."""
+        starts = [max(a, b) for a, b in zip(self.offset, other.offset, strict=True)]
+        ends = [
+            min(a + n, b + m) for a, n, b, m in zip(self.offset, self.shape, other.offset, other.shape, strict=True)
+        ]
+        if any(end <= start for start, end in zip(starts, ends, strict=True)):
+            return None
+        return Box(tuple(starts), tuple(end - start for start, end in zip(starts, ends, strict=True)))
+
+    def slices(self) -> tuple[slice, ...]:
+        """How to index the global tensor to get this box."""
+        return tuple(slice(start, start + length) for start, length in zip(self.offset, self.shape, strict=True))
+
+    def slices_within(self, outer: Box) -> tuple[slice, ...]:
+        """How to index a tensor that holds `outer` to get this box."""
+        return tuple(
+            slice(mine - theirs, mine - theirs + length)
+            for mine, theirs, length in zip(self.offset, outer.offset, self.shape, strict=True)
+        )
+
+
+def local_box(tensor: torch.Tensor) -> Box:
+    """Which part of the global tensor this rank holds; all of it for an ordinary tensor."""
+    if isinstance(tensor, DTensor):
+        shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+        return Box(tuple(offset), tuple(shape))
+    return Box((0,) * tensor.ndim, tuple(tensor.shape))
+
+
+def local_part(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part as an ordinary tensor that shares its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def whole_tensor(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The global tensor on the CPU, cast before it travels. A collective over the tensor's mesh."""
+    tensor = tensor.detach().to(dtype)
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu().contiguous()
+
+
+@dataclass(frozen=True)
+class StoredPart:
+    """One tensor in one safetensors file, and which part of the global tensor it is."""
+
+    file: Path
+    key: str
+    box: Box
+
+
+class StoredTensors:
+    """Global tensors by name, spread over safetensors files in one or more parts."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, list[StoredPart]] = {}
+        self.dtypes: dict[str, str] = {}  # as safetensors spells them: "BF16", "F32", ...
+
+    @classmethod
+    def of_whole_tensors(cls, files: Iterable[Path]) -> StoredTensors:
+        """A Hugging Face model directory: every tensor whole, in exactly one file. Reads headers only."""
+        stored = cls()
+        for file in files:
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+                    view = tensors.get_slice(name)
+                    shape = tuple(view.get_shape())
+                    stored.parts[name] = [StoredPart(file, name, Box((0,) * len(shape), shape))]
+                    stored.dtypes[name] = view.get_dtype()
+        return stored
+
+    @classmethod
+    def of_ranks(cls, directory: Path) -> StoredTensors:
+        """What `LocalParts.write` of all ranks left in `directory`."""
+        stored = cls()
+        for file in sorted(directory.glob("rank_*.safetensors")):
+            with safe_open(file, "pt") as tensors:
+                boxes = json.loads(tensors.metadata()["boxes"])
+                for name, (offset, shape) in boxes.items():
+                    stored.parts.setdefault(name, []).append(StoredPart(file, name, Box(tuple(offset), tuple(shape))))
+                    stored.dtypes[name] = tensors.get_slice(name).get_dtype()
+        return stored
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of the global tensor."""
+        ends = [tuple(o + n for o, n in zip(part.box.offset, part.box.shape, strict=True)) for part in self.parts[name]]
+        return tuple(max(column) for column in zip(*ends, strict=True))
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor as it is in the file that holds all of it."""
+        (part,) = self.parts[name]
+        with safe_open(part.file, "pt") as tensors:
+            return tensors.get_tensor(part.key)
+
+    def read_whole(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """The global tensor in `dtype`, put together of its parts, on the CPU."""
+        tensor = torch.empty(self.shape(name), dtype=dtype)
+        self.copy_into({name: tensor})
+        return tensor
+
+    @torch.no_grad()
+    def copy_into(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Fill this rank's part of every tensor, cast to its dtype. Raises ValueError if the files lack some of it."""
+        with ExitStack() as stack:
+            opened: dict[Path, Any] = {}
+            for name, tensor in tensors.items():
+                mine, target = local_box(tensor), local_part(tensor)
+                filled = 0
+                for part in self.parts[name]:
+                    if (both := mine.overlap(part.box)) is None:
+                        continue
+                    if part.file not in opened:
+                        opened[part.file] = stack.enter_context(safe_open(part.file, "pt"))
+                    piece = opened[part.file].get_slice(part.key)[both.slices_within(part.box)]
+                    target[both.slices_within(mine)].copy_(piece)
+                    filled += piece.numel()
+                if filled != target.numel():
+                    raise ValueError(f"{name}: the files hold {filled} of the {target.numel()} elements of this rank.")
+
+
+@dataclass(frozen=True)
+class LocalParts:
+    """The parts of tensors that this rank answers for, copied to the CPU, each with its box."""
+
+    tensors: dict[str, torch.Tensor]
+    boxes: dict[str, Box]
+
+    def write(self, file: Path) -> None:
+        """One safetensors file, for `StoredTensors.of_ranks`."""
+        boxes = {name: (box.offset, box.shape) for name, box in self.boxes.items()}
+        save_file(self.tensors, file, metadata={"boxes": json.dumps(boxes)})
+
+
+def copy_local_parts(tensors: Mapping[str, torch.Tensor], memory: HostMemory | None = None) -> LocalParts:
+    """What this rank has to save of `tensors`, as it is now: later changes do not reach the copy.
+
+    Together the ranks hold every element exactly once: of ranks that hold the same part, the first does.
+    memory: the copy is made there, over the one before; None: in memory of its own
+    """
+    mine = {name: tensor for name, tensor in tensors.items() if _is_first_holder(tensor)}
+    parts = {name: local_part(tensor).detach() for name, tensor in mine.items()}
+    if memory is not None:
+        copies = memory.copy(parts)
+    else:
+        copies = {name: part.to("cpu", copy=True).contiguous() for name, part in parts.items()}
+    return LocalParts(copies, {name: local_box(tensor) for name, tensor in mine.items()})
+
+
+def _is_first_holder(tensor: torch.Tensor) -> bool:
+    if not isinstance(tensor, DTensor):
+        return dist.get_rank() == 0
+    coordinate = tensor.device_mesh.get_coordinate()
+    assert coordinate is not None, "this rank is outside of the tensor's mesh"
+    copies = [c for c, placement in zip(coordinate, tensor.placements, strict=True) if placement.is_replicate()]
+    return local_part(tensor).numel() > 0 and not any(copies)

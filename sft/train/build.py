@@ -1,0 +1,175 @@
+"""From a configuration and what was read to everything a run holds: mesh, sharded model, optimizer, state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from sft import checkpoint
+from sft.config import SftConfig
+from sft.data.chat.encode import stop_token_ids
+from sft.data.chat.tokenizer import template_fingerprint
+from sft.data.dataset import Dataset
+from sft.data.order import plan
+from sft.model.place import adapter_settings, build_bare_model, place, sharding_of
+from sft.model.pretrained import fingerprint as model_fingerprint
+from sft.parallel.fsdp import Sharding
+from sft.parallel.mesh import Mesh, build_mesh
+from sft.parallel.world import World, log, seed_rank
+from sft.track.hub import Hub, open_hub
+from sft.train import course
+from sft.train.forecast_memory import Footprint, explaining_memory, footprint_of_run
+from sft.train.inputs import Inputs, refuse_other_inputs
+from sft.train.optim import adamw
+from sft.train.reading import supervision_of
+from sft.train.resume import resume
+from sft.train.score import my_batches
+from sft.types import Batch, TrainState
+
+
+@dataclass
+class Job:
+    """Everything a run holds while it trains."""
+
+    config: SftConfig
+    world: World
+    mesh: Mesh
+    memory: Footprint
+    sharding: Sharding
+    model: PreTrainedModel  # a causal LM, sharded by FSDP2
+    optimizer: torch.optim.Optimizer
+    inputs: Inputs
+    state: TrainState
+    saver: checkpoint.Saver
+    total_steps: int
+    steps_per_epoch: int
+    fingerprint: dict[str, Any]  # what a checkpoint must share with this run to continue it
+    began_with: str  # the directory whose weights the run had at step 0
+    stop_token_ids: list[int]
+    hub: Hub | None  # on rank 0, where trainer.hub_model_id is set
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to train: the last step is done, or early stopping is out of patience."""
+        trainer = self.config.trainer
+        return self.state.step >= self.total_steps or course.out_of_patience(
+            self.state.course, trainer.early_stop_metric, trainer.early_stop_patience
+        )
+
+    @property
+    def train(self) -> Dataset:
+        return self.inputs.train
+
+    @property
+    def val(self) -> Dataset | None:
+        return self.inputs.val
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.config.trainer.default_local_dir)
+
+    def samples_of(self, step: int) -> np.ndarray:
+        """Sample ids of a step, the same on every rank and in every run with this data, seed and batch size."""
+        return plan.step_samples(
+            step,
+            mixture=self.train.mixture,
+            batch_size=self.config.data.train_batch_size,
+            seed=self.config.trainer.seed,
+        )
+
+    def batches(self, dataset: Dataset, sample_ids: np.ndarray) -> Iterator[Batch]:
+        """The micro-batches in which this rank computes its part of `sample_ids`."""
+        for batch in my_batches(dataset, sample_ids, self.mesh):
+            yield batch.pinned() if self.world.device.type == "cuda" else batch
+
+
+def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
+    """Mesh, sharded model, optimizer, and the state to continue from."""
+    trainer = config.trainer
+    course.check_metric(trainer.early_stop_metric, inputs.val.mixture.ids if inputs.val else {})
+    mesh = build_mesh(
+        world.size,
+        world.device.type,
+        sp_size=config.ulysses_sequence_parallel_size,
+        dp_replicate=config.model.fsdp_config.dp_replicate,
+        timeout=timedelta(seconds=config.trainer.timeout_s),
+    )
+    fingerprint = fingerprint_of(config, inputs)
+    refuse_other_inputs(
+        {
+            "model.partial_pretrain": fingerprint["model"],
+            "data.train_files": fingerprint["data"],
+            "data.val_files": inputs.val.fingerprint if inputs.val else None,
+            "the chat template": fingerprint["template"],
+        }
+    )
+    tokens = max(inputs.new_tokens.values(), default=-1) + 1
+    model, grown = build_bare_model(config, inputs.source, inputs.attention, tokens=tokens)
+    memory = footprint_of_run(config, model, inputs.train, world)
+    log.info("%s", memory.line())
+    sharding = sharding_of(config.model.fsdp_config, reduce_once=memory.reduce_once)
+    with explaining_memory(memory, "loading the model"):
+        place(model, config, inputs.source, mesh, sharding, world, grown=grown)
+    optim = config.optim
+    optimizer = adamw(model, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
+    steps_per_epoch = plan.steps_per_epoch(len(inputs.train.mixture), config.data.train_batch_size)
+    seed_rank(trainer.seed, world)
+    state, began_with = resume(config, model, optimizer, inputs.source, world, fingerprint)
+    return Job(
+        config=config,
+        world=world,
+        mesh=mesh,
+        memory=memory,
+        sharding=sharding,
+        model=model,
+        optimizer=optimizer,
+        inputs=inputs,
+        state=state,
+        began_with=began_with,
+        saver=checkpoint.Saver(
+            Path(config.trainer.default_local_dir),
+            world=world,
+            about={
+                "job_id": Path(config.trainer.default_local_dir).resolve().name,
+                "base_model": config.model.partial_pretrain,
+                "began_with": began_with,
+                "steps_per_epoch": steps_per_epoch,
+                "fingerprint": fingerprint,
+            },
+            keep=config.trainer.max_ckpt_to_keep,
+            in_background=config.trainer.async_save,
+        ),
+        total_steps=config.trainer.total_training_steps or config.trainer.total_epochs * steps_per_epoch,
+        steps_per_epoch=steps_per_epoch,
+        fingerprint=fingerprint,
+        stop_token_ids=stop_token_ids(
+            inputs.tokenizer, supervision_of(config), **config.data.apply_chat_template_kwargs
+        ),
+        hub=open_hub(
+            trainer.hub_model_id, Path(trainer.default_local_dir), trainer.hub_private, trainer.hub_dry_run_dir
+        )
+        if world.is_main
+        else None,
+    )
+
+
+def fingerprint_of(config: SftConfig, inputs: Inputs) -> dict[str, Any]:
+    """What a checkpoint must share with this run to continue it."""
+    return {
+        "data": inputs.train.fingerprint,
+        "init_from_checkpoint": config.trainer.init_from_checkpoint,
+        "model": model_fingerprint(inputs.source),
+        "lora": adapter_settings(config.model) or None,
+        "lora_adapter": config.model.lora_adapter_path,
+        "lora_start": None if config.model.init_lora_weights is True else config.model.init_lora_weights,
+        "seed": config.trainer.seed,
+        "template": template_fingerprint(inputs.tokenizer, config.data.apply_chat_template_kwargs),
+        "train_batch_size": config.data.train_batch_size,
+    }

@@ -1,0 +1,166 @@
+"""What a run will need of each rank's memory, by its plan and its skeleton: told before the model is built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from sft.config import SftConfig
+from sft.data.dataset import Dataset
+from sft.data.order import plan
+from sft.errors import MishapError
+from sft.model.load import decoder_layers
+from sft.model.memory import Load, ModelSize, device_bytes, estimate, gigabytes, model_size, savings
+from sft.parallel.world import World, max_over_all_ranks
+from sft.train.forecast import Forecast, forecast
+
+STEPS = 8  # of the first epoch: enough to say how much is padding, and how large a micro-batch becomes
+ROOM = 0.8  # share of a device's memory that an estimate may fill: it knows nothing of fragments and libraries
+BYTES = {"fp32": 4, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """The estimate for a run, and the memory that its ranks have."""
+
+    model: ModelSize
+    load: Load
+    ranks: int
+    device: str = "cuda"
+    device_bytes: int = 0  # of one rank; 0: nobody looked
+    reduce_once: bool = True  # sum gradients over the ranks once per step, as asked or because there is room
+
+    def fits(self) -> bool:
+        """Whether the estimate leaves room on the device."""
+        return not self.device_bytes or estimate(self.model, self.load).total <= ROOM * self.device_bytes
+
+    def line(self) -> str:
+        """The estimate in one line; with what would save some, where it does not fit."""
+        has = f"; a rank has {gigabytes(self.device_bytes)}" if self.device_bytes else ""
+        told = f"memory: about {estimate(self.model, self.load)}{has}"
+        return told if self.fits() else f"{told}. This may not fit. {self._savings()}"
+
+    def table(self) -> str:
+        """The estimate and every knob that saves some, over a few lines."""
+        model, ranks = self.model, self.ranks
+        trains = f", {model.trainable / 1e6:,.1f} M of them train" if model.frozen else ""
+        return "\n".join(
+            [
+                f"memory: an estimate for {ranks} rank{'s' * (ranks > 1)}, a model of "
+                f"{(model.trainable + model.frozen) / 1e6:,.1f} M parameters{trains}, and micro-batches of up to "
+                f"{self.load.tokens:,} tokens per rank",
+                f"  {estimate(model, self.load)}",
+                *[f"  {told}" for told in [self._savings()] if told],
+            ]
+        )
+
+    def _savings(self) -> str:
+        saved = savings(self.model, self.load, can_offload=self.device != "cpu")
+        return "would save: " * bool(saved) + "; ".join(f"{knob} {gigabytes(size)}" for knob, size in saved.items())
+
+
+def footprint(
+    config: SftConfig,
+    model: PreTrainedModel,
+    dataset: Dataset,
+    ranks: int,
+    *,
+    device: str = "cuda",
+    device_bytes: int = 0,
+    supervised_tokens: np.ndarray | None = None,
+) -> Footprint:
+    """The estimate for `config` on `ranks` ranks. model: its skeleton, adapters inside. Looks at some steps.
+
+    supervised_tokens: of every sample, where somebody counted them
+    """
+    fsdp, kind = config.model.fsdp_config, config.model.gradient_checkpointing_kind
+    view = look_ahead(config, dataset, ranks, supervised_tokens)
+    load = Load(
+        ranks=ranks // fsdp.dp_replicate,
+        tokens=view.most_positions // view.sp_size,
+        logits=view.most_logits // view.sp_size,
+        master_bytes=BYTES[fsdp.model_dtype],
+        compute_bytes=BYTES[fsdp.compute_dtype],
+        checkpointing=kind if config.model.enable_gradient_checkpointing else None,
+        offload=(fsdp.cpu_offload or fsdp.offload_params) and device != "cpu",
+        whole_weights=not fsdp.reshard_after_forward,
+        on_cpu=device == "cpu",
+        # A GPU's checkpoints are copied to the CPU.
+        snapshot=device == "cpu" and config.trainer.async_save and config.trainer.save_freq > 0,
+    )
+    plain = Footprint(model_size(model, decoder_layers(model)), load, ranks, device, device_bytes, reduce_once=False)
+    whole = replace(plain, load=replace(load, whole_gradients=True), reduce_once=True)
+    has_room = whole.fits() and not load.offload  # what was offloaded for want of memory must not come back
+    if fsdp.reduce_gradients == "once" or (fsdp.reduce_gradients == "auto" and has_room):
+        return whole if view.micro_batches > 1 else replace(plain, reduce_once=True)
+    return plain
+
+
+def footprint_of_run(config: SftConfig, skeleton: PreTrainedModel, train: Dataset, world: World) -> Footprint:
+    """The estimate of memory, the same on every rank: by the smallest device, and the samples of some steps."""
+    batch_size = config.data.train_batch_size
+    counted = np.zeros(len(train), np.int64)
+    for step in steps_to_look_at(config, train):
+        for index in plan.step_samples(step, mixture=train.mixture, batch_size=batch_size, seed=config.trainer.seed):
+            counted[index] = train.supervised_tokens(index)
+    (smallest,) = max_over_all_ranks(-device_bytes(world.device))
+    return footprint(
+        config,
+        skeleton,
+        train,
+        world.size,
+        device=world.device.type,
+        device_bytes=int(-smallest),
+        supervised_tokens=counted,
+    )
+
+
+def steps_to_look_at(config: SftConfig, dataset: Dataset) -> list[int]:
+    """The first steps of an epoch; with a curriculum, whose first steps are the easy ones, the last ones as well."""
+    steps = range(1, plan.steps_per_epoch(len(dataset.mixture), config.data.train_batch_size) + 1)
+    first, last = list(steps[:STEPS]), list(steps[STEPS:][-STEPS:])
+    return first + last if config.data.curriculum else first
+
+
+def look_ahead(
+    config: SftConfig, dataset: Dataset, ranks: int, supervised_tokens: np.ndarray | None = None
+) -> Forecast:
+    """The run as these ranks would do it, from some of its steps."""
+    steps_per_epoch = plan.steps_per_epoch(len(dataset.mixture), config.data.train_batch_size)
+    sp_size = config.ulysses_sequence_parallel_size
+    return forecast(
+        dataset,
+        steps=steps_to_look_at(config, dataset),
+        batch_size=config.data.train_batch_size,
+        seed=config.trainer.seed,
+        total_steps=config.trainer.total_training_steps or config.trainer.total_epochs * steps_per_epoch,
+        dp_size=ranks // sp_size,
+        sp_size=sp_size,
+        supervised_tokens=supervised_tokens,
+    )
+
+
+class OutOfMemory(MishapError):
+    """A rank had no memory left; the message says what takes how much, and what would save some."""
+
+
+@contextmanager
+def explaining_memory(footprint: Footprint, what: str) -> Iterator[None]:
+    """Turn the error of an allocator into OutOfMemory with the estimate. what: what this rank was doing."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        said = str(error).strip().partition("\n")[0]
+        raise OutOfMemory(f"out of memory in {what} ({said})\n{footprint.table()}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator gave up: CUDA's has an error of its own, the one of CPU tensors only a message."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

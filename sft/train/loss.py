@@ -1,0 +1,126 @@
+"""Summed cross entropy over supervised tokens only.
+
+The LM head meets only the columns that carry a label, and of these a few rows at a time: there is never a tensor of
+all logits. The work is done in head.py, within the forward pass of the LM head, where FSDP2 has its weight gathered.
+A model whose treatment of logits is not known (model/logits.py) gives whole logits of the supervised columns instead.
+
+Shapes: R x C the layout of the batch (packed: R = 1), K supervised columns, N = R·K rows of logits, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from sft.model.head import WHOLE_LOGITS_CHUNK, LogitForm, linear_ce_sum
+from sft.types import IGNORE_INDEX, Batch
+
+
+def token_ce_sum(
+    model: torch.nn.Module, batch: Batch, *, weight_sum: float = 1.0, sources: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(Σ w·CE / weight_sum over the supervised tokens of `batch`, the same over those of each source [sources]), fp32.
+
+    weight_sum: Σ w over all micro-batches and ranks, which only the step knows
+
+    The scalar is differentiable once. It is the weights that are divided, before anything is rounded to bf16. A batch
+    without labels gives a zero that still reaches every parameter, so that a rank with nothing to learn takes part in
+    the gradient reduction.
+    """
+    batch = replace(batch, loss_weights=batch.loss_weights / weight_sum)
+    form = getattr(model, "logit_form", None)
+    if form is not None:
+        total, ce, _ = _fused(model, batch, form)
+        return total, _by_source(ce, batch, sources)
+    logits, labels, weights = supervised_logits(model, batch)
+    parts = [checkpoint(_weighted_ce, *chunk, use_reentrant=False) for chunk in _chunks(logits, labels, weights)]
+    ce = torch.cat([logits[:0].sum(dim=1, dtype=torch.float32), *parts])
+    return ce.sum(), _by_source(ce.detach(), batch, sources)
+
+
+@torch.no_grad()
+def token_ce_sum_and_hits(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """(Σ w·CE, number of supervised tokens whose most likely prediction is right), both fp32 scalars."""
+    form = getattr(model, "logit_form", None)
+    if form is not None:
+        ce_sum, _, hits = _fused(model, batch, form)
+        return ce_sum, hits
+    logits, labels, weights = supervised_logits(model, batch)
+    ce_sum = hits = logits.new_zeros((), dtype=torch.float32)
+    for chunk in _chunks(logits, labels, weights):
+        ce_sum = ce_sum + _weighted_ce(*chunk).sum()
+        hits = hits + (chunk[0].argmax(-1) == chunk[1]).sum()  # IGNORE_INDEX equals no token id
+    return ce_sum, hits
+
+
+def _fused(model: Any, batch: Batch, form: LogitForm) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(Σ w·CE, w·CE [N], hits): the answer of `model` itself, for the time of one call.
+
+    They must leave the model through its LM head and its own forward, or FSDP2 would not know of their gradients.
+    """
+    head = model.get_output_embeddings()
+    hidden, answer = [], []
+
+    def take_hidden(_: Any, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        hidden.append(args[0].flatten(0, 1))
+        return (args[0][:, :0],)  # so that the LM head computes no logits
+
+    def give_loss(*_: Any) -> torch.Tensor:
+        labels, weights = _supervised(batch)
+        answer.extend(linear_ce_sum(hidden[0], head.weight, head.bias, labels, weights, form))
+        return answer[0]
+
+    with (
+        head.register_forward_pre_hook(take_hidden),
+        head.register_forward_hook(give_loss),
+        model.register_forward_hook(lambda *_: tuple(answer), prepend=True),  # first: FSDP2's own must see the answer
+    ):
+        return _forward(model, batch)
+
+
+def supervised_logits(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(logits [N, V], labels [N], loss_weights [N]) of the columns that carry labels.
+
+    The model itself is asked for them (`logits_to_keep`), so that whatever it does after its LM head -
+    soft-capping, scaling - is done here too.
+    """
+    return _forward(model, batch).logits.flatten(0, 1), *_supervised(batch)
+
+
+def _forward(model: torch.nn.Module, batch: Batch) -> Any:
+    return model(
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
+        logits_to_keep=batch.supervised_columns,
+        use_cache=False,
+        **batch.boundaries,
+    )
+
+
+def _supervised(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """(labels [N], loss_weights [N]) of the supervised columns."""
+    columns = batch.supervised_columns
+    return batch.labels[:, columns].flatten(), batch.loss_weights[:, columns].flatten()
+
+
+def _by_source(ce: torch.Tensor, batch: Batch, sources: int) -> torch.Tensor:
+    """Σ of ce [N] over the tokens of each source, [sources]."""
+    if batch.sources is None:
+        return ce.sum()[None]
+    return ce.new_zeros(sources).index_add_(0, batch.sources[:, batch.supervised_columns].flatten(), ce)
+
+
+def _chunks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    # split, not slices: the backward of a slice is a zero gradient of the whole tensor, once for every chunk.
+    if len(tensors[0]):
+        yield from zip(*(tensor.split(WHOLE_LOGITS_CHUNK) for tensor in tensors), strict=True)
+
+
+def _weighted_ce(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """w·CE of every row, [n]."""
+    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="none") * weights

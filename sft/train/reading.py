@@ -1,0 +1,112 @@
+"""From the configuration to a tokenizer and to samples. Imports no more of torch and transformers than that takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sft.config import SftConfig
+from sft.data.chat.templates import add_missing_tokens, find_template
+from sft.data.chat.variables import remarks
+from sft.data.dataset import Dataset, open_dataset, tokenise_files
+from sft.data.types import Supervision
+from sft.errors import InputError
+from sft.model.pretrained import load_tokenizer
+from sft.parallel.world import World, log
+
+
+def open_tokenizer(config: SftConfig, source: Path) -> tuple[Any, str | None, dict[str, int]]:
+    """(tokenizer, the template it was given in place of its own, ids of the special tokens that this one needed).
+
+    A tokenizer without a template gets ChatML. Raises InputError for data.chat_template that is none, and where LoRA
+    would leave the embeddings of new tokens untrained.
+    """
+    opened = _open_tokenizer(config, source)
+    for remark in remarks(opened[0], config.data.apply_chat_template_kwargs):
+        log.warning("%s", remark)
+    return opened
+
+
+def _open_tokenizer(config: SftConfig, source: Path) -> tuple[Any, str | None, dict[str, int]]:
+    tokenizer = load_tokenizer(source, trust_remote_code=config.model.trust_remote_code)
+    given = config.data.chat_template
+    if given is None and tokenizer.chat_template:
+        return tokenizer, None, {}
+    if given is None:
+        log.info("the tokenizer has no chat template: ChatML is used (data.chat_template=chatml).")
+    tokenizer.chat_template = find_template(given or "chatml")
+    added = add_missing_tokens(tokenizer, tokenizer.chat_template)
+    if added and config.model.lora_rank:
+        raise InputError(
+            f"data.chat_template={given or 'null (ChatML)'} needs {' and '.join(added)}, which the tokenizer does not "
+            f"have, and model.lora_rank={config.model.lora_rank} would leave their embeddings untrained; set "
+            "data.chat_template=instruction_response, which needs no new token, or model.lora_rank=0."
+        )
+    if added:
+        told = ", ".join(f"{token} = {token_id}" for token, token_id in added.items())
+        log.info("special tokens added to the tokenizer, and saved with the model: %s.", told)
+    return tokenizer, tokenizer.chat_template, added
+
+
+def supervision_of(config: SftConfig) -> Supervision:
+    """What is trained, as the data rooms want to know it."""
+    return Supervision(config.data.train_on, config.data.thinking_history)
+
+
+def open_data(config: SftConfig, tokenizer: Any, world: World) -> tuple[Dataset, Dataset | None]:
+    """The training and the validation samples, tokenised by one process per node, memory-mapped by all."""
+    data = config.data
+    train = _open(config, data.train_files, tokenizer, world, max_samples=data.train_max_samples, order=data.curriculum)
+    if len(train.mixture.sources) > 1:
+        log.info("%s", train.describe_epoch())
+    return train, open_val(config, tokenizer, world) if data.val_files else None
+
+
+def tokenise_data(config: SftConfig, tokenizer: Any, say: Callable[[str], None]) -> None:
+    """Fill the token cache with all that open_data will look for; `say` hears what was tokenised."""
+    data = config.data
+    given = [(data.train_files, data.train_max_samples, data.curriculum)]
+    if data.val_files:
+        given.append((data.val_files, data.val_max_samples, None))
+    for files, max_samples, order in given:
+        tokenise_files(
+            data,
+            files,
+            max_samples=max_samples,
+            tokenizer=tokenizer,
+            say=say,
+            curriculum=order,
+            seed=config.trainer.seed,
+        )
+
+
+def open_val(config: SftConfig, tokenizer: Any, world: World) -> Dataset:
+    """The validation samples alone."""
+    return _open(config, config.data.val_files, tokenizer, world, max_samples=config.data.val_max_samples)
+
+
+def _open(
+    config: SftConfig,
+    files: tuple[str, ...] | None,
+    tokenizer: Any,
+    world: World,
+    *,
+    max_samples: int,
+    order: str | None = None,
+) -> Dataset:
+    max_tokens = config.data.max_tokens_per_gpu
+    if max_tokens is not None:
+        max_tokens *= config.ulysses_sequence_parallel_size  # each rank of the group holds its part of the row
+    return open_dataset(
+        config.data,
+        files,
+        max_samples=max_samples,
+        max_tokens=max_tokens,
+        packed=config.use_remove_padding,
+        tokenizer=tokenizer,
+        build_here=world.local_rank == 0,
+        say=log.info,
+        curriculum=order,
+        seed=config.trainer.seed,
+    )

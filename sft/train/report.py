@@ -1,0 +1,157 @@
+"""What a run tells: its log, its meter, run.json, and the arithmetic of a step as a sentence."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from sft.config import config_to_yaml
+from sft.data.audit import audit, kept, overlap, summary
+from sft.data.order.mixture import epoch_order
+from sft.model.place import DTYPES
+from sft.track.facts import write_run_json
+from sft.track.metrics import Meter, device_peak, met_by_a_token, training_flops_per_token
+from sft.track.run_log import RunLog, open_run
+from sft.train.build import Job
+from sft.train.forecast import forecast, sentence
+from sft.types import StepStats
+
+MOST_TOKENS_READ = 20_000_000
+"""By the audit at the start of a run: a tenth of a second; `python -m sft.inspect` reads them all."""
+
+
+def open_log(job: Job) -> RunLog:
+    """What a person sees of the run, on rank 0; also config.yaml and run.json, which say what ran."""
+    trainer = job.config.trainer
+    if job.world.is_main:
+        job.run_dir.mkdir(parents=True, exist_ok=True)
+        (job.run_dir / "config.yaml").write_text(config_to_yaml(job.config))
+    write_facts(job)
+    return open_run(
+        job.run_dir,
+        loggers=list(trainer.logger),
+        project=trainer.project_name,
+        experiment=trainer.experiment_name,
+        config=asdict(job.config),
+        total_steps=job.total_steps,
+        start_step=job.state.step,
+        log_freq=trainer.log_freq,
+        is_main=job.world.is_main,
+    )
+
+
+def write_facts(job: Job, **more: Any) -> None:
+    """run.json: versions, command, hashes, and whatever else is known by now. Rank 0 writes."""
+    if job.world.is_main:
+        write_run_json(
+            job.run_dir,
+            world_size=job.world.size,
+            device=job.world.device.type,
+            train_samples=len(job.train),
+            steps=job.total_steps,
+            fingerprint=job.fingerprint,
+            data=data_facts(job),
+            began_with=job.began_with,
+            **more,
+        )
+
+
+def data_facts(job: Job) -> dict[str, list[dict[str, Any]]]:
+    """Every data file, with its rows and a hash of them, the tokenizer, the template and what is trained."""
+    sets = {"train": job.train, "val": job.val}
+    return {
+        name: [{"file": rows.name, "rows": rows.rows, "hash": rows.key} for rows in dataset.files]
+        for name, dataset in sets.items()
+        if dataset is not None
+    }
+
+
+def start_meter(job: Job, run_log: RunLog) -> Meter:
+    """The meter of this run, its clock ticking; continues the counts of a resumed run."""
+    config, lengths = job.model.config.get_text_config(), lengths_in_epoch(job)
+    peak = device_peak(job.world.device, DTYPES[job.config.model.fsdp_config.compute_dtype])
+    run_log.say(peak.source)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head, embedding = job.model.get_output_embeddings(), job.model.get_input_embeddings()
+    assert head is not None and isinstance(head.weight, torch.Tensor)
+    ends = (head.weight, embedding.weight)
+    body = [weight for weight in job.model.parameters() if not any(weight is end for end in ends)]
+    experts = getattr(config, "num_experts_per_tok", None)
+    return Meter(
+        world_size=job.world.size,
+        samples_per_epoch=len(job.train.mixture),
+        flops_per_token=training_flops_per_token(
+            met_by_a_token(body, experts),
+            config.num_hidden_layers,
+            config.num_attention_heads * head_dim,
+            mean_seq_len=float((lengths**2).sum() / lengths.sum()),
+            num_frozen_params=met_by_a_token([weight for weight in body if not weight.requires_grad], experts),
+        ),
+        flops_per_supervised_token=(6.0 if head.weight.requires_grad else 4.0) * head.weight.numel(),
+        peak_flops=peak.flops,
+        window=job.config.trainer.log_freq,
+        samples_seen=job.state.samples_seen,
+        tokens_seen=job.state.tokens_seen,
+    )
+
+
+def lengths_in_epoch(job: Job) -> np.ndarray:
+    """Tokens of every sample of the first epoch, repeated ones as often as they are seen, float64."""
+    mixture = job.train.mixture
+    return job.train.samples.lengths[epoch_order(mixture, job.config.trainer.seed, 0)].astype(np.float64)
+
+
+def of_sources(job: Job, stats: StepStats) -> dict[str, float]:
+    """data/samples/<name> and train/loss/<name> of the step that just ended; nothing where there is a single source.
+
+    No loss for a source that had nothing in this step.
+    """
+    mixture = job.train.mixture
+    if len(mixture.sources) == 1:
+        return {}
+    counts = mixture.count(job.samples_of(job.state.step))
+    losses = {name: loss for name, loss in zip(counts, stats.losses, strict=True) if counts[name]}
+    return {f"data/samples/{name}": count for name, count in counts.items()} | {
+        f"train/loss/{name}": loss for name, loss in losses.items()
+    }
+
+
+def describe_end(job: Job) -> str:
+    """How a run that is over came to its end, and what would make it go on, as one clause."""
+    trainer, step, total = job.config.trainer, job.state.step, job.total_steps
+    if step >= total:
+        return f"finished (step {step} of {total})"
+    return (
+        f"finished by early stopping (step {step} of {total}: nothing better by "
+        f"trainer.early_stop_metric={trainer.early_stop_metric} in {job.state.course.stale} validations; it goes on "
+        f"without that key, or with more than trainer.early_stop_patience={trainer.early_stop_patience})"
+    )
+
+
+def describe_step(job: Job) -> str:
+    """The arithmetic of a step as one sentence; what varies between steps is of the next one."""
+    next_step = job.state.step + 1
+    batch_size = job.config.data.train_batch_size
+    view = forecast(
+        job.train,
+        steps=range(next_step, next_step + 1),
+        batch_size=batch_size,
+        seed=job.config.trainer.seed,
+        total_steps=job.total_steps,
+        dp_size=job.mesh.dp_size,
+        sp_size=job.mesh.sp_size,
+    )
+    return sentence(view, job.train, batch_size)
+
+
+def describe_data(job: Job) -> list[str]:
+    """The short version of `python -m sft.inspect`: what was kept, what trains, what looks like a mistake."""
+    told = summary(audit(job.train, job.stop_token_ids, most_tokens=MOST_TOKENS_READ), "train")
+    if job.val is not None:
+        both = overlap(job.val, job.train)
+        shared = f"; samples that are in the training data too: {both}" if both.count else ""
+        told.append(f"val: {kept(audit(job.val, job.stop_token_ids, most_tokens=MOST_TOKENS_READ))}{shared}")
+    return told

@@ -1,0 +1,155 @@
+"""What people and schedulers ask of a running job, heard on any rank and agreed on by all.
+
+SIGTERM, SIGINT, SIGUSR1    finish the step, save, exit with 128 + the number of the signal
+touch <run>/stop_now        the same, exit with 0
+touch <run>/save_now        save now and go on; the file may say which kind (STATE, SAMPLER, BOTH; empty: BOTH)
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sft.checkpoint import KINDS, Kind
+from sft.errors import MishapError
+from sft.parallel.world import World, log, max_over_all_ranks
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SAME_WISH_S = 2.0
+"""torchrun passes on what a terminal or a scheduler has also sent to the ranks: one wish, heard twice."""
+
+STOP_NOW, SAVE_NOW = "stop_now", "save_now"
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What all ranks agreed to do after this step."""
+
+    stop: bool = False
+    signal: int = 0  # that asked to stop; 0: the file did
+    save: Kind | None = None
+    may_settle: bool = False  # no rank is still writing the checkpoint that was begun
+
+
+class Listener:
+    """Hears signals and files; see `listening`."""
+
+    def __init__(self, run_dir: Path, world: World):
+        self._run_dir, self._world = run_dir, world
+        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+        self._signal, self._heard_at, self._said = 0, 0.0, False
+        self._stop_file = False
+
+    def agree(self, *, is_writing: bool = False) -> Requests:
+        """Every rank calls it after every step; all get the same answer.
+
+        Raises MishapError on all ranks if the run directory is gone.
+        """
+        orphaned = self._launcher is not None and os.getppid() != self._launcher
+        if orphaned and not self._signal:
+            self._signal = signal.SIGTERM
+        save, gone = 0, False
+        if self._world.is_main:
+            self._stop_file |= _take(self._run_dir / STOP_NOW) is not None
+            save = self._kind_asked_for()
+            gone = not self._run_dir.exists()
+        number, stop_file, save, writing, orphaned, gone = max_over_all_ranks(
+            self._signal, self._stop_file, save, is_writing, orphaned, gone
+        )
+        if gone:  # now, not when the next checkpoint is due: what is trained until then would be lost
+            raise MishapError(f"trainer.default_local_dir={self._run_dir} is gone: was it moved, deleted, unmounted?")
+        if number and not self._said:
+            self._say("torchrun is gone" if orphaned else signal.Signals(int(number)).name)
+        return Requests(
+            stop=bool(number or stop_file),
+            signal=int(number),
+            save=KINDS[int(save) - 1] if save else None,
+            may_settle=not writing,
+        )
+
+    def must_stop(self) -> bool:
+        """As `agree`, for the middle of a validation: what asks to save is left for the end of it."""
+        (stop,) = max_over_all_ranks(bool(self._signal))
+        return stop > 0
+
+    def hear(self, number: int) -> None:
+        """The first signal is a wish, the second an order."""
+        now = time.monotonic()
+        if not self._signal:
+            self._signal, self._heard_at = number, now
+            self._say(signal.Signals(number).name)
+        elif now - self._heard_at > SAME_WISH_S:
+            os._exit(128 + number)
+
+    def _say(self, why: str) -> None:
+        self._said = True
+        log.warning("%s: finishing the step, then saving and stopping; another signal ends the run at once", why)
+
+    def _kind_asked_for(self) -> int:
+        """1 + the place in KINDS of what save_now asks for; 0 if it is not there."""
+        text = _take(self._run_dir / SAVE_NOW)
+        if text is None:
+            return 0
+        wanted = text.strip().upper() or "BOTH"
+        if wanted not in KINDS:
+            log.warning("%s says %r, expected %s or nothing; nothing is saved", SAVE_NOW, text, ", ".join(KINDS))
+            return 0
+        return 1 + KINDS.index(wanted)
+
+
+@contextmanager
+def listening(run_dir: Path, world: World) -> Iterator[Listener]:
+    """Hear signals from here on instead of dying of them; before and after, they end the process as usual.
+
+    A thread hears them: the main one may wait in a collective for a rank that hangs, and python would call a handler
+    only after that.
+    """
+    listener = Listener(run_dir, world)
+    if threading.current_thread() is not threading.main_thread():  # python hears signals in the main thread only
+        yield listener
+        return
+    ear, mouth = socket.socketpair()
+    mouth.setblocking(False)
+    threading.Thread(target=_listen, args=(ear, listener), name="signals", daemon=True).start()
+    # A handler of python's makes the interpreter's own write each signal's number into `mouth`, at once.
+    before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+    mouth_before = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
+    try:
+        yield listener
+    finally:
+        signal.set_wakeup_fd(mouth_before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        mouth.close()
+
+
+def _listen(ear: socket.socket, listener: Listener) -> None:
+    with ear:
+        while heard := ear.recv(1):  # nothing: `mouth` is closed
+            if heard[0] in SIGNALS:
+                listener.hear(heard[0])
+
+
+def request_save(run_dir: str | Path, kind: Kind = "BOTH") -> None:
+    """Ask the job that trains in `run_dir` to save after its present step; returns at once."""
+    assert kind in KINDS, f"{kind!r} is none of {KINDS}"
+    aside = Path(run_dir) / f".{SAVE_NOW}.{os.getpid()}"
+    aside.write_text(kind)
+    aside.replace(Path(run_dir) / SAVE_NOW)
+
+
+def _take(path: Path) -> str | None:
+    """The content of a file that is removed by this; None if there is none."""
+    try:
+        text = path.read_text(errors="replace")
+        path.unlink()
+    except OSError:
+        return None
+    return text

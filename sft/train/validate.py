@@ -1,0 +1,86 @@
+"""Validation: when it is due, its numbers over every sample, and what the run makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import reduce
+from operator import add
+
+from sft.parallel.world import entering
+from sft.track.run_log import RunLog
+from sft.train import course
+from sft.train.build import Job
+from sft.train.forecast_memory import explaining_memory
+from sft.train.requests import Listener
+from sft.train.score import Score, score
+
+
+def validate_if_due(job: Job, run_log: RunLog, listener: Listener) -> dict[str, float]:
+    """The metrics of `evaluate` if validation is due after this step and was not yet done; otherwise none."""
+    if not is_due(job.config.trainer.test_freq, job) or job.state.validated == job.state.step:
+        return {}
+    metrics = evaluate(job, run_log, listener)
+    if metrics:
+        job.state.validated = job.state.step
+    return metrics
+
+
+def is_due(test_freq: int, job: Job) -> bool:
+    """Whether to validate after this step: every test_freq steps, or every epoch (-1); always after the last.
+
+    Before the first step only if trainer.val_before_train says so.
+    """
+    if job.val is None:
+        return False
+    if job.state.step == 0:
+        return job.config.trainer.val_before_train
+    if test_freq == 0:
+        return False
+    interval = job.steps_per_epoch if test_freq == -1 else test_freq
+    return job.state.step % interval == 0 or job.state.step == job.total_steps
+
+
+def watch(job: Job, metrics: Mapping[str, float], run_log: RunLog) -> None:
+    """Remember how a step and its validation went, and say what looks wrong, each kind of it once."""
+    state, trainer, optim = job.state, job.config.trainer, job.config.optim
+    if "train/loss" in metrics:
+        course.note_training(state.course, metrics["train/loss"], state.step, job.total_steps)
+    if "val/loss" in metrics:
+        course.note_validation(state.course, metrics)
+    if "val/loss" in metrics and state.step > 0:  # the model one begins with is no result of the run
+        value = metrics[state.course.metric]
+        course.note_metric(state.course, value, step=state.step, min_delta=trainer.early_stop_min_delta)
+    said = course.warnings(
+        state.course, step=state.step, total_steps=job.total_steps, warmup_steps_ratio=optim.warmup_steps_ratio
+    )
+    for text in said.values():
+        run_log.warn(text)
+    state.course.warned |= said
+
+
+def evaluate(job: Job, run_log: RunLog, listener: Listener) -> dict[str, float]:
+    """Token-weighted loss, perplexity and accuracy over every validation sample, equal on any number of ranks.
+
+    Where data.val_files has several entries, the loss of each as well. Empty if the run was asked to stop meanwhile:
+    resuming begins with this validation.
+    """
+    assert job.val is not None
+    entering(f"validation after step {job.state.step}")
+    with explaining_memory(job.memory, f"validation after step {job.state.step}"):
+        scores = score(
+            job.model, job.val, job.mesh, job.world.device, progress=run_log.progress, must_stop=listener.must_stop
+        )
+    return {} if scores is None else metrics_of(scores)
+
+
+def metrics_of(scores: dict[str, Score]) -> dict[str, float]:
+    """The numbers of a validation under their names in metrics.jsonl."""
+    total = reduce(add, scores.values())
+    metrics = {
+        "val/loss": total.loss,
+        "val/perplexity": total.perplexity,
+        "val/token_accuracy": total.token_accuracy,
+    }
+    if len(scores) > 1:
+        metrics |= {f"val/loss/{name}": part.loss for name, part in scores.items()}
+    return metrics

@@ -1,0 +1,405 @@
+"""Every family of templates: the tokens of each turn say its content and its stop, nothing else."""
+
+from __future__ import annotations
+
+from collections import Counter
+from copy import deepcopy
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sft.data.chat.encode import MaskError, encode, encode_batch, stop_token_ids
+from sft.data.types import Conversation, Supervision
+from sft.errors import InputError
+from tests.assets import SPECIAL_TOKENS
+from tests.unit.data.chat.test_encode import runs, spoken
+from tests.unit.data.families import CALL, FAMILIES, TEMPLATES, Family, assistant, user
+
+every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+thinking_families = pytest.mark.parametrize(
+    "family", [family for family in FAMILIES if family.thought], ids=lambda family: family.name
+)
+calling_families = pytest.mark.parametrize(
+    "family", [family for family in FAMILIES if family.calls], ids=lambda family: family.name
+)
+
+
+def encoded(family: Family, messages: list[dict[str, Any]], **more: Any):
+    return encode(messages, family.tokenizer(), **dict(family.options), **more)
+
+
+def turns(family: Family, messages: list[dict[str, Any]], **more: Any) -> list[str]:
+    """What is trained, turn by turn, over all samples of a row."""
+    samples = encoded(family, messages, **more)
+    return [turn for sample in spoken(samples, family.tokenizer()) for turn in sample]
+
+
+@every_family
+def test_each_turn_is_its_content_and_its_stop(family):
+    messages = [user("Why?"), assistant("So it is 42."), user("And?"), assistant("Then 35.")]
+    assert turns(family, messages) == [family.said("So it is 42."), family.said("Then 35.")]
+    assert len(encoded(family, messages)) == (1 if family.keeps_history else 2)
+
+
+@every_family
+def test_the_tokens_are_those_of_the_generation_prompt_and_of_the_reply(family):
+    tokenizer, options = family.tokenizer(), dict(family.options)
+    question, reply = user("Why?"), assistant("So it is 42.")
+    prompt = tokenizer.apply_chat_template([question], add_generation_prompt=True, tokenize=True, **options)[
+        "input_ids"
+    ]
+    sampled = tokenizer.encode(family.said("So it is 42."), add_special_tokens=False)
+    (sample,) = encoded(family, [question, reply])
+    assert sample.input_ids[: len(prompt) + len(sampled)].tolist() == prompt + sampled
+    assert sample.loss_weights.tolist() == [
+        float(len(prompt) <= n < len(prompt) + len(sampled)) for n in range(len(sample))
+    ]
+
+
+@every_family
+def test_a_later_turn_follows_its_own_generation_prompt(family):
+    tokenizer, options = family.tokenizer(), dict(family.options)
+    messages = [user("Why?"), assistant("So it is 42."), user("And?"), assistant("Then 35.")]
+    prompt = tokenizer.apply_chat_template(messages[:3], add_generation_prompt=True, **options)["input_ids"]
+    before, said = runs(encoded(family, messages)[-1], tokenizer)[-1]
+    assert (before, said) == (tokenizer.decode(prompt), family.said("Then 35."))
+
+
+@every_family
+def test_generation_stops_where_training_did(family):
+    tokenizer = family.tokenizer()
+    ids = stop_token_ids(tokenizer, **dict(family.options))
+    assert tuple(tokenizer.convert_ids_to_tokens(ids)) == family.stops
+
+
+@every_family
+def test_a_system_message_comes_first_or_is_a_clean_error(family):
+    messages = [{"role": "system", "content": "Be brief."}, user("Why?"), assistant("42.")]
+    if family.takes_system:
+        assert turns(family, messages) == [family.said("42.")]
+        ((before, _),) = runs(encoded(family, messages)[0], family.tokenizer())
+        assert "Be brief." in before
+    else:
+        with pytest.raises(InputError, match="System role not supported"):
+            encoded(family, messages)
+
+
+@thinking_families
+def test_reasoning_is_trained_where_it_was_thought(family):
+    messages = [
+        user("Why?"),
+        assistant("b", reasoning_content="first"),
+        user("And?"),
+        assistant("d", thinking="second"),
+    ]
+    assert turns(family, messages) == [family.thought("first", "b"), family.thought("second", "d")]
+
+
+def test_reasoning_reaches_a_template_that_knows_it_by_another_name():
+    family = family_named("minimind_style")
+    text = (TEMPLATES / family.file).read_text().replace("reasoning_content", "reasoning")
+    tokenizer = with_text(family.tokenizer(), text)
+    samples = encode([user("a"), assistant("b", reasoning_content="t")], tokenizer)
+    assert spoken(samples, tokenizer) == [[family.thought("t", "b")]]
+
+
+@every_family
+def test_reasoning_inside_the_content_is_trained_or_is_an_error(family):
+    messages = [user("Why?"), assistant("<think>because</think>b")]
+    try:
+        (turn,) = turns(family, messages)
+    except InputError:
+        return
+    assert "because" in turn and turn.endswith("b" + turn.rpartition("b")[2])
+
+
+@calling_families
+def test_tool_calls_end_with_their_own_stop(family):
+    messages = [
+        user("BAC?"),
+        assistant("", tool_calls=[CALL]),
+        {"role": "tool", "content": "42"},
+        assistant("It is 42."),
+    ]
+    first, second = turns(family, messages)
+    assert first == family.calls
+    assert second == family.said("It is 42.")
+
+
+def calling(symbol: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "price", "arguments": {"symbol": symbol}}}
+
+
+@calling_families
+def test_each_of_two_calls_to_one_tool_is_trained_or_the_row_is_an_error(family):
+    messages = [user("BAC, IBM?"), assistant("", tool_calls=[calling("BAC"), calling("IBM")])]
+    if family.name in ("llama3_style", "harmony_style"):
+        with pytest.raises(InputError, match=r"only one tool call|drops or rewrites part of the message"):
+            encoded(family, messages)
+    else:
+        (turn,) = turns(family, messages)
+        assert turn.index("BAC") < turn.rindex("price") < turn.index("IBM")
+
+
+CALLED = [user("a"), assistant("", tool_calls=[CALL]), {"role": "tool", "content": "42"}, assistant("It is 42.")]
+
+
+@pytest.mark.parametrize("train_on", ["last_assistant", "all"])
+def test_a_call_that_the_template_drops_from_history_is_an_error_though_it_is_not_trained(train_on):
+    with pytest.raises(InputError, match=r"drops or rewrites messages\[1\] \(assistant\): 'price'"):
+        encoded(family_named("chatml"), CALLED, train_on=train_on)
+
+
+def test_a_thought_that_the_template_drops_from_history_is_legal_where_it_is_not_trained():
+    family = family_named("qwen3_style")
+    messages = [user("a"), assistant("<think>1</think>b"), user("c"), assistant("d", reasoning_content="2")]
+    assert turns(family, messages, train_on="last_assistant") == [family.thought("2", "d")]
+    counts = Counter()
+    encode_batch([Conversation(messages)], family.tokenizer(), Supervision(train_on="all"), counts)
+    assert counts == {"thoughts left out": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "expected"),
+    [
+        ("qwen3_style", "Write </think> behind it.", {"thoughts never opened": 1}),
+        ("qwen3_style", "It is 42.</think>\n\n42.", {"thoughts never opened": 1}),  # where the prompt opened it
+        ("qwen3_style", "<think>It is 42.</think>42.", {}),
+        ("qwen3_style", "It is 42.", {}),
+        ("chatml", "Write </think> behind it.", {}),  # which keeps it: words
+    ],
+)
+@pytest.mark.parametrize("train_on", ["assistant", "last_assistant", "all"])
+def test_a_thought_that_was_never_opened_is_counted_where_the_template_makes_one_of_it(name, said, expected, train_on):
+    counts = Counter()
+    messages = [user("a"), assistant(said)]
+    encode_batch([Conversation(messages)], family_named(name).tokenizer(), Supervision(train_on), counts)
+    assert {key: count for key, count in counts.items() if count} == expected
+
+
+def test_a_thought_that_was_never_opened_and_is_dropped_from_history_is_counted():
+    counts, family = Counter(), family_named("qwen3_style")
+    messages = [user("a"), assistant("Write </think> behind it."), user("b"), assistant("Yes.")]
+    encode_batch([Conversation(messages)], family.tokenizer(), Supervision("last_assistant"), counts)
+    assert counts == {"thoughts never opened": 1}
+
+
+@every_family
+def test_a_stop_token_inside_a_reply_is_an_error(family):
+    for stop in family.stops:
+        with pytest.raises(MaskError, match=r"messages\[1\]: the reply contains the token that ends a turn"):
+            encoded(family, [user("a"), assistant(f"so {stop} and on")])
+
+
+def family_named(name: str) -> Family:
+    return next(family for family in FAMILIES if family.name == name)
+
+
+def test_a_second_reply_right_behind_a_stop_is_an_error():
+    with pytest.raises(InputError, match=r"messages\[2\] follows another.* Merge the messages"):
+        encoded(family_named("deepseek_style"), [user("a"), assistant("b"), assistant("c")])
+
+
+def test_qwen35_wants_its_system_message_first():
+    messages = [user("a"), {"role": "system", "content": "b"}, user("c"), assistant("d")]
+    with pytest.raises(InputError, match="System message must be at the beginning"):
+        encoded(family_named("qwen35_style"), messages)
+
+
+@pytest.mark.parametrize("name", ["gemma_style", "gemma3_style", "mistral_style"])
+def test_roles_that_do_not_alternate_are_an_error(name):
+    with pytest.raises(InputError, match="must alternate"):
+        encoded(family_named(name), [user("a"), user("b"), assistant("c")])
+
+
+def test_mistral_moves_its_system_message_so_each_turn_has_its_own_sample():
+    family = family_named("mistral_style")
+    messages = [{"role": "system", "content": "S"}, user("a"), assistant("b"), user("c"), assistant("d")]
+    first, second = (runs(sample, family.tokenizer()) for sample in encoded(family, messages))
+    assert first == [("<s>[INST] S\n\na [/INST]", " b</s>")]
+    assert second == [("<s>[INST] a [/INST] b</s>[INST] S\n\nc [/INST]", " d</s>")]
+
+
+def test_phi3_writes_its_eos_after_the_conversation_and_does_not_train_it():
+    family = family_named("phi3_style")
+    (sample,) = encoded(family, [user("a"), assistant("b")])
+    text = family.tokenizer().decode(sample.input_ids)
+    assert text == "<|user|>\na<|end|>\n<|assistant|>\nb<|end|>\n<|endoftext|>"
+    assert spoken([sample], family.tokenizer()) == [["b<|end|>"]]
+
+
+def test_tokens_that_eat_the_newline_behind_them_leave_that_of_the_reply():
+    family = next(family for family in FAMILIES if family.eat_space)
+    tokenizer = family.tokenizer()
+    (sample,) = encoded(family, [user("a"), assistant("\n b"), user("c"), assistant("d")])
+    assert spoken([sample], tokenizer) == [["\n b<|end|>", "d<|end|>"]]
+    prompt = tokenizer.encode("<|user|>\na<|end|>\n<|assistant|>\n", add_special_tokens=False)
+    reply = tokenizer.encode("\n b<|end|>", add_special_tokens=False)
+    assert sample.input_ids[: len(prompt + reply)].tolist() == prompt + reply
+
+
+def test_glm_ends_the_last_turn_with_the_tag_that_its_template_leaves_out():
+    family = family_named("glm_style")
+    (sample,) = encoded(family, [user("a"), assistant("b"), user("c"), assistant("d")])
+    assert family.tokenizer().decode(sample.input_ids) == (
+        "[gMASK]<sop><|user|>\na<|assistant|>\n<think></think>\nb<|user|>\nc<|assistant|>\n<think></think>\nd<|user|>"
+    )
+
+
+def test_a_tag_that_also_opens_the_assistants_turn_stops_nothing():
+    text = (TEMPLATES / "glm_style.jinja").read_text().replace("'<|' + message.role + '|>", "'<|assistant|>")
+    family = family_named("glm_style")
+    tokenizer = family.tokenizer()
+    with pytest.raises(InputError, match="holds no special token"):
+        encode([user("a"), assistant("b")], with_text(tokenizer, text))
+
+
+def with_text(tokenizer: Any, template: str) -> Any:
+    other = deepcopy(tokenizer)
+    other.chat_template = template
+    return other
+
+
+def test_harmony_history_ends_otherwise_than_it_was_sampled():
+    family = family_named("harmony_style")
+    messages = [user("a"), assistant("b", thinking="t"), user("c"), assistant("d")]
+    _, second = (runs(sample, family.tokenizer()) for sample in encoded(family, messages))
+    ((before, _),) = second
+    assert before.endswith("<|channel|>final<|message|>b<|end|><|start|>user<|message|>c<|end|><|start|>assistant")
+
+
+def test_a_prompt_that_opens_a_thought_which_the_reply_does_not_close_is_an_error():
+    # DeepSeek-R1's: <think> in the prompt, while the reply is rendered without any thought.
+    text = (TEMPLATES / "deepseek_style.jinja").read_text()
+    tokenizer = with_text(
+        family_named("deepseek_style").tokenizer(),
+        text + "{% if add_generation_prompt %}{{- '<think>\\n' }}{% endif %}",
+    )
+    with pytest.raises(InputError, match=r"generation prompt '<think>.n' is not what stands before a reply"):
+        encode([user("a"), assistant("b")], tokenizer)
+
+
+def test_a_template_that_drops_the_thought_inside_the_content_is_an_error():
+    with pytest.raises(MaskError, match="drops or rewrites part of the message: expected 'because'"):
+        encoded(family_named("deepseek_style"), [user("a"), assistant("<think>because</think>b")])
+
+
+# data.thinking_history
+
+
+THOUGHTS = [user("a"), assistant("b", reasoning_content="1"), user("c"), assistant("d", reasoning_content="2")]
+
+
+def test_last_trains_what_one_text_has_as_it_was_sampled():
+    family = family_named("qwen3_style")
+    messages = [*THOUGHTS, {"role": "tool", "content": "e"}, assistant("f", reasoning_content="3")]
+    assert turns(family, messages, thinking_history="last") == [
+        family.thought("2", "d"),
+        family.thought("3", "f"),
+    ]
+    (sample,) = encoded(family, messages, thinking_history="last")
+    assert "1" not in family.tokenizer().decode(sample.input_ids)
+
+
+@pytest.mark.parametrize("name", ["qwen35_style", "glm_style", "minimind_style"])
+def test_preserved_trains_all_reasoning_in_one_sample(name):
+    family = family_named(name)
+    (sample,) = encoded(family, THOUGHTS, thinking_history="preserved")
+    assert [turn for _, turn in runs(sample, family.tokenizer())] == [
+        family.thought("1", "b"),
+        family.thought("2", "d"),
+    ]
+
+
+def test_preserved_is_refused_where_the_template_cannot():
+    with pytest.raises(MaskError, match=r"messages\[1\]: data.thinking_history=preserved.*data.thinking_history=auto"):
+        encoded(family_named("qwen3_style"), THOUGHTS, thinking_history="preserved")
+
+
+# Any conversation, at every template
+
+PIECES = [
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|im_start|>assistant\n",
+    "<|user|>",
+    "<|end|>",
+    "<|return|>",
+    "</s>",
+    "[INST]",
+    "<｜Assistant｜>",
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "{{ message.content }}",
+    "{% endfor %}",
+    "¤reply¤",
+    "\n",
+    "\n\n\n",
+    " " * 9,
+    "\t\r\n",
+    "e\u0301",
+    "\u0301",
+    "👩‍🚀🇩🇪",
+    "\ufeff",
+    "assistant",
+]
+texts = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=6)), max_size=4).map("".join)
+pairs = st.lists(st.tuples(texts, texts), min_size=1, max_size=2)
+
+
+@every_family
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(system=st.one_of(st.none(), st.just(""), texts), exchanges=pairs)
+def test_any_conversation_gives_exact_spans_or_a_clean_error(family, system, exchanges):
+    messages = [message for asked, said in exchanges for message in (user(asked), assistant(said))]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    try:
+        found = turns(family, messages)
+    except InputError as error:
+        # Only what we know to be refused: control tokens, a thought taken apart, a role that the template refuses.
+        replies = [said for _, said in exchanges]
+        stops = any(stop in said for stop in family.stops for said in replies)
+        thoughts = any("think>" in said or "<|channel|>" in said for said in replies)
+        special = {*family.tokens, family.bos or family.eos, family.eos, *SPECIAL_TOKENS}
+        controls = any(token in said for token in special for said in replies)
+        assert stops or controls or thoughts or (system is not None and not family.takes_system), error
+        return
+    exact = [family.said(said) for _, said in exchanges]
+    if not any("</think>" in said for _, said in exchanges):
+        assert found == exact
+    else:  # the thought was taken out of the content, and stands where the template puts thoughts
+        for turn, (_, said) in zip(found, exchanges, strict=True):
+            assert turn.endswith(family.stops[0])
+            assert all(piece.strip() in turn for piece in said.replace("<think>", "</think>").split("</think>"))
+
+
+@pytest.mark.parametrize(
+    ("eos", "said"),
+    [
+        ("<|endoftext|>", "<|START_RESPONSE|>b<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"),
+        ("<|END_RESPONSE|>", "<|START_RESPONSE|>b<|END_RESPONSE|>"),
+    ],
+)
+def test_of_two_tokens_that_end_a_turn_the_eos_stops_or_else_the_last(eos, said):
+    tokenizer = with_text(family_named("cohere_style").tokenizer(), (TEMPLATES / "cohere_style.jinja").read_text())
+    tokenizer.add_tokens(["<|END_OF_TURN_TOKEN|>"], special_tokens=True)
+    tokenizer.eos_token = eos
+    assert spoken(encode([user("a"), assistant("b")], tokenizer), tokenizer) == [[said]]
+
+
+def test_a_prompt_is_never_taken_back_to_the_middle_of_a_tag():
+    # DeepSeek-V3.1's prompt for plain replies ends with </think>; one that thinks begins with <think> instead.
+    text = (TEMPLATES / "deepseek_style.jinja").read_text()
+    no_thought = "{%- if not message.reasoning_content %}{{- '</think>' }}{% elif"
+    text = text.replace("{%- if message.reasoning_content and", no_thought).replace("'<think>\\n'", "'<think>'")
+    tokenizer = with_text(
+        family_named("deepseek_style").tokenizer(), text + "{% if add_generation_prompt %}{{- '</think>' }}{% endif %}"
+    )
+    stop = "<｜end▁of▁sentence｜>"
+    assert spoken(encode([user("a"), assistant("b")], tokenizer), tokenizer) == [["b" + stop]]
+    thinking = encode([user("a"), assistant("b", reasoning_content="t")], tokenizer)
+    assert spoken(thinking, tokenizer) == [["<think>t\n</think>\n\nb" + stop]]

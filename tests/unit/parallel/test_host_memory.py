@@ -1,0 +1,94 @@
+"""The same memory again and again, holding what the tensors were at the last copy."""
+
+import gc
+
+import pytest
+import torch
+
+from sft.parallel.host_memory import HostMemory, _lock_pages
+
+
+def some_tensors():
+    return {
+        "matrix": torch.randn(3, 5),
+        "transposed": torch.randn(4, 7, dtype=torch.bfloat16).t(),
+        "scalar": torch.tensor(2.5),
+        "odd": torch.arange(3, dtype=torch.uint8),
+        "last": torch.randn(9, requires_grad=True),
+    }
+
+
+def addresses(tensors):
+    return {name: tensor.data_ptr() for name, tensor in tensors.items()}
+
+
+def test_a_copy_is_equal_contiguous_and_apart():
+    tensors = some_tensors()
+    copies = HostMemory().copy(tensors)
+    before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    with torch.no_grad():
+        for tensor in tensors.values():
+            tensor.zero_()
+    assert list(copies) == list(tensors)
+    for name, copy in copies.items():
+        assert torch.equal(copy, before[name]) and copy.dtype == before[name].dtype and copy.is_contiguous()
+        assert not copy.requires_grad
+
+
+def test_the_second_copy_is_in_the_memory_of_the_first():
+    memory = HostMemory()
+    first = memory.copy(some_tensors())
+    tensors = some_tensors()
+    second = memory.copy(tensors)
+    assert addresses(first) == addresses(second)
+    assert all(torch.equal(second[name], tensors[name]) for name in tensors)
+
+
+@pytest.mark.parametrize("change", ["name", "shape", "dtype"])
+def test_other_tensors_get_memory_of_their_own(change):
+    memory, one = HostMemory(), torch.arange(6.0)
+    first = memory.copy({"a": one})
+    name, other = {"name": ("b", one), "shape": ("a", one.view(2, 3)), "dtype": ("a", one.double())}[change]
+    second = memory.copy({name: other + 1})
+    assert torch.equal(second[name], other + 1) and torch.equal(first["a"], one)
+
+
+def test_nothing_to_copy():
+    assert HostMemory().copy({}) == {}
+
+
+class FakeCuda:
+    """cudaHostRegister and its opposite, noting the ranges that are locked."""
+
+    def __init__(self, error=0):
+        self.locked, self.error = {}, error
+
+    def cudaHostRegister(self, address, size, flags):
+        self.locked[address] = size
+        return self.error
+
+    def cudaHostUnregister(self, address):
+        del self.locked[address]
+
+
+def test_pages_are_locked_for_as_long_as_anything_in_them_lives(monkeypatch):
+    cuda = FakeCuda()
+    monkeypatch.setattr("torch.cuda.cudart", lambda: cuda)
+    block = torch.empty(100, dtype=torch.uint8)
+    _lock_pages(block)
+    assert cuda.locked == {block.data_ptr(): 100}
+    part = block[64:].view(torch.float32)
+    del block
+    gc.collect()
+    assert cuda.locked
+    del part
+    gc.collect()
+    assert not cuda.locked
+
+
+def test_memory_that_cannot_be_locked_is_used_as_it_is_and_said(monkeypatch):
+    monkeypatch.setattr("torch.cuda.cudart", lambda: FakeCuda(error=2))
+    said = []
+    monkeypatch.setattr("sft.parallel.host_memory.log.warning", lambda message, *values: said.append(message % values))
+    _lock_pages(torch.empty(100, dtype=torch.uint8))
+    assert "cannot be page-locked (CUDA error 2)" in said[0] and "ulimit -l" in said[0]

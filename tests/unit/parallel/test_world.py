@@ -1,0 +1,90 @@
+"""Under which keys the ranks meet - a restart must not find those of the ranks that died - what each one draws, and
+how they add up."""
+
+import logging
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from sft.errors import InputError, MishapError
+from sft.parallel.world import (
+    ALL_RANKS,
+    World,
+    _keys_of_this_run,
+    on_every_rank,
+    refuse_ranks_without_a_gpu,
+    seed_rank,
+    sum_over,
+)
+
+RANK_0 = World(0, 2, 0)
+
+
+def keys(monkeypatch, **torchrun_sets):
+    """The prefix without the number of the run in this process."""
+    for name in ("GROUP_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in torchrun_sets.items():
+        monkeypatch.setenv(name, value)
+    return _keys_of_this_run(RANK_0).rpartition("_")[2]
+
+
+def test_every_rank_draws_its_own_numbers_and_the_same_ones_again():
+    def drawn(seed: int, rank: int) -> list[float]:
+        seed_rank(seed, World(rank=rank, size=2, local_rank=rank))
+        return torch.rand(4).tolist()
+
+    with torch.random.fork_rng():
+        assert drawn(1, 0) == drawn(1, 0)
+        assert len({tuple(drawn(seed, rank)) for seed in (1, 2) for rank in (0, 1)}) == 4
+
+
+def test_every_run_and_every_restart_has_keys_of_its_own(monkeypatch):
+    assert _keys_of_this_run(RANK_0) != _keys_of_this_run(RANK_0)
+    first, second = (keys(monkeypatch, TORCHELASTIC_RESTART_COUNT=count) for count in ("0", "1"))
+    assert first != second
+
+
+@pytest.mark.parametrize(("own_store", "warned"), [("0", True), ("1", False)])
+def test_nodes_that_count_restarts_differently_meet_and_need_a_new_store(monkeypatch, caplog, own_store, warned):
+    monkeypatch.setattr(logging.getLogger("sft"), "propagate", True)
+    nodes = {"GROUP_WORLD_SIZE": "2", "TORCHELASTIC_MAX_RESTARTS": "3"}
+    nodes["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = own_store
+    assert keys(monkeypatch, **nodes, TORCHELASTIC_RESTART_COUNT="1") == keys(
+        monkeypatch, **nodes, TORCHELASTIC_RESTART_COUNT="0"
+    )
+    assert ("Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in caplog.text) == warned
+
+
+def test_sums_of_numbers_and_of_tensors_are_exact_and_in_order(world_of_one):
+    loss = torch.tensor(0.5, requires_grad=True)
+    assert sum_over(ALL_RANKS, 2**53 - 1, loss, True, torch.tensor(2.0**60, dtype=torch.float64)) == [
+        2**53 - 1,
+        0.5,
+        1.0,
+        2.0**60,
+    ]
+    assert sum_over(ALL_RANKS, 3) == [3.0]
+
+
+@pytest.mark.parametrize(
+    ("cause", "kind"),
+    [(OSError("no space"), MishapError), (MishapError("gone"), MishapError), (InputError("bad"), InputError)],
+)
+def test_what_fails_on_a_rank_is_a_mistake_only_if_it_was_one_there(world_of_one, cause, kind):
+    def fail():
+        raise cause
+
+    with pytest.raises(InputError, match=f"saving failed: rank 0: {type(cause).__name__}: {cause}") as raised:
+        on_every_rank("saving", fail)
+    assert raised.type is kind
+
+
+@pytest.mark.parametrize(("ranks", "gpus", "refused"), [(2, 2, False), (3, 2, True), (4, 0, False)])
+def test_more_ranks_than_gpus_are_refused_on_all_of_them(monkeypatch, ranks, gpus, refused):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    with pytest.raises(InputError, match="3 ranks and shows 2 GPUs") if refused else nullcontext():
+        refuse_ranks_without_a_gpu()

@@ -1,0 +1,61 @@
+"""Which rank says what is wrong, with which exit code, and that the others let it finish."""
+
+import os
+import signal
+
+import pytest
+
+from sft.errors import InputError
+from sft.parallel.world import LostRanksError, World
+from sft.train import ending
+from sft.train.forecast_memory import OutOfMemory
+
+BAD_FILE, NO_ROOM = InputError("no file"), OutOfMemory("no room")
+
+
+@pytest.mark.parametrize(
+    ("rank", "local_rank", "error", "code", "told", "waits"),
+    [
+        (0, 0, BAD_FILE, 2, "error: no file\n", False),
+        (8, 0, BAD_FILE, 2, "error on rank 8: no file\n", False),
+        (9, 1, BAD_FILE, 2, "", True),
+        (9, 1, NO_ROOM, 2, "error on rank 9: no room\n", False),
+        (9, 1, LostRanksError("rank 9 was waiting for rank 3"), 1, "error: rank 9 was waiting for rank 3\n", False),
+        (9, 1, LostRanksError(""), 1, "", False),
+    ],
+)
+def test_one_rank_of_a_node_speaks_and_the_others_wait_for_it(
+    rank, local_rank, error, code, told, waits, monkeypatch, capsys
+):
+    waited = []
+
+    def leave(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(ending, "let_another_rank_speak", lambda: waited.append(True))
+    with pytest.raises(SystemExit) as ended:
+        ending.end_with(error, World(rank=rank, size=16, local_rank=local_rank))
+    assert (ended.value.code, capsys.readouterr().err, bool(waited)) == (code, told, waits)
+
+
+@pytest.mark.parametrize(
+    ("error", "restarts", "nodes", "ends_torchrun"),
+    [
+        (BAD_FILE, "0", "1", True),
+        (BAD_FILE, "3", "1", False),  # it was the last start
+        (BAD_FILE, "0", "2", False),  # the other torchrun would wait for this one
+        (NO_ROOM, "0", "1", False),  # there may be some the next time
+    ],
+)
+def test_only_after_a_mistake_torchrun_is_kept_from_restarting(error, restarts, nodes, ends_torchrun, monkeypatch):
+    given = {"MAX_RESTARTS": "3", "RESTART_COUNT": restarts}
+    for name, value in given.items():
+        monkeypatch.setenv(f"TORCHELASTIC_{name}", value)
+    monkeypatch.setenv("GROUP_WORLD_SIZE", nodes)
+    sent = []
+    monkeypatch.setattr(os, "kill", lambda *asked: sent.append(asked))
+    monkeypatch.setattr(os, "_exit", lambda code: (_ for _ in ()).throw(SystemExit(code)))
+    with pytest.raises(SystemExit):
+        ending.end_with(error, World(rank=0, size=2, local_rank=0))
+    assert sent == [(os.getppid(), signal.SIGTERM)] * ends_torchrun

@@ -1,0 +1,105 @@
+"""Schedules at known steps; which parameters decay."""
+
+import pytest
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+from sft.parallel.world import World, process_group
+from sft.train.optim import adamw, lr_at, scale_gradients, squared_norm_of_gradients
+
+
+def rates(steps, total, schedule="cosine", lr=1e-5, warmup=0.0, minimum=0.0):
+    return [
+        lr_at(step, total, lr=lr, schedule=schedule, warmup_steps_ratio=warmup, min_lr_ratio=minimum) for step in steps
+    ]
+
+
+def test_cosine_at_known_steps():
+    found = rates([1000, 2000, 3000, 4000, 5000], 5000)
+    assert found == pytest.approx([9.045e-06, 6.545e-06, 3.455e-06, 9.549e-07, 0], rel=1e-3, abs=1e-12)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd", "linear", "constant"])
+def test_warm_up_is_linear_and_reaches_lr(schedule):
+    assert rates([1, 5, 10], 100, schedule, lr=1.0, warmup=0.1) == pytest.approx([0.1, 0.5, 1.0])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd", "linear"])
+@pytest.mark.parametrize("minimum", [0.0, 0.1])
+@pytest.mark.parametrize("total", [2, 7, 100])
+def test_the_last_step_runs_at_the_minimum(schedule, minimum, total):
+    assert rates([total], total, schedule, lr=1.0, warmup=0.1, minimum=minimum) == pytest.approx([minimum])
+
+
+def test_shapes_between():
+    assert rates([50], 100, "linear", lr=1.0) == pytest.approx([0.5])
+    assert rates([50, 90, 95], 100, "wsd", lr=1.0) == pytest.approx([1.0, 1.0, 0.5])
+    assert rates([1, 50, 100], 100, "constant", lr=1.0) == [1.0, 1.0, 1.0]
+
+
+def test_a_single_step_is_not_wasted():
+    assert rates([1], 1, "cosine", lr=1.0) == [1.0]
+
+
+def test_vectors_do_not_decay():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4))
+    model[0].weight.requires_grad_(False)
+    model.append(torch.nn.Linear(4, 2))
+    optimizer = adamw(model, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    decay = {tuple(p.shape): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decay == {(2, 4): 0.1, (4,): 0.0, (2,): 0.0}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 5  # the frozen matrix is not there
+
+
+def test_a_step_over_the_parts_is_the_step_over_dtensors_bit_for_bit(monkeypatch):
+    met = []
+    fused = torch._fused_adamw_
+    monkeypatch.setattr(
+        torch, "_fused_adamw_", lambda weights, *rest, **named: (met.extend(weights), fused(weights, *rest, **named))
+    )
+
+    with process_group(World(rank=0, size=1, local_rank=0)):
+        mesh = init_device_mesh("cpu", (1,))
+
+        def train(make):
+            torch.manual_seed(0)
+            model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.LayerNorm(3))
+            for module in model:
+                for name, weight in list(module.named_parameters()):
+                    setattr(module, name, torch.nn.Parameter(distribute_tensor(weight.detach(), mesh, [Shard(0)])))
+            optimizer = make(model)
+            for _ in range(3):
+                for weight in model.parameters():
+                    weight.grad = distribute_tensor(torch.randn(weight.shape), mesh, [Shard(0)])
+                optimizer.step()
+            moments = [optimizer.state[weight]["exp_avg_sq"] for weight in model.parameters()]
+            assert all(isinstance(tensor, DTensor) for tensor in moments), "a checkpoint asks them for their boxes"
+            return [tensor.full_tensor() for tensor in [*model.parameters(), *moments]]
+
+        ours = train(lambda model: adamw(model, lr=0.1, betas=(0.9, 0.95), weight_decay=0.0))
+        assert met and not any(isinstance(weight, DTensor) for weight in met)
+        plain = train(lambda model: torch.optim.AdamW(model.parameters(), 0.1, (0.9, 0.95), weight_decay=0, fused=True))
+    assert all(map(torch.equal, ours, plain))
+
+
+def test_norm_and_scale_of_gradients_are_those_of_torch():
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 2))
+    model[0].weight.requires_grad_(False)
+    model(torch.randn(3, 8, generator=torch.Generator().manual_seed(0))).square().sum().backward()
+    expected = float(torch.nn.utils.clip_grad_norm_(model.parameters(), float("inf")))
+    assert float(squared_norm_of_gradients(model)) ** 0.5 == pytest.approx(expected, rel=1e-6)
+    scale_gradients(model, 0.25)
+    assert float(squared_norm_of_gradients(model)) ** 0.5 == pytest.approx(expected / 4, rel=1e-6)
+
+
+def test_the_norm_of_bf16_gradients_is_taken_in_fp32():
+    weight = torch.nn.Parameter(torch.zeros(1000, dtype=torch.bfloat16))
+    weight.grad = torch.full((1000,), 0.1, dtype=torch.bfloat16)
+    module = torch.nn.Module()
+    module.weight = weight
+    assert float(squared_norm_of_gradients(module)) == pytest.approx(1000 * float(weight.grad[0]) ** 2, rel=1e-6)
+
+
+def test_a_rank_without_gradients_adds_nothing():
+    assert float(squared_norm_of_gradients(torch.nn.Linear(2, 2))) == 0

@@ -1,0 +1,68 @@
+"""Which kind of checkpoint a step ends with."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from sft.track.card import model_card
+from sft.train.requests import Requests
+from sft.train.save import keep_own_readme, kind_due
+from sft.types import Course
+from tests.unit.track.test_card import FACTS
+
+NOTHING_ASKED = Requests()
+
+
+def kind_at(step, requests=NOTHING_ASKED, *, save_freq=4, save_hf_freq=6, last=100, best_step=-1, save_best=False):
+    trainer = SimpleNamespace(save_freq=save_freq, save_hf_freq=save_hf_freq, save_best=save_best)
+    state = SimpleNamespace(step=step, course=Course(best_step=best_step))
+    job = SimpleNamespace(config=SimpleNamespace(trainer=trainer), state=state, is_over=step >= last)
+    return kind_due(job, requests)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(("step", "kind"), [(1, None), (4, "STATE"), (6, "SAMPLER"), (8, "STATE"), (12, "BOTH")])
+def test_by_interval(step, kind):
+    assert kind_at(step) == kind
+
+
+@pytest.mark.parametrize("off", [0, -1])
+def test_intervals_are_off_by_0_and_by_minus_1(off):
+    assert [kind_at(step, save_freq=off, save_hf_freq=off) for step in range(1, 13)] == [None] * 12
+
+
+def test_what_is_asked_for_joins_what_is_due():
+    assert kind_at(5, Requests(save="SAMPLER")) == "SAMPLER"
+    assert kind_at(4, Requests(save="SAMPLER")) == "BOTH"
+    assert kind_at(6, Requests(save="STATE")) == "BOTH"
+    assert kind_at(5, Requests(save="BOTH")) == "BOTH"
+
+
+def test_a_run_that_stops_can_be_resumed():
+    assert kind_at(5, Requests(stop=True)) == "STATE"
+    assert kind_at(100, Requests(stop=True)) == "STATE"
+
+
+def test_the_last_step_is_saved_by_finish():
+    assert kind_at(100) is None
+
+
+def test_the_best_model_is_saved_where_that_is_asked_for():
+    assert kind_at(5, best_step=5, save_best=True) == "SAMPLER"
+    assert kind_at(4, best_step=4, save_best=True) == "BOTH"
+    assert kind_at(5, Requests(stop=True), best_step=5, save_best=True) == "BOTH"
+    assert kind_at(5, best_step=3, save_best=True) is None
+    assert kind_at(5, best_step=5) is None
+
+
+def test_a_readme_in_which_somebody_has_written_stays_under_another_name(tmp_path):
+    card = model_card(FACTS)
+    for text in ("mine", card + "mine", "about fsdp-sft-trainer"):
+        (tmp_path / "README.md").write_text(text)
+        keep_own_readme(tmp_path)
+        keep_own_readme(tmp_path)
+        assert not (tmp_path / "README.md").exists()
+    kept = ["README.own.md", "README.own.2.md", "README.own.3.md"]
+    assert [(tmp_path / name).read_text() for name in kept] == ["mine", card + "mine", "about fsdp-sft-trainer"]
+    (tmp_path / "README.md").write_text(card)
+    keep_own_readme(tmp_path)
+    assert (tmp_path / "README.md").read_text() == card
