@@ -1,4 +1,4 @@
-"""The one exception that blames the user's input, and the manners of ranks that say it."""
+"""This module holds the exceptions that all rooms share, and what ranks do before they end with one."""
 
 import os
 import signal
@@ -16,6 +16,12 @@ class InputError(ValueError):
 
 class MishapError(InputError):
     """Something around the run went wrong - a disk, a mount, memory - and may go well the next time."""
+
+
+class BugError(Exception):
+    """A bug of ours, found in a step that all ranks take together. Its `__cause__` is the exception itself, on the
+    rank where it happened, and None on the others.
+    """
 
 
 def let_another_rank_speak() -> None:

@@ -45,7 +45,6 @@ from sft.errors import InputError
 from sft.parallel.fsdp import begin_micro_batch
 from sft.parallel.world import (
     ALL_RANKS,
-    LostRanksError,
     World,
     entering,
     log,
@@ -90,13 +89,14 @@ class RunResult:
 
 
 def main(config: SftConfig, head_start: HeadStart | None = None) -> None:
-    """Run. Exits with 2 and one message where the user's input is to blame, with 128 + N where signal N stopped it."""
+    """Run. Exits with 2 and one message where the user's input is to blame, with 1 and a traceback for a bug of ours,
+    with 128 + N where signal N stopped it."""
     world = World.from_environment()
     try:
         result = run(config, head_start)
     except KeyboardInterrupt:  # before the first step; from then on it is a request like others
         end_at_once(130)
-    except (InputError, LostRanksError) as error:
+    except Exception as error:
         end_with(error, world)
     if result.stopped_by_signal:
         sys.exit(128 + result.stopped_by_signal)

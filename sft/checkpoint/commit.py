@@ -26,7 +26,6 @@ from sft.checkpoint.manifest import (
 )
 from sft.checkpoint.state import Snapshot
 from sft.checkpoint.tidy import delete, retain
-from sft.errors import InputError
 from sft.files import sync_directory, write_durably
 from sft.parallel.host_memory import HostMemory
 from sft.parallel.world import World, on_every_rank, on_main_rank
@@ -56,7 +55,7 @@ class Saver:
     Every later one is copied over it, which takes a fraction of the time.
 
     Every rank calls every method, in the same order: the files of all ranks become one checkpoint. All methods raise
-    InputError on all ranks if one of them cannot write; then there is no checkpoint of that step.
+    on all ranks if one of them cannot write (InputError, or BugError); then there is no checkpoint of that step.
 
     about: what every manifest of this run says (job_id, base_model, fingerprint, ...)
     keep:  how many checkpoints stay, the newest ones; None: all
@@ -128,7 +127,7 @@ class Saver:
             parts = on_every_rank(phase, writing.files.result)
             files = {name: facts for part in parts for name, facts in sorted(part.items())}
             on_main_rank(phase, lambda: self._commit(writing, files))
-        except InputError:
+        except Exception:
             if self._world.is_main:  # give the space back, where the disk is full
                 shutil.rmtree(writing.aside, ignore_errors=True)
             raise

@@ -26,7 +26,6 @@ from sft.model.place import build_bare_model, place, sharding_of
 from sft.model.pretrained import find_model, fingerprint
 from sft.parallel.mesh import build_mesh
 from sft.parallel.world import (
-    LostRanksError,
     World,
     entering,
     log,
@@ -48,11 +47,12 @@ Numbers = dict[str, dict[str, float]]
 
 
 def main(config: SftConfig, options: Options) -> None:
-    """Evaluate, print, write. Ends the process with 2 and one message where the user's input is to blame."""
+    """Evaluate, print, write. Exits with 2 and one message where the user's input is to blame, with 1 and a traceback
+    for a bug of ours."""
     world = World.from_environment()
     try:
         numbers = evaluate(config, options, world)
-    except (InputError, LostRanksError) as error:
+    except Exception as error:
         end_with(error, world)
     for name in numbers if world.is_main else ():
         print(line(name, numbers[name]))

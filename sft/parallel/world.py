@@ -23,10 +23,11 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch.distributed import HashStore, PrefixStore, Store  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.rendezvous import rendezvous
 
-from sft.errors import InputError, MishapError
+from sft.errors import BugError, InputError, MishapError
 
 log = logging.getLogger("sft")
 
@@ -196,27 +197,44 @@ def max_over_all_ranks(*values: float) -> list[float]:
 
 
 def on_every_rank(phase: str, work: Callable[[], Result]) -> list[Result]:
-    """Results of `work` of all ranks, on all ranks. If it fails on one, every rank raises InputError and none waits.
+    """Run `work` on every rank and return the results of all of them, on all ranks. Every rank calls it.
 
-    MishapError where one failed of something else than its input.
+    If it fails on one rank, every rank raises and none waits: InputError where the input was wrong, MishapError where
+    the machine failed, and BugError, whose cause is kept on the rank where it happened, for anything else.
     """
     entering(phase)
-    result, failure, kind = None, None, InputError
+    result, failure, kind, caught = None, None, InputError, None
     try:
         result = work()
     except Exception as error:  # whatever it is: the others are waiting to hear of it
-        failure = f"rank {dist.get_rank()}: {type(error).__name__}: {error}"
-        kind = MishapError if isinstance(error, MishapError) or not isinstance(error, InputError) else InputError
+        if isinstance(error, RuntimeError) and _is_about_other_ranks(error):
+            raise  # there is nobody left to tell
+        failure, kind, caught = f"rank {dist.get_rank()}: {type(error).__name__}: {error}", _kind_of(error), error
     outcomes: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(outcomes, (result, failure, kind))
     if failures := [failure for _, failure, _ in outcomes if failure]:
-        kinds = [kind for _, _, kind in outcomes]
-        raise (MishapError if MishapError in kinds else InputError)(f"{phase} failed: {'; '.join(failures)}")
+        kinds = {kind for _, _, kind in outcomes}
+        worst = next(kind for kind in (BugError, MishapError, InputError) if kind in kinds)
+        raise worst(f"{phase} failed: {'; '.join(failures)}") from (caught if kind is worst else None)
     return [result for result, _, _ in outcomes]
 
 
+def _kind_of(error: Exception) -> type[Exception]:
+    """Return what an error is when all ranks raise it: the input's fault, the machine's, or ours."""
+    if isinstance(error, InputError):
+        return MishapError if isinstance(error, MishapError) else InputError
+    # safetensors raises an error of its own where its file cannot be written or read.
+    is_machines = isinstance(error, OSError | SafetensorError) or is_out_of_memory(error)
+    return MishapError if is_machines else BugError
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an allocator gave up. CUDA's has an error of its own, the one of CPU tensors only a message."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def on_main_rank(phase: str, work: Callable[[], Result]) -> Result:
-    """Rank 0 works; all ranks get its result, or all raise InputError."""
+    """Run `work` on rank 0 and return its result on all ranks. If it fails, all raise, as in `on_every_rank`."""
     return on_every_rank(phase, work if dist.get_rank() == 0 else lambda: None)[0]  # pyright: ignore[reportReturnType]
 
 

@@ -4,26 +4,51 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import NoReturn
 
-from sft.errors import InputError, MishapError, let_another_rank_speak, spare_the_restarts
+from sft.errors import BugError, InputError, MishapError, let_another_rank_speak, spare_the_restarts
 from sft.parallel.world import LostRanksError, World
 from sft.train.forecast_memory import OutOfMemory
 
+REPORT = "Please report it with the traceback above and the run's run.json."
 
-def end_with(error: InputError | LostRanksError, world: World) -> NoReturn:
-    """Exit with 2 where the input is to blame, with 1 for ranks that are lost. One rank of each node says it."""
+
+def end_with(error: Exception, world: World) -> NoReturn:
+    """Exit with 2 and a sentence where the input or the machine is to blame, with 1 for lost ranks and for our bugs.
+
+    One rank of each node says the sentence. A bug shows its traceback on the rank where it happened.
+    """
+    who = "error" if world.is_main else f"error on rank {world.rank}"
     if isinstance(error, LostRanksError):  # those that are left have settled who speaks, and says which rank it is
         end_at_once(1, f"error: {error}" if str(error) else "")
+    if not isinstance(error, InputError):
+        _end_with_bug(error, who)
     # What is wrong with a file may be wrong on one node only; of memory, every rank has its own.
     if world.local_rank == 0 or isinstance(error, OutOfMemory):
-        who = "error" if world.is_main else f"error on rank {world.rank}"
         print(f"{who}: {error}", file=sys.stderr, flush=True)
         if not isinstance(error, MishapError):
             spare_the_restarts()  # which ends this rank, too
         end_at_once(2)
     let_another_rank_speak()
     end_at_once(2)
+
+
+def _end_with_bug(error: Exception, who: str) -> NoReturn:
+    cause = error.__cause__ if isinstance(error, BugError) else error
+    if cause is None:  # another rank has it
+        let_another_rank_speak()
+        end_at_once(1)
+    traceback.print_exception(cause)
+    print(f"{who}: this is a bug, not your input: {_told(error)}. {REPORT}", file=sys.stderr, flush=True)
+    # A driver or a disk that failed in the middle of a step may do better after a restart; a bug will not.
+    if isinstance(error, BugError) or not isinstance(error, RuntimeError | OSError | MemoryError):
+        spare_the_restarts()
+    end_at_once(1)
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, BugError) else f"{type(error).__name__}: {error}"
 
 
 def end_at_once(code: int, message: str = "") -> NoReturn:

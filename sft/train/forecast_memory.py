@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from transformers import PreTrainedModel
 
 from sft.config import SftConfig
@@ -16,7 +15,7 @@ from sft.data.order import plan
 from sft.errors import MishapError
 from sft.model.load import decoder_layers
 from sft.model.memory import Load, ModelSize, device_bytes, estimate, gigabytes, model_size, savings
-from sft.parallel.world import World, max_over_all_ranks
+from sft.parallel.world import World, is_out_of_memory, max_over_all_ranks
 from sft.train.forecast import Forecast, forecast
 
 STEPS = 8  # of the first epoch: enough to say how much is padding, and how large a micro-batch becomes
@@ -159,8 +158,3 @@ def explaining_memory(footprint: Footprint, what: str) -> Iterator[None]:
             raise
         said = str(error).strip().partition("\n")[0]
         raise OutOfMemory(f"out of memory in {what} ({said})\n{footprint.table()}") from error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator gave up: CUDA's has an error of its own, the one of CPU tensors only a message."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -150,6 +150,22 @@ def test_torchrun_does_not_restart_a_run_that_would_meet_the_same_mistake(base, 
     assert done.stderr.count(told) == 1, done.stderr
 
 
+def test_a_bug_of_ours_shows_its_traceback_once_ends_all_ranks_and_is_not_restarted(base, tmp_path):
+    overrides = [*base, "trainer.total_training_steps=1", f"trainer.default_local_dir={tmp_path / 'run'}"]
+    done = train(
+        overrides,
+        ranks=2,
+        cwd=tmp_path,
+        module="tests.dist.with_a_bug",
+        env={"FAULTY": "1"},
+        torchrun=["--max-restarts=3"],
+    )
+    assert done.returncode == 1, done.stderr
+    assert "return take(None if" in done.stderr, "the line where it happened"
+    assert done.stderr.count("AttributeError: 'NoneType' object has no attribute 'named_parameters'\nerror on rank 1: ") == 1
+    assert done.stderr.count("this is a bug, not your input: saving ") == 1
+
+
 @pytest.mark.parametrize("mistake", ["data.train_batch_size=3", "model.attn_implementation=flex"])
 def test_the_message_comes_although_rank_0_is_the_last_to_find_the_mistake(base, tmp_path, mistake):
     """At the first exit of any rank torchrun ends all of them, also one that is still importing."""

@@ -2,12 +2,15 @@
 how they add up."""
 
 import logging
+import re
 from contextlib import nullcontext
 
 import pytest
 import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
 
-from sft.errors import InputError, MishapError
+from sft.errors import BugError, InputError, MishapError
 from sft.parallel.world import (
     ALL_RANKS,
     World,
@@ -70,15 +73,60 @@ def test_sums_of_numbers_and_of_tensors_are_exact_and_in_order(world_of_one):
 
 @pytest.mark.parametrize(
     ("cause", "kind"),
-    [(OSError("no space"), MishapError), (MishapError("gone"), MishapError), (InputError("bad"), InputError)],
+    [
+        (InputError("bad"), InputError),
+        (MishapError("gone"), MishapError),
+        (OSError("no space"), MishapError),
+        (SafetensorError("no space"), MishapError),
+        (MemoryError("no room"), MishapError),
+        (torch.OutOfMemoryError("no room"), MishapError),
+        (RuntimeError("DefaultCPUAllocator: not enough memory"), MishapError),
+        (RuntimeError("shape mismatch"), BugError),
+        (AttributeError("'NoneType' object has no attribute 'name'"), BugError),
+        (ValueError("3 is not 4"), BugError),
+        (AssertionError("never"), BugError),
+    ],
+    ids=repr,
 )
-def test_what_fails_on_a_rank_is_a_mistake_only_if_it_was_one_there(world_of_one, cause, kind):
+def test_only_the_input_and_the_machine_become_sentences_and_a_bug_keeps_its_cause(world_of_one, cause, kind):
     def fail():
         raise cause
 
-    with pytest.raises(InputError, match=f"saving failed: rank 0: {type(cause).__name__}: {cause}") as raised:
+    told = re.escape(f"saving failed: rank 0: {type(cause).__name__}: {cause}")
+    with pytest.raises((InputError, BugError), match=told) as raised:
         on_every_rank("saving", fail)
     assert raised.type is kind
+    assert raised.value.__cause__ is cause
+
+
+@pytest.mark.parametrize(
+    ("of_ranks", "kind"),
+    [
+        ([InputError, InputError], InputError),
+        ([InputError, MishapError], MishapError),
+        ([MishapError, BugError], BugError),
+        ([InputError, BugError], BugError),
+    ],
+)
+def test_all_ranks_raise_the_same_and_a_rank_that_only_hears_of_a_bug_has_no_cause(monkeypatch, of_ranks, kind):
+    def gather(outcomes, mine):
+        outcomes[:] = [(None, f"rank {rank}: it failed", of_rank) for rank, of_rank in enumerate(of_ranks)]
+
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_gather_object", gather)
+    with pytest.raises(kind, match="saving failed: rank 0: it failed; rank 1: it failed") as raised:
+        on_every_rank("saving", lambda: None)
+    assert raised.type is kind
+    assert raised.value.__cause__ is None
+
+
+def test_a_rank_that_lost_the_others_does_not_wait_for_them_to_hear_of_it(monkeypatch):
+    def lose():
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:537] Connection closed by peer")
+
+    monkeypatch.setattr(dist, "all_gather_object", lambda *_: pytest.fail("the group is gone"))
+    with pytest.raises(RuntimeError, match="Connection closed by peer"):
+        on_every_rank("saving", lose)
 
 
 @pytest.mark.parametrize(("ranks", "gpus", "refused"), [(2, 2, False), (3, 2, True), (4, 0, False)])

@@ -5,12 +5,18 @@ import signal
 
 import pytest
 
-from sft.errors import InputError
+from sft.errors import BugError, InputError
 from sft.parallel.world import LostRanksError, World
 from sft.train import ending
 from sft.train.forecast_memory import OutOfMemory
 
 BAD_FILE, NO_ROOM = InputError("no file"), OutOfMemory("no room")
+BUG, HEARD_OF_IT = BugError("saving failed: rank 9: KeyError: 'w'"), BugError("saving failed: rank 9: KeyError: 'w'")
+BUG.__cause__ = KeyError("w")
+BUG_TOLD = (
+    "KeyError: 'w'\nerror on rank 9: this is a bug, not your input: saving failed: rank 9: KeyError: 'w'. Please "
+    "report it with the traceback above and the run's run.json.\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -22,6 +28,8 @@ BAD_FILE, NO_ROOM = InputError("no file"), OutOfMemory("no room")
         (9, 1, NO_ROOM, 2, "error on rank 9: no room\n", False),
         (9, 1, LostRanksError("rank 9 was waiting for rank 3"), 1, "error: rank 9 was waiting for rank 3\n", False),
         (9, 1, LostRanksError(""), 1, "", False),
+        (9, 1, BUG, 1, BUG_TOLD, False),  # whichever rank of its node it is
+        (0, 0, HEARD_OF_IT, 1, "", True),
     ],
 )
 def test_one_rank_of_a_node_speaks_and_the_others_wait_for_it(
@@ -46,9 +54,13 @@ def test_one_rank_of_a_node_speaks_and_the_others_wait_for_it(
         (BAD_FILE, "3", "1", False),  # it was the last start
         (BAD_FILE, "0", "2", False),  # the other torchrun would wait for this one
         (NO_ROOM, "0", "1", False),  # there may be some the next time
+        (BUG, "0", "1", True),
+        (TypeError("not in a step of all ranks"), "0", "1", True),
+        (RuntimeError("CUDA error: uncorrectable ECC error"), "0", "1", False),  # another device may do better
+        (LostRanksError("rank 0 was waiting for rank 1"), "0", "1", False),
     ],
 )
-def test_only_after_a_mistake_torchrun_is_kept_from_restarting(error, restarts, nodes, ends_torchrun, monkeypatch):
+def test_after_a_mistake_or_a_bug_torchrun_is_kept_from_restarting(error, restarts, nodes, ends_torchrun, monkeypatch):
     given = {"MAX_RESTARTS": "3", "RESTART_COUNT": restarts}
     for name, value in given.items():
         monkeypatch.setenv(f"TORCHELASTIC_{name}", value)
