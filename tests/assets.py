@@ -19,6 +19,9 @@ CHATML = (
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
 
+CORPORA = ("gsm8k", "prepare_informal_math", "multiturn", "alpaca", "dolly", "openorca", "jsonl")
+"""The programs of data_preprocess."""
+
 CORPUS = """\
 Which of the numbers is the largest? First add the apples, then take away the pears: 12 + 30 = 42, and 42 - 7 = 35.
 The assistant answers the question of the user, step by step, and ends with the result. "Why?", asked the system.

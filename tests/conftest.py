@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parent.parent
+from tests.launch import REPOSITORY
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -60,6 +61,11 @@ def succeed(overrides: Sequence[str], **options) -> subprocess.CompletedProcess[
     done = train(overrides, **options)
     assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def read_metrics(run_dir: Path) -> list[dict]:
+    """What a run wrote into metrics.jsonl, line by line."""
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 def clean_environment() -> dict[str, str]:

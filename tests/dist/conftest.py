@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.assets import tiny_model_dir, write_jsonl
-from tests.launch import succeed
+from tests.launch import read_metrics, succeed
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -67,8 +67,3 @@ def run_all(tmp_path: Path) -> Callable[[Sequence[Sequence[str]], int], list[lis
         return [read_metrics(directory) for directory in directories]
 
     return run_all
-
-
-def read_metrics(run_dir: Path) -> list[dict]:
-    """The lines of metrics.jsonl."""
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

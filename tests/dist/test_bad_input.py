@@ -7,8 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.assets import base_model_dir, tiny_model_dir, write_jsonl
-from tests.dist.conftest import read_metrics
-from tests.launch import REPOSITORY, succeed, train
+from tests.launch import REPOSITORY, read_metrics, succeed, train
 
 
 def bad_jsonl(home, text):

@@ -7,8 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.assets import tiny_model_dir
-from tests.dist.conftest import read_metrics
-from tests.launch import REPOSITORY, succeed
+from tests.launch import REPOSITORY, read_metrics, succeed
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,7 @@ import json
 import pytest
 
 from tests.assets import write_jsonl
-from tests.dist.conftest import read_metrics
-from tests.launch import succeed, train
+from tests.launch import read_metrics, succeed, train
 
 EVALUATE = {"module": "sft.evaluate"}
 

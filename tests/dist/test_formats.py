@@ -3,8 +3,7 @@
 import textwrap
 
 from tests.assets import write_jsonl
-from tests.dist.conftest import read_metrics
-from tests.launch import succeed
+from tests.launch import read_metrics, succeed
 
 
 def test_a_class_of_the_users_trains_and_is_asked_by_one_process(base, tmp_path):

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dist.conftest import read_metrics
-from tests.launch import succeed
+from tests.launch import read_metrics, succeed
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "losses_20_steps.json"
 

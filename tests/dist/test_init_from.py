@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from tests.dist.conftest import read_metrics
-from tests.launch import succeed, train
+from tests.launch import read_metrics, succeed, train
 
 STANDING_STILL = ["optim.lr=1e-30", "trainer.total_training_steps=1", "trainer.test_freq=1"]
 """Validation after such a step is validation of the weights that the run began with."""

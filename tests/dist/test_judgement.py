@@ -9,8 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.assets import write_jsonl
-from tests.dist.conftest import read_metrics
-from tests.launch import succeed, train
+from tests.launch import read_metrics, succeed, train
 
 VAL = ("val/loss", "val/perplexity", "val/token_accuracy")
 

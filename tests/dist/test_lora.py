@@ -19,8 +19,7 @@ from sft import load_config
 from sft.parallel.world import World, process_group
 from sft.parallel.shards import local_part
 from tests.assets import tiny_model_dir
-from tests.dist.conftest import read_metrics
-from tests.launch import succeed, train
+from tests.launch import read_metrics, succeed, train
 
 LORA = ["model.lora_rank=4", "model.lora_alpha=8", "trainer.total_training_steps=4"]
 KINDS = {"plain": [], "dora": ["model.use_dora=true", "model.use_rslora=true", "model.modules_to_save=[norm]"]}

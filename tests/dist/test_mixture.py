@@ -3,8 +3,7 @@
 import pytest
 
 from tests.assets import write_jsonl
-from tests.dist.conftest import read_metrics
-from tests.launch import succeed
+from tests.launch import read_metrics, succeed
 
 TRAINED = (
     *("train/loss", "train/loss/chat", "train/loss/text", "train/grad_norm", "train/epoch"),

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.dist.conftest import read_metrics
-from tests.launch import MARK, REPOSITORY, clean_environment, free_port, kill_marked
+from tests.launch import MARK, REPOSITORY, clean_environment, free_port, kill_marked, read_metrics
 
 STEPS = ["trainer.total_training_steps=3", "use_remove_padding=true"]
 SPLITS = {"data": [], "sequence": ["ulysses_sequence_parallel_size=2"]}

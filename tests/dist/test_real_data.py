@@ -6,8 +6,7 @@ import sys
 
 import pytest
 
-from tests.dist.conftest import read_metrics
-from tests.launch import REPOSITORY, clean_environment, succeed
+from tests.launch import REPOSITORY, clean_environment, read_metrics, succeed
 
 pytestmark = pytest.mark.shared_data
 

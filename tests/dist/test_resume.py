@@ -8,8 +8,7 @@ import time
 
 import pytest
 
-from tests.dist.conftest import read_metrics
-from tests.launch import MARK, clean_environment, kill_marked, succeed, train
+from tests.launch import MARK, clean_environment, kill_marked, read_metrics, succeed, train
 
 TRAINED = ("train/loss", "train/grad_norm", "train/lr", "train/epoch", "train/num_input_tokens_seen")
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from tests.assets import base_model_dir
-from tests.dist.conftest import read_metrics
-from tests.launch import succeed
+from tests.launch import read_metrics, succeed
 
 MODEL = {
     "README.md",

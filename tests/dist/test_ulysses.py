@@ -5,8 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.assets import tiny_model_dir
-from tests.dist.conftest import read_metrics
-from tests.launch import succeed, train
+from tests.launch import read_metrics, succeed, train
 
 STEPS = ["trainer.total_training_steps=4", "trainer.test_freq=2", "use_remove_padding=true"]
 CHECKPOINTING = ["model.enable_gradient_checkpointing=true"]

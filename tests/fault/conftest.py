@@ -9,13 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from sft.checkpoint.find import problems_of
 from tests.assets import tiny_model_dir, write_jsonl
-from tests.fault.faults import SAVE_FREQ, STEPS, Life, curve, saved_steps
+from tests.fault.faults import SAVE_FREQ, STEPS, Run, curve
 from tests.launch import succeed
-
-ROOM = 150
-"""Steps a life may take before its fault ends it."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -94,45 +90,6 @@ def reference(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> d
     straight = curve(run_dir)
     assert len(straight) == STEPS
     return straight
-
-
-class Run:
-    """A run that is started again and again; what it gives is compared with the uninterrupted one."""
-
-    def __init__(self, command: list[str], home: Path, reference: dict[int, tuple[float, ...]]):
-        self._command, self._home, self._reference = command, home, reference
-        self.run_dir = home / "run_0"
-        self.lives: list[Life] = []
-
-    def start(self, *overrides: str, **options) -> Life:
-        """The same command again."""
-        life = Life([*self._command, *overrides], self.run_dir, **options)
-        self.lives.append(life)
-        return life
-
-    def with_room(self, life: Life, *overrides: str) -> Life:
-        """This life, or where its run is nearly over, the first one of a run in another directory."""
-        if life.step <= STEPS - ROOM:
-            return life
-        life.clear()
-        self.run_dir = self._home / f"run_{len(self.lives)}"
-        life = self.start(*overrides)
-        life.trains(1)
-        return life
-
-    def is_sound(self) -> None:
-        """Every step so far is the uninterrupted run's, the newest checkpoint is whole."""
-        for step, values in curve(self.run_dir).items():
-            assert values == self._reference[step], f"step {step} of {self.run_dir}"
-        if steps := saved_steps(self.run_dir):
-            assert problems_of(self.run_dir / f"global_step_{steps[-1]}") == []
-
-    def goes_on(self, *overrides: str, at_least: int = SAVE_FREQ + 5) -> Life:
-        """A life that resumes, trains a while in which it saves, and is sound; it is still running."""
-        life = self.start(*overrides)
-        life.trains(at_least)
-        self.is_sound()
-        return life
 
 
 @pytest.fixture

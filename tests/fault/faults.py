@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from sft.checkpoint.find import problems_of
 from sft.track.files import read_metrics
 from tests.launch import MARK, REPOSITORY, clean_environment, kill_marked
 
@@ -24,6 +25,9 @@ FAULTS = int(os.environ.get("FAULTS", "3"))
 
 SAVE_FREQ = 10
 STEPS = 400
+ROOM = 150
+"""Steps a life may take before its fault ends it."""
+
 PATIENCE_S = 120.0
 """For whatever a healthy run does next, on a machine that does much else besides."""
 
@@ -131,6 +135,45 @@ class Life:
         """Leave nothing of a test that failed."""
         kill_marked(self._mark)
         self.process.wait()
+
+
+class Run:
+    """A run that is started again and again; what it gives is compared with the uninterrupted one."""
+
+    def __init__(self, command: list[str], home: Path, reference: dict[int, tuple[float, ...]]):
+        self._command, self._home, self._reference = command, home, reference
+        self.run_dir = home / "run_0"
+        self.lives: list[Life] = []
+
+    def start(self, *overrides: str, **options) -> Life:
+        """The same command again."""
+        life = Life([*self._command, *overrides], self.run_dir, **options)
+        self.lives.append(life)
+        return life
+
+    def with_room(self, life: Life, *overrides: str) -> Life:
+        """This life, or where its run is nearly over, the first one of a run in another directory."""
+        if life.step <= STEPS - ROOM:
+            return life
+        life.clear()
+        self.run_dir = self._home / f"run_{len(self.lives)}"
+        life = self.start(*overrides)
+        life.trains(1)
+        return life
+
+    def is_sound(self) -> None:
+        """Every step so far is the uninterrupted run's, the newest checkpoint is whole."""
+        for step, values in curve(self.run_dir).items():
+            assert values == self._reference[step], f"step {step} of {self.run_dir}"
+        if steps := saved_steps(self.run_dir):
+            assert problems_of(self.run_dir / f"global_step_{steps[-1]}") == []
+
+    def goes_on(self, *overrides: str, at_least: int = SAVE_FREQ + 5) -> Life:
+        """A life that resumes, trains a while in which it saves, and is sound; it is still running."""
+        life = self.start(*overrides)
+        life.trains(at_least)
+        self.is_sound()
+        return life
 
 
 def last_step(run_dir: Path) -> int:

@@ -30,7 +30,7 @@ class Canary:
 @pytest.fixture(scope="module")
 def written(command, reference, tmp_path_factory):
     """A run that was stopped after some checkpoints, BOTH among them."""
-    from tests.fault.conftest import Run
+    from tests.fault.faults import Run
 
     run = Run(command, tmp_path_factory.mktemp("written"), reference)
     life = run.start("trainer.save_hf_freq=10")

@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from tests.assets import tiny_model_dir, write_jsonl
-from tests.dist.conftest import read_metrics
-from tests.launch import succeed
+from tests.launch import read_metrics, succeed
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

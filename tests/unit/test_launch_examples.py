@@ -11,7 +11,7 @@ import yaml
 
 from sft.config.compose import compose
 from sft.config.expectations import expectations
-from tests.conftest import REPOSITORY
+from tests.launch import REPOSITORY
 
 EXAMPLES = REPOSITORY / "scripts" / "launch"
 DOCUMENTED = ("slurm.sbatch", "kubernetes.yaml", "skypilot.yaml")

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from sft.checkpoint import load
 from sft.errors import InputError
 from sft.types import TrainState
-from tests.unit.checkpoint.conftest import ABOUT, names_in, small_model, start_run
+from tests.runs import ABOUT, names_in, small_model, start_run
 
 STATE = ["state/rank_00000.safetensors", "state/rng_00000.safetensors"]
 MANIFEST = ["manifest.json", "manifest.sha256"]

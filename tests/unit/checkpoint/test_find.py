@@ -9,7 +9,7 @@ import pytest
 
 from sft.checkpoint import load, newest, verify
 from sft.checkpoint.manifest import CheckpointError, digest_line
-from tests.unit.checkpoint.conftest import ABOUT, names_in
+from tests.runs import ABOUT, names_in
 
 FILES = ["state/rank_00000.safetensors", "state/rng_00000.safetensors", "huggingface/model.safetensors"]
 

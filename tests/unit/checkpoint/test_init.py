@@ -4,7 +4,7 @@ import pytest
 
 from sft.checkpoint import find_origin
 from sft.errors import InputError
-from tests.unit.checkpoint.conftest import ABOUT, start_run
+from tests.runs import ABOUT, start_run
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from sft.checkpoint.__main__ import main as checkpoint_command
-from tests.conftest import REPOSITORY
-from tests.unit.checkpoint.conftest import names_in
+from tests.launch import REPOSITORY
+from tests.runs import names_in
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import time
 from sft.checkpoint import forget_after, mark_best, mend_best, prepare, start_over
 from sft.checkpoint.promote import promote
 from sft.checkpoint.tidy import delete
-from tests.unit.checkpoint.conftest import start_run, write_model
+from tests.runs import start_run, write_model
 
 
 def steps_of(run_dir):

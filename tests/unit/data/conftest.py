@@ -7,7 +7,7 @@ from sft.data.cache.tokenise import Recipe
 from sft.data.rows.source import rows_of_file
 from sft.data.types import Supervision
 from tests.assets import tiny_tokenizer
-from tests.unit.data.rows.test_files import COLUMNS
+from tests.rows import COLUMNS
 
 ASSISTANT = Supervision()
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[3]
-CORPORA = ("gsm8k", "prepare_informal_math", "multiturn", "alpaca", "dolly", "openorca", "jsonl")
+from tests.launch import REPOSITORY
 
 
 @pytest.fixture

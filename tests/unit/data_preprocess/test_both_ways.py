@@ -18,7 +18,7 @@ from sft.data.rows.files import read_rows
 from sft.data.rows.formats import to_conversation
 from sft.data.rows.recognise import CHATS
 from tests.assets import tiny_tokenizer, write_jsonl
-from tests.unit.data.rows.test_files import columns
+from tests.rows import columns
 
 BY_MESSAGES = columns(format="messages", multiturn=True)
 

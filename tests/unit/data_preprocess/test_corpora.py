@@ -12,8 +12,8 @@ from data_preprocess import alpaca, dolly, gsm8k, jsonl, multiturn, openorca, pr
 from data_preprocess.demo import CONVERSATIONS
 from data_preprocess.exchange import UnusableRowError
 from data_preprocess.source import Rows
-from tests.assets import write_jsonl
-from tests.unit.data_preprocess.conftest import CORPORA, REPOSITORY
+from tests.assets import CORPORA, write_jsonl
+from tests.launch import REPOSITORY
 
 BOXED = r" Let's think step by step and output the final answer within \boxed{}."
 HASHES = ' Let\'s think step by step and output the final answer after "####".'

@@ -9,7 +9,8 @@ import re
 import pytest
 
 from data_preprocess.exchange import to_row
-from tests.unit.data_preprocess.conftest import CORPORA, REPOSITORY
+from tests.assets import CORPORA
+from tests.launch import REPOSITORY
 
 DOCUMENT = (REPOSITORY / "docs/corpora.md").read_text()
 

@@ -2,30 +2,8 @@
 
 import pytest
 
-from sft import load_config, run
-from tests.assets import base_model_dir, tiny_model_dir, write_jsonl
-
-ROWS = [{"question": f"What is {k} + {k}?", "answer": f"{2 * k}."} for k in range(8)]
-
-
-def train(home, model, *overrides):
-    """A run of 4 steps: global_step_2 is STATE, 3 is SAMPLER, 4 is BOTH."""
-    write_jsonl(home / "train.jsonl", ROWS)
-    config = [
-        f"model.partial_pretrain={model}",
-        f"data.train_files={home / 'train.jsonl'}",
-        "data.val_files=null",
-        f"data.cache_dir={home / 'cache'}",
-        "data.train_batch_size=4",
-        "model.fsdp_config.compute_dtype=fp32",
-        "optim.lr=1e-2",
-        "trainer.total_training_steps=4",
-        "trainer.save_freq=2",
-        "trainer.save_hf_freq=3",
-        f"trainer.default_local_dir={home / 'sums'}",
-    ]
-    run(load_config([*config, *overrides], warn=print))
-    return home / "sums"
+from tests.assets import base_model_dir, tiny_model_dir
+from tests.runs import train
 
 
 @pytest.fixture(scope="session")

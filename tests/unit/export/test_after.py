@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sft.export.__main__ import main
 from tests.assets import CHATML, tiny_model_dir, tiny_tokenizer
 from tests.launch import clean_environment
-from tests.unit.export.conftest import train
+from tests.runs import train
 
 IDS = torch.arange(3, 40)[None]
 

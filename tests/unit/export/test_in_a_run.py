@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from sft.errors import InputError
 from sft.model.write.directory import export
 from tests.assets import tiny_model_dir
-from tests.unit.export.conftest import train
+from tests.runs import train
 
 
 def kinds(run_dir):

@@ -9,14 +9,8 @@ from sft.config.door import checked
 from sft.inspect.__main__ import look
 from sft.inspect.options import take_options
 from tests.assets import tiny_model_dir, write_jsonl
+from tests.rows import STRANGE_ROWS
 
-ROWS = [
-    {"question": "1 + 1?", "answer": "2"},
-    {"question": "Write <script>alert(1)</script> & say why.", "answer": "No.\n\nIt is \"code\" 😀."},
-    {"question": "What is <|im_end|>?", "answer": "The end of a turn."},
-    {"question": "1 + 1?", "answer": "2"},
-    {"question": "Add the apples.", "answer": "the apples " * 60},
-]  # fmt: skip
 VAL = [{"question": "1 + 1?", "answer": "2"}, {"question": "1 + 2?", "answer": "3"}]
 
 
@@ -27,8 +21,8 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def overrides(tmp_path, model):
-    """Of a run on ROWS and VAL, as the trainer would take them."""
-    write_jsonl(tmp_path / "train.jsonl", ROWS)
+    """Of a run on STRANGE_ROWS and VAL, as the trainer would take them."""
+    write_jsonl(tmp_path / "train.jsonl", STRANGE_ROWS)
     write_jsonl(tmp_path / "val.jsonl", VAL)
     return [
         f"model.partial_pretrain={model}",

@@ -11,7 +11,7 @@ from sft.data import encode
 from sft.inspect.page import write_page
 from sft.inspect.tokens import SeenSample, Token
 from tests.assets import tiny_tokenizer
-from tests.unit.inspect.conftest import ROWS
+from tests.rows import STRANGE_ROWS
 
 VOID = {"meta", "input", "br"}
 
@@ -45,7 +45,7 @@ def test_lines_are_what_encode_says(inspect, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [line["row"] for line in lines] == [f"train.jsonl:{n}" for n in range(1, 6)]
     tokenizer = tiny_tokenizer()
-    for line, row in zip(lines, ROWS, strict=True):
+    for line, row in zip(lines, STRANGE_ROWS, strict=True):
         messages = [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
         (sample,) = encode(messages, tokenizer)
         assert line["input_ids"] == sample.input_ids.tolist()
@@ -92,7 +92,7 @@ def test_what_trains_is_highlighted_and_says_its_id_and_weight(text):
         encode([{"role": "user", "content": r["question"]}, {"role": "assistant", "content": r["answer"]}], tokenizer)[
             0
         ]
-        for r in ROWS
+        for r in STRANGE_ROWS
     ]
     expected = [(i, w) for s in samples for i, w in zip(s.input_ids.tolist(), s.loss_weights.tolist(), strict=True)]
     assert [attrs["title"] for attrs in tokens] == [f"{i} · weight {w:g}" for i, w in expected]

@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sft.model.head import LogitForm, linear_ce_sum
+from tests.models import Watch
 
 N, D, V, ROWS = 50, 16, 97, 7
 FORMS = {
@@ -119,17 +119,3 @@ def test_a_second_backward_is_refused():
     total.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         total.backward()
-
-
-class Watch(TorchDispatchMode):
-    """The number of matrix products, and of elements in the largest tensor that was made."""
-
-    products = largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        self.products += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_)
-        for tensor in made if isinstance(made, (tuple, list)) else [made]:
-            if isinstance(tensor, torch.Tensor):
-                self.largest = max(self.largest, tensor.numel())
-        return made

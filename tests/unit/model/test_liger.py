@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from sft.errors import InputError
 from sft.model import liger
-from tests.unit.model.test_load import SIZES
+from tests.models import SIZES
 
 GPU = torch.device("cuda")
 

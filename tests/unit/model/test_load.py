@@ -5,51 +5,14 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, MistralConfig, Qwen3MoeConfig
+from transformers import AutoModelForCausalLM, Gemma3TextConfig
 
 from sft.errors import InputError
-from sft.model.load import build_skeleton, decoder_layers, load_weights
-from sft.model.logits import learn_logit_form
+from sft.model.load import build_skeleton, load_weights
 from sft.model.pretrained import load_config
 from sft.model.vocabulary import grow_vocabulary
-from sft.parallel.fsdp import Sharding, shard
-from sft.parallel.mesh import build_mesh
 from tests.assets import attention_on_cpu, boundaries, tiny_model_dir
-
-SIZES = {
-    "vocab_size": 128,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "pad_token_id": 0,
-}
-OTHER_FAMILIES = {
-    "mistral": lambda: MistralConfig(**SIZES, sliding_window=4),
-    "gemma3": lambda: Gemma3TextConfig(**SIZES, sliding_window=4),  # scaled embeddings, two kinds of layers
-    "qwen3_moe": lambda: Qwen3MoeConfig(  # stored expert by expert, kept fused: transformers renames while loading
-        **SIZES, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, decoder_sparse_step=1
-    ),
-}
-
-
-def model_of_family(path, family):
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(OTHER_FAMILIES[family](), dtype=torch.float32).save_pretrained(path)
-    return path
-
-
-def load_sharded(directory, *, packed=True):
-    config = load_config(directory, trust_remote_code=False)
-    attention = attention_on_cpu(config, packed=packed)
-    model = build_skeleton(config, attention=attention, dtype=torch.float32, trust_remote_code=False)
-    assert all(parameter.is_meta for parameter in model.parameters())
-    learn_logit_form(model)
-    shard(model, decoder_layers(model), build_mesh(1, "cpu").fsdp, Sharding(torch.float32))
-    load_weights(model, directory, torch.device("cpu"), trust_remote_code=False)
-    return model.eval()
+from tests.models import OTHER_FAMILIES, SIZES, load_sharded, model_of_family
 
 
 @torch.no_grad()

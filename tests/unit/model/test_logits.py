@@ -19,7 +19,7 @@ from transformers import (
 from sft.model.head import LogitForm
 from sft.model.logits import learn_logit_form
 from sft.model.lora import add_adapters
-from tests.unit.model.test_load import SIZES
+from tests.models import SIZES
 
 FORMS = {
     "llama": (LlamaConfig, {}, LogitForm()),

@@ -13,8 +13,7 @@ from sft.model.logits import learn_logit_form
 from sft.train.loss import token_ce_sum, token_ce_sum_and_hits
 from sft.types import Sample
 from tests.assets import boundaries, tiny_model_dir
-from tests.unit.model.test_head import Watch
-from tests.unit.model.test_load import load_sharded
+from tests.models import Watch, load_sharded
 
 
 @pytest.fixture(scope="module")

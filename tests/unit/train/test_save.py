@@ -8,7 +8,7 @@ from sft.track.card import model_card
 from sft.train.requests import Requests
 from sft.train.save import keep_own_readme, kind_due
 from sft.types import Course
-from tests.unit.track.test_card import FACTS
+from tests.cards import FACTS
 
 NOTHING_ASKED = Requests()
 

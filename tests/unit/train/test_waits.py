@@ -21,7 +21,7 @@ from sft.parallel.activation import checkpoint_activations, compile_layers
 from sft.train.loss import token_ce_sum, token_ce_sum_and_hits
 from sft.train.optim import scale_gradients, squared_norm_of_gradients
 from sft.types import Sample
-from tests.unit.model.attention.families import FAMILIES, config_of
+from tests.models import FAMILIES, config_of
 
 H100 = Available("cuda", (9, 0))
 LAYOUTS = {"packed": True, "padded": False}

@@ -11,9 +11,8 @@ from sft.data.order.fit import fit
 from sft.data.types import Supervision
 from sft.errors import InputError
 from tests.assets import CHATML, tiny_tokenizer, write_jsonl
-from tests.unit.data.chat.test_encode import THINKING
-from tests.unit.data.families import FAMILIES
-from tests.unit.data.rows.test_files import columns
+from tests.chats import FAMILIES, THINKING
+from tests.rows import columns
 
 ROWS = [{"question": f"What is {k}?", "answer": "one " * (k % 5 + 1)} for k in range(2500)]
 

@@ -11,7 +11,7 @@ import pytest
 
 from sft.data.cache.workers import IN_FLIGHT, map_in_order, processes_for
 from sft.errors import InputError
-from tests.conftest import REPOSITORY
+from tests.launch import REPOSITORY
 
 
 def test_results_come_in_the_order_of_the_inputs_whoever_is_done_first():

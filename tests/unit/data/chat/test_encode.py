@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -20,87 +18,14 @@ from sft.data.chat.encode import MaskError, encode, encode_batch, stop_token_ids
 from sft.data.chat.tokenizer import template_fingerprint, tokenizer_fingerprint
 from sft.data.types import Conversation
 from sft.errors import InputError
-from sft.types import Sample
 from tests.assets import CHATML, tiny_tokenizer
+from tests.chats import assistant, bounded, conversation, exchanges, runs, spoken, user
 
 STOP = "<|im_end|>"
-
-THINKING = """\
-{%- set ns = namespace(last=0) %}
-{%- for message in messages %}{% if message.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
-{%- for message in messages %}
-    {{- '<|im_start|>' + message.role + '\\n' }}
-    {%- if message.role == 'assistant' and loop.index0 > ns.last %}
-        {{- '<think>\\n' + (message.reasoning_content or '') + '\\n</think>\\n\\n' }}
-    {%- endif %}
-    {{- message.content + '<|im_end|>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\\n' }}
-    {%- if enable_thinking is defined and not enable_thinking %}{{- '<think>\\n\\n</think>\\n\\n' }}{% endif %}
-{%- endif %}"""
-"""As Qwen3: earlier turns lose their reasoning."""
-
-
-def user(content: str) -> dict[str, Any]:
-    return {"role": "user", "content": content}
-
-
-def assistant(content: Any, **more: Any) -> dict[str, Any]:
-    return {"role": "assistant", "content": content, **more}
-
-
-def runs(sample: Sample, tokenizer: Any) -> list[tuple[str, str]]:
-    """(text of everything before, text of the turn) for each run of trained tokens."""
-    found, at = [], 0
-    for trained, group in groupby(sample.loss_weights > 0):
-        length = len(list(group))
-        if trained:
-            texts = tokenizer.backend_tokenizer.decode_batch(
-                [sample.input_ids[:at], sample.input_ids[at : at + length]], skip_special_tokens=False
-            )
-            found.append(tuple(texts))
-        at += length
-    return found
-
-
-def spoken(samples: list[Sample], tokenizer: Any) -> list[list[str]]:
-    return [[turn for _, turn in runs(sample, tokenizer)] for sample in samples]
 
 
 def template_ids(messages: list[dict[str, Any]], tokenizer: Any, **options: Any) -> list[int]:
     return tokenizer.apply_chat_template(messages, tokenize=True, **options)["input_ids"]
-
-
-@pytest.fixture(scope="module")
-def chatml() -> PreTrainedTokenizerFast:
-    return tiny_tokenizer(CHATML)
-
-
-@pytest.fixture(scope="module")
-def thinking() -> PreTrainedTokenizerFast:
-    return tiny_tokenizer(THINKING)
-
-
-@pytest.fixture(scope="module")
-def minimind(shared: Path) -> Any:
-    return AutoTokenizer.from_pretrained(shared / "tokenizers/minimind")
-
-
-def real_template(shared: Path, name: str) -> str:
-    return json.loads((shared / f"tokenizers/{name}/tokenizer_config.json").read_text())["chat_template"]
-
-
-@pytest.fixture(scope="module")
-def qwen25(shared: Path) -> PreTrainedTokenizerFast:
-    return tiny_tokenizer(real_template(shared, "qwen2.5"))
-
-
-@pytest.fixture(scope="module")
-def qwen3(shared: Path) -> Any:
-    tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers/minimind")
-    tokenizer.chat_template = real_template(shared, "qwen3")
-    return tokenizer
 
 
 # One template of our own: ChatML
@@ -775,29 +700,9 @@ def test_fingerprints_are_the_same_in_another_process(tmp_path):
 
 # Any conversation
 
-LOOK_ALIKES = [
-    "<|im_start|>",
-    "<|im_start|>assistant\n",
-    "<think>",
-    "\n",
-    "\n\n",
-    " ",
-    "<tool_call>",
-    "e\u0301",
-    "👩‍🚀",
-]
-texts = st.lists(st.one_of(st.sampled_from(LOOK_ALIKES), st.text(max_size=8)), max_size=5).map("".join)
-replies = texts.map(lambda text: text.replace("<|im_start|>", "<|im_start"))  # which no reply may say
-turns = st.lists(st.tuples(texts, replies), min_size=1, max_size=3)
-bounded = settings(max_examples=60, deadline=None, derandomize=True)
-
-
-def conversation(pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
-    return [message for asked, said in pairs for message in (user(asked), assistant(said))]
-
 
 @bounded
-@given(turns)
+@given(exchanges)
 def test_any_conversation_in_chatml(pairs):
     tokenizer = tiny_tokenizer()
     samples = encode(conversation(pairs), tokenizer)
@@ -806,7 +711,7 @@ def test_any_conversation_in_chatml(pairs):
 
 @pytest.mark.shared_data
 @bounded
-@given(turns)
+@given(exchanges)
 def test_any_conversation_in_minimind(minimind, pairs):
     samples = encode(conversation(pairs), minimind)
     assert spoken(samples, minimind) == [[said.lstrip("\n") + STOP for _, said in pairs]]
@@ -814,7 +719,7 @@ def test_any_conversation_in_minimind(minimind, pairs):
 
 @pytest.mark.shared_data
 @bounded
-@given(turns)
+@given(exchanges)
 def test_any_conversation_in_qwen3(qwen3, pairs):
     samples = encode(conversation(pairs), qwen3)
     assert [turn for sample in spoken(samples, qwen3) for turn in sample] == [

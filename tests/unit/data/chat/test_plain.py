@@ -10,8 +10,7 @@ from sft.data.chat.plain import is_plain
 from sft.data.chat.template import apply
 from sft.errors import InputError
 from tests.assets import CHATML, tiny_tokenizer
-from tests.unit.data.chat.test_templates import every_family, texts
-from tests.unit.data.families import assistant, user
+from tests.chats import assistant, every_family, hard_texts, user
 
 
 def both_ways(tokenizer, messages, **supervision):
@@ -29,12 +28,12 @@ def both_ways(tokenizer, messages, **supervision):
         return short, told()
 
 
-exchanges = st.lists(st.tuples(texts, texts, st.sampled_from([None, 0, 0.5])), min_size=2, max_size=4)
+exchanges = st.lists(st.tuples(hard_texts, hard_texts, st.sampled_from([None, 0, 0.5])), min_size=2, max_size=4)
 
 
 @every_family
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(system=st.one_of(st.none(), st.just(""), texts), exchanges=exchanges)
+@given(system=st.one_of(st.none(), st.just(""), hard_texts), exchanges=exchanges)
 def test_the_short_way_is_the_long_way(family, system, exchanges):
     messages = [] if system is None else [{"role": "system", "content": system}]
     for asked, said, weight in exchanges:

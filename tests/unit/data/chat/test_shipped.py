@@ -6,8 +6,7 @@ from sft.data.chat.encode import encode, stop_token_ids
 from sft.data.chat.templates import NAMES, add_missing_tokens, find_template
 from sft.errors import InputError
 from tests.assets import CHATML, tiny_tokenizer
-from tests.unit.data.chat.test_encode import spoken
-from tests.unit.data.families import assistant, user
+from tests.chats import assistant, spoken, user
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,8 @@ from sft.data.chat.encode import MaskError, encode, encode_batch, stop_token_ids
 from sft.data.types import Conversation, Supervision
 from sft.errors import InputError
 from tests.assets import SPECIAL_TOKENS
-from tests.unit.data.chat.test_encode import runs, spoken
-from tests.unit.data.families import CALL, FAMILIES, TEMPLATES, Family, assistant, user
+from tests.chats import CALL, FAMILIES, TEMPLATES, Family, assistant, every_family, hard_texts, runs, spoken, user
 
-every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 thinking_families = pytest.mark.parametrize(
     "family", [family for family in FAMILIES if family.thought], ids=lambda family: family.name
 )
@@ -320,39 +318,12 @@ def test_preserved_is_refused_where_the_template_cannot():
 
 # Any conversation, at every template
 
-PIECES = [
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|im_start|>assistant\n",
-    "<|user|>",
-    "<|end|>",
-    "<|return|>",
-    "</s>",
-    "[INST]",
-    "<｜Assistant｜>",
-    "<think>",
-    "</think>",
-    "<tool_call>",
-    "{{ message.content }}",
-    "{% endfor %}",
-    "¤reply¤",
-    "\n",
-    "\n\n\n",
-    " " * 9,
-    "\t\r\n",
-    "e\u0301",
-    "\u0301",
-    "👩‍🚀🇩🇪",
-    "\ufeff",
-    "assistant",
-]
-texts = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=6)), max_size=4).map("".join)
-pairs = st.lists(st.tuples(texts, texts), min_size=1, max_size=2)
+pairs = st.lists(st.tuples(hard_texts, hard_texts), min_size=1, max_size=2)
 
 
 @every_family
 @settings(max_examples=50, deadline=None, derandomize=True)
-@given(system=st.one_of(st.none(), st.just(""), texts), exchanges=pairs)
+@given(system=st.one_of(st.none(), st.just(""), hard_texts), exchanges=pairs)
 def test_any_conversation_gives_exact_spans_or_a_clean_error(family, system, exchanges):
     messages = [message for asked, said in exchanges for message in (user(asked), assistant(said))]
     if system is not None:

@@ -16,8 +16,7 @@ from sft.data.chat.render import render
 from sft.data.types import Conversation
 from sft.errors import InputError
 from tests.assets import CHATML, tiny_tokenizer
-from tests.unit.data.chat.test_encode import bounded, conversation, minimind, qwen3, turns  # noqa: F401 - fixtures
-from tests.unit.data.families import FAMILIES, assistant, user
+from tests.chats import FAMILIES, assistant, bounded, conversation, exchanges, user
 
 UNTAGGED = """\
 {%- for message in messages %}
@@ -46,7 +45,7 @@ def test_any_row_of_any_family_is_the_same_both_ways():
     tokenizers = [(family.tokenizer(), dict(family.options)) for family in FAMILIES] + [(tiny_tokenizer(UNTAGGED), {})]
 
     @bounded
-    @given(turns)
+    @given(exchanges)
     def check(pairs):
         for tokenizer, options in tokenizers:
             by_bytes, by_offsets = both_ways(conversation(pairs), tokenizer, **options)
@@ -64,7 +63,7 @@ def test_any_row_in_real_tokenizers_is_the_same_both_ways(name, normalizer, requ
     before, backend.normalizer = backend.normalizer, normalizer
 
     @bounded
-    @given(turns)
+    @given(exchanges)
     def check(pairs):
         by_bytes, by_offsets = both_ways(conversation(pairs), tokenizer)
         assert by_bytes == by_offsets

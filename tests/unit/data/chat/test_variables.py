@@ -4,7 +4,7 @@ import pytest
 
 from sft.data.chat.variables import remarks, unread, variables
 from tests.assets import CHATML, tiny_tokenizer
-from tests.unit.data.families import FAMILIES
+from tests.chats import FAMILIES
 
 THINKS = CHATML + "{%- if enable_thinking is defined and not enable_thinking %}{{- '<think></think>' }}{%- endif %}"
 

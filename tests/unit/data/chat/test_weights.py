@@ -11,8 +11,7 @@ from sft.data.chat.encode import MaskError, encode, encode_batch
 from sft.data.types import Conversation, Supervision
 from sft.errors import InputError
 from tests.assets import tiny_tokenizer
-from tests.unit.data.chat.test_encode import THINKING, spoken
-from tests.unit.data.families import assistant, user
+from tests.chats import THINKING, assistant, spoken, user
 
 STOP = "<|im_end|>"
 ROW = [user("a"), assistant("b"), user("c"), assistant("d"), user("e")]

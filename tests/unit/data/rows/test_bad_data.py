@@ -29,7 +29,7 @@ from sft.data.rows.recognise import recognise
 from sft.data.types import Supervision
 from sft.errors import InputError
 from tests.assets import CHATML, tiny_model_dir, tiny_tokenizer
-from tests.unit.data.rows.test_files import COLUMNS
+from tests.rows import COLUMNS
 
 ROW = {"question": "1 + 1?", "answer": "2"}
 USER, ASSISTANT = {"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}

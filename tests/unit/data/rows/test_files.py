@@ -5,27 +5,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from sft.data.rows.files import expand_files, names_of, read_rows
-from sft.data.rows.formats import Columns
 from sft.errors import InputError
 from tests.assets import write_jsonl
-
-COLUMNS = Columns(
-    format="auto",
-    prompt_key="question",
-    response_key="answer",
-    prompt_dict_keys=("question",),
-    response_dict_keys=("answer",),
-    multiturn=False,
-    messages_key="messages",
-    tools_key="tools",
-    enable_thinking_key="enable_thinking",
-    text_key="text",
-)
-ROW = {"question": "1 + 1?", "answer": "2"}
-
-
-def columns(**changes):
-    return Columns(**{**COLUMNS.__dict__, **changes})
+from tests.rows import ROW
 
 
 def test_jsonl_counts_lines_and_skips_blank_ones(tmp_path):

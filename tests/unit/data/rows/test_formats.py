@@ -14,7 +14,7 @@ from sft.data.rows.source import differences, rows_of_file
 from sft.data.types import RowError
 from sft.errors import InputError
 from tests.assets import tiny_tokenizer, write_jsonl
-from tests.unit.data.rows.test_files import COLUMNS, ROW, columns
+from tests.rows import COLUMNS, ROW, columns
 
 QUESTION, ANSWER = {"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}
 MESSAGES = [QUESTION, ANSWER]

@@ -21,7 +21,7 @@ from sft.model.attention import Available, choose_attention
 from sft.model.attention.choice import KERNELS, Choice
 from sft.model.load import build_skeleton
 from tests.assets import attention_on_cpu, boundaries
-from tests.unit.model.attention.families import FAMILIES, SIZES, config_of
+from tests.models import FAMILIES, SIZES, config_of
 
 CPU = Available("cpu")
 H100 = Available("cuda", (9, 0), triton=True)

@@ -15,8 +15,8 @@ from sft.model.load import build_skeleton
 from sft.train.loss import token_ce_sum
 from sft.types import Sample
 from tests.assets import attention_on_cpu, boundaries
-from tests.unit.model.attention.families import FAMILIES, config_of
-from tests.unit.model.attention.test_kernels import flash_2, varlen_of_torch_2_13
+from tests.kernels import flash_2, varlen_of_torch_2_13
+from tests.models import FAMILIES, config_of
 
 LENGTHS = (9, 1, 17)
 CPU = Available("cpu")
@@ -96,7 +96,7 @@ OTHERS = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_other_kernels_in_a_model(name, layout, monkeypatch):
     """Through the model, with the slow functions in their place; what they leave out is refused, not ignored."""
-    monkeypatch.setattr("tests.unit.model.attention.test_kernels.LENGTHS", LENGTHS if LAYOUTS[layout] else (17,) * 3)
+    monkeypatch.setattr("tests.kernels.LENGTHS", LENGTHS if LAYOUTS[layout] else (17,) * 3)
     kernel, unable = OTHERS[name]
     monkeypatch.setattr(interface, "load_kernel", lambda _: kernel)
     for family in ("gemma2", "gpt_oss", "mistral"):

@@ -20,7 +20,7 @@ from sft.model.pretrained import load_config
 from sft.model.write.directory import Speech, export, publish
 from sft.model.write.weights import gather_from, write_weights
 from tests.assets import attention_on_cpu, boundaries, tiny_model_dir, tiny_tokenizer
-from tests.unit.model.test_load import load_sharded, model_of_family
+from tests.models import load_sharded, model_of_family
 
 
 def export_to(target, model, source, world, *, dtype=None, tokenizer=None, **speech):

@@ -1,4 +1,4 @@
-"""Chat templates in the shape of each family, written by us, with what their models sample."""
+"""Conversations: templates in the shape of each family with what their models sample, and what was trained of a row."""
 
 from __future__ import annotations
 
@@ -6,22 +6,43 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
+from sft.types import Sample
 from tests.assets import tiny_tokenizer
 
 TEMPLATES = Path(__file__).parent / "templates"
+
+THINKING = """\
+{%- set ns = namespace(last=0) %}
+{%- for message in messages %}{% if message.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' }}
+    {%- if message.role == 'assistant' and loop.index0 > ns.last %}
+        {{- '<think>\\n' + (message.reasoning_content or '') + '\\n</think>\\n\\n' }}
+    {%- endif %}
+    {{- message.content + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and not enable_thinking %}{{- '<think>\\n\\n</think>\\n\\n' }}{% endif %}
+{%- endif %}"""
+"""As Qwen3: earlier turns lose their reasoning."""
 
 
 def user(content: str) -> dict[str, Any]:
     return {"role": "user", "content": content}
 
 
-def assistant(content: str, **more: Any) -> dict[str, Any]:
+def assistant(content: Any, **more: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": content, **more}
 
 
@@ -207,6 +228,9 @@ FAMILIES = [
 ]
 
 
+every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+
+
 @cache
 def _tokenizer(family: Family) -> PreTrainedTokenizerFast:
     tokenizer = tiny_tokenizer((TEMPLATES / family.file).read_text())
@@ -223,3 +247,75 @@ def with_template(tokenizer: Any, config_file: Path) -> Any:
     """The tokenizer with the template of a real tokenizer_config.json."""
     tokenizer.chat_template = json.loads(config_file.read_text())["chat_template"]
     return tokenizer
+
+
+def runs(sample: Sample, tokenizer: Any) -> list[tuple[str, str]]:
+    """Return (text of everything before, text of the turn) for each run of trained tokens."""
+    found, at = [], 0
+    for trained, group in groupby(sample.loss_weights > 0):
+        length = len(list(group))
+        if trained:
+            texts = tokenizer.backend_tokenizer.decode_batch(
+                [sample.input_ids[:at], sample.input_ids[at : at + length]], skip_special_tokens=False
+            )
+            found.append(tuple(texts))
+        at += length
+    return found
+
+
+def spoken(samples: list[Sample], tokenizer: Any) -> list[list[str]]:
+    """Return the text of each trained turn, for each sample."""
+    return [[turn for _, turn in runs(sample, tokenizer)] for sample in samples]
+
+
+_LOOK_ALIKES = [
+    "<|im_start|>",
+    "<|im_start|>assistant\n",
+    "<think>",
+    "\n",
+    "\n\n",
+    " ",
+    "<tool_call>",
+    "e\u0301",
+    "👩‍🚀",
+]
+_texts = st.lists(st.one_of(st.sampled_from(_LOOK_ALIKES), st.text(max_size=8)), max_size=5).map("".join)
+_replies = _texts.map(lambda text: text.replace("<|im_start|>", "<|im_start"))  # which no reply may say
+exchanges = st.lists(st.tuples(_texts, _replies), min_size=1, max_size=3)
+"""Any conversation: what is asked and what is answered, in turn."""
+bounded = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+def conversation(pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Return the messages of exchanges of a user and an assistant."""
+    return [message for asked, said in pairs for message in (user(asked), assistant(said))]
+
+
+_PIECES = [
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|im_start|>assistant\n",
+    "<|user|>",
+    "<|end|>",
+    "<|return|>",
+    "</s>",
+    "[INST]",
+    "<｜Assistant｜>",
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "{{ message.content }}",
+    "{% endfor %}",
+    "¤reply¤",
+    "\n",
+    "\n\n\n",
+    " " * 9,
+    "\t\r\n",
+    "e\u0301",
+    "\u0301",
+    "👩‍🚀🇩🇪",
+    "\ufeff",
+    "assistant",
+]
+hard_texts = st.lists(st.one_of(st.sampled_from(_PIECES), st.text(max_size=6)), max_size=4).map("".join)
+"""Texts that look like markup of one family or another, and white space, marks and emoji."""
