@@ -1,0 +1,59 @@
+"""docs/metrics.md names every number of metrics.jsonl, and no other."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import pytest
+
+from sft import load_config, run
+from sft.track.files import read_metrics
+from tests.assets import tiny_model_dir, write_jsonl
+from tests.launch import REPOSITORY
+
+NAME = re.compile(r"(train|perf|val|data|track)/[a-z_]+(/[a-z_]+)*")
+
+
+@pytest.fixture(scope="module")
+def documented() -> set[str]:
+    """The first column of every table of the page."""
+    page = (REPOSITORY / "docs/metrics.md").read_text()
+    return set(re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE))
+
+
+def named_in_code() -> set[str]:
+    """Return every metric that a string of sft spells; what is filled in behind a slash is <entry>."""
+    names = set()
+    for path in (REPOSITORY / "sft").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "<entry>" for part in node.values]
+                if re.fullmatch(r"(train|perf|val|data)/[a-z_]+/<entry>", name := "".join(map(str, parts))):
+                    names.add(name)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and NAME.fullmatch(node.value):
+                names.add(node.value)
+    return names
+
+
+def test_what_the_code_names_is_on_the_page(documented):
+    assert named_in_code() == documented - {"step", "skipped"}
+
+
+def test_what_a_run_writes_is_on_the_page_and_the_other_way_round(documented, tmp_path):
+    rows = [{"question": f"What is {k} + {k}?", "answer": f"{2 * k}."} for k in range(4)]
+    files = [str(write_jsonl(tmp_path / f"{name}.jsonl", rows)) for name in ("one", "two")]
+    overrides = [
+        f"model.partial_pretrain={tiny_model_dir(tmp_path / 'model')}",
+        f"data.mixture=[{','.join(files)}]",
+        f"data.val_files=[{','.join(files)}]",
+        f"data.cache_dir={tmp_path / 'cache'}",
+        "data.train_batch_size=4",
+        "trainer.total_training_steps=2",
+        "trainer.save_freq=0",
+        f"trainer.default_local_dir={tmp_path / 'run'}",
+    ]
+    run(load_config(overrides, warn=print))
+    records, _ = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    written = {re.sub(r"/(one|two)$", "/<entry>", name) for record in records for name in record}
+    assert written == documented - {"skipped"}  # which no step of a healthy run is: tests/unit/track/test_track.py
