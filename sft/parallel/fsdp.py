@@ -34,6 +34,8 @@ def shard(model: torch.nn.Module, layers: list[torch.nn.Module], mesh: DeviceMes
     reshard = None if sharding.reshard_after_forward else False
     for group in (*join_layers(layers, sharding.min_group_params), model):
         fully_shard(group, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=reshard)
+    if mesh.size() == 1:  # nothing is averaged, and a factor would cost a copy of every gradient
+        return
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # gloo cannot pre-multiply, so the divide factor alone would fail on CPU.

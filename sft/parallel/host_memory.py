@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 
 import torch
 
@@ -68,6 +69,13 @@ def _lock_pages(block: torch.Tensor) -> None:
             block.nbytes / 1e9,
             error,
         )
+        _forget_last_error()
         return
     # The storage, which all tensors in it share, and not the block, which nobody holds.
     weakref.finalize(block.untyped_storage(), runtime.cudaHostUnregister, address).atexit = False
+
+
+def _forget_last_error() -> None:
+    """Clear the error that CUDA keeps until somebody asks: otherwise the next kernel of the step would report it."""
+    with suppress(RuntimeError):
+        torch.ones(1, device="cuda")

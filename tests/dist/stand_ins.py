@@ -69,7 +69,7 @@ def install() -> None:
         sys.modules[name].flash_attn_varlen_func = function
     flex._attend = lambda compiled: flex_attention
     obstacle = choice._obstacle
-    everything = {"device": "cuda", "capability": (9, 0), "flash_attn": True, "flash_attn_interface": True, "triton": True}
+    everything = {"device": "cuda", "capability": (9, 0), "flash_attn": "", "flash_attn_interface": "", "triton": ""}
     choice._obstacle = lambda kernel, config, here, *, half: obstacle(kernel, config, replace(here, **everything), half=True)
 
 

@@ -27,9 +27,9 @@ def needed(kernel):
     """Skips, with the reason, where the kernel is not installed."""
     here = Available.on(torch.device("cuda"))
     there = {
-        "flash_attention_2": here.flash_attn,
-        "flash_attention_3": here.flash_attn_interface and here.capability[0] == 9,
-        "flex": here.triton,
+        "flash_attention_2": not here.flash_attn,
+        "flash_attention_3": not here.flash_attn_interface and here.capability[0] == 9,
+        "flex": not here.triton,
     }
     if not there.get(kernel, True):
         pytest.skip(f"{kernel} is not available here")

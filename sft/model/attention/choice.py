@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -36,15 +37,34 @@ WIDEST_HEAD = 256
 """Of the flash attention kernels."""
 
 
+ABSENT = "is not installed"
+
+
+def why_not(package: str, function: str) -> str:
+    """Return why `function` of a package cannot be used, as the end of a sentence; empty if it can.
+
+    The package is imported: one that was built for another torch is found, and fails only then.
+    """
+    if find_spec(package) is None:
+        return ABSENT
+    try:
+        module = import_module(package)
+    except Exception as error:  # a missing symbol, another CUDA, a check of versions: all of them mean "not here"
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return f"is installed, but cannot be imported ({first_line})"
+    return "" if hasattr(module, function) else f"is installed without its {function}"
+
+
 @dataclass(frozen=True)
 class Available:
     """What there is to compute with."""
 
     device: Literal["cpu", "cuda"]
     capability: tuple[int, int] = (0, 0)  # CUDA's: (8, 0) A100, (9, 0) H100
-    flash_attn: bool = False  # the package of flash attention 2
-    flash_attn_interface: bool = False  # that of flash attention 3
-    triton: bool = False
+    # What keeps a package from being used, as the end of a sentence; empty: nothing does.
+    flash_attn: str = ABSENT  # flash attention 2
+    flash_attn_interface: str = ABSENT  # flash attention 3
+    triton: str = ABSENT
 
     @classmethod
     def on(cls, device: torch.device) -> Available:
@@ -54,7 +74,9 @@ class Available:
         return cls(
             "cuda",
             torch.cuda.get_device_capability(device),
-            *(find_spec(name) is not None for name in ("flash_attn", "flash_attn_interface", "triton")),
+            flash_attn=why_not("flash_attn", "flash_attn_varlen_func"),
+            flash_attn_interface=why_not("flash_attn_interface", "flash_attn_varlen_func"),
+            triton=why_not("triton", "jit"),
         )
 
 
@@ -153,10 +175,10 @@ def _obstacle(kernel: str, config: PretrainedConfig, here: Available, *, half: b
     if getattr(text, "attention_dropout", 0) and kernel != "flash_attention_2":
         return f"has no dropout (attention_dropout={text.attention_dropout} in the model's config.json)"
     if kernel == "flex":
-        return "" if here.triton else "needs triton, which is not installed"
+        return f"needs triton, which {here.triton}" if here.triton else ""
     package = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}.get(kernel)
-    if package is not None and not getattr(here, package):
-        return f"needs the package {package}, which is not installed"
+    if package is not None and (reason := getattr(here, package)):
+        return f"needs the package {package}, which {reason}"
     if kernel == "flash_attention_3" and here.capability[0] != 9:
         return "needs a Hopper GPU (H100, H200)"
     if here.capability < (8, 0):

@@ -7,10 +7,19 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
 from torch.utils.weak import WeakIdKeyDictionary
 
 from sft.model.attention.kernels import Samples, Scores, refuse_left_out
+
+VARIANTS = 64
+"""Most variants that torch may compile of one function here. Its default of 8 is too few: training and validation, each
+with and without a window, with and without a single sample, for the first length and for any. Beyond the limit torch
+would compute the whole matrix of scores, [H, T, T]; compiled as a whole (fullgraph), it raises an error instead."""
+
+BLOCK = 128
+"""Tokens in a block of the mask. Rows are padded to whole blocks, which saves variants for odd lengths."""
 
 
 def flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, samples: Samples, scores: Scores) -> torch.Tensor:
@@ -20,27 +29,36 @@ def flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, samples: Samples, sc
     if heads & (heads - 1):  # shared heads need a power of two
         k, v = k.repeat_interleave(heads // k.shape[1], dim=1), v.repeat_interleave(heads // v.shape[1], dim=1)
     attend: Any = _attend(q.is_cuda)
+    tokens, padding = len(q), -len(q) % BLOCK
     output, aux = attend(
-        q.to(v.dtype).transpose(0, 1)[None],
-        k.to(v.dtype).transpose(0, 1)[None],
-        v.transpose(0, 1)[None],
+        *(F.pad(x.to(v.dtype).transpose(0, 1)[None], (0, 0, 0, padding)) for x in (q, k, v)),
         score_mod=None if scores.softcap is None else _soft_cap(scores.softcap),
-        block_mask=_mask_of(samples, scores.window, len(q)),  # pyright: ignore[reportCallIssue]
+        block_mask=_mask_of(samples, scores.window, tokens + padding),  # pyright: ignore[reportCallIssue]
         scale=scores.scale,
         enable_gqa=heads != k.shape[1],
         return_aux=AuxRequest(lse=True),
     )
-    output = output[0].transpose(0, 1)  # [T, H, D]
+    output = output[0, :, :tokens].transpose(0, 1)  # [T, H, D]
     if scores.sinks is None:
         return output
     # A sink adds exp(sink) to what the softmax divides by: exp(lse) / (exp(lse) + exp(sink)) is left for the tokens.
-    left = torch.sigmoid(aux.lse[0].float() - scores.sinks.float()[:, None])  # [H, T]
+    left = torch.sigmoid(aux.lse[0, :, :tokens].float() - scores.sinks.float()[:, None])  # [H, T]
     return (output * left.transpose(0, 1)[:, :, None]).to(v.dtype)
 
 
-@cache
 def _attend(compiled: bool) -> Callable[..., Any]:
-    return torch.compile(flex_attention) if compiled else flex_attention  # uncompiled: [H, T, T] scores, for tests
+    return _compiled(flex_attention) if compiled else flex_attention  # uncompiled: [H, T, T] scores, for tests
+
+
+def _make_mask(compiled: bool) -> Callable[..., BlockMask]:
+    return _compiled(create_block_mask) if compiled else create_block_mask  # uncompiled: of all T x T pairs
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    dynamo: Any = torch._dynamo.config  # pyright: ignore[reportPrivateImportUsage]
+    dynamo.recompile_limit = max(dynamo.recompile_limit, VARIANTS)
+    return torch.compile(function, fullgraph=True)
 
 
 @cache
@@ -56,7 +74,10 @@ _masks: Any = WeakIdKeyDictionary()  # cu_seqlens of a batch -> its masks by win
 
 @torch.compiler.disable
 def _mask_of(samples: Samples, window: int | None, tokens: int) -> BlockMask:
-    """[T, T] in blocks: a token sees those of its sample up to itself, and no further back than the window."""
+    """[T, T] in blocks: a token sees those of its sample up to itself, and no further back than the window.
+
+    Tokens behind the last sample are padding: they see each other, and no sample sees them.
+    """
     masks = _masks.setdefault(samples.cu_seqlens, {})
     if window not in masks:
         device = samples.cu_seqlens.device
@@ -66,6 +87,6 @@ def _mask_of(samples: Samples, window: int | None, tokens: int) -> BlockMask:
             seen = (sample_of[query] == sample_of[key]) & (key <= query)
             return seen if window is None else seen & (query - key < window)
 
-        compiled = device.type == "cuda"  # otherwise it is made from all T x T pairs
-        masks[window] = create_block_mask(visible, None, None, tokens, tokens, device=device, _compile=compiled)
+        make = _make_mask(device.type == "cuda")
+        masks[window] = make(visible, None, None, tokens, tokens, device=device)
     return masks[window]

@@ -58,6 +58,10 @@ def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, samples: Samples, sc
 def _scaled_dot_product(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores) -> torch.Tensor:
     """[R, H, L, D], [R, G, L, D] of R samples of one length -> [R, H, L, D]."""
     short = scores.window is None or q.shape[2] <= scores.window
+    shares_heads = q.shape[1] != k.shape[1]
+    if shares_heads and not _shares_heads_well(q, masked=not short):
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+        shares_heads = False
     return F.scaled_dot_product_attention(
         q,
         k,
@@ -66,8 +70,17 @@ def _scaled_dot_product(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, score
         is_causal=short,
         scale=scores.scale,
         dropout_p=scores.dropout,
-        enable_gqa=q.shape[1] != k.shape[1],
+        enable_gqa=shares_heads,
     )
+
+
+def _shares_heads_well(q: torch.Tensor, *, masked: bool) -> bool:
+    """Whether torch has a fused kernel for fewer key heads than query heads.
+
+    On CUDA only flash attention has: 16 bits, no mask. Everything else would go by the formula, whose scores take more
+    than 4 GB per copy and layer at 8,192 tokens; keys and values that are repeated take a thousandth of that.
+    """
+    return not q.is_cuda or (q.dtype in (torch.float16, torch.bfloat16) and not masked)
 
 
 def _by_the_formula(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores) -> torch.Tensor:
@@ -104,7 +117,7 @@ def varlen(varlen_attn: Callable[..., Any]) -> Kernel:
         }
         refuse_left_out("varlen", **means)
         groups, width = q.shape[1] // k.shape[1], v.shape[2]
-        q, k, v = _of_one_kind(q, k, v)
+        q, k, v = _of_one_kind(q, k, v, multiple_of=8)  # of other widths, torch refuses to make it one
         options = {"enable_gqa": groups > 1} if shares_heads else {}
         if not shares_heads:
             k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
@@ -158,9 +171,13 @@ def _reach(window: int | None) -> tuple[int, int]:
     return (-1 if window is None else window - 1, 0)
 
 
-def _of_one_kind(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The same dtype and width for all three: zeros added to values bring nothing, and are cut off again."""
-    return q.to(v.dtype), k.to(v.dtype), F.pad(v, (0, q.shape[2] - v.shape[2]))
+def _of_one_kind(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, multiple_of: int = 1
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same dtype and width for all three: zeros add nothing to scores, and those of values are cut off again."""
+    width = -(-max(q.shape[2], v.shape[2]) // multiple_of) * multiple_of
+    q, k, v = (F.pad(x, (0, width - x.shape[2])) if x.shape[2] < width else x for x in (q, k, v))
+    return q.to(v.dtype), k.to(v.dtype), v
 
 
 def refuse_left_out(kernel: str, **asked: bool) -> None:

@@ -87,8 +87,25 @@ def test_pages_are_locked_for_as_long_as_anything_in_them_lives(monkeypatch):
 
 
 def test_memory_that_cannot_be_locked_is_used_as_it_is_and_said(monkeypatch):
+    monkeypatch.setattr("sft.parallel.host_memory._forget_last_error", lambda: None)
     monkeypatch.setattr("torch.cuda.cudart", lambda: FakeCuda(error=2))
     said = []
     monkeypatch.setattr("sft.parallel.host_memory.log.warning", lambda message, *values: said.append(message % values))
     _lock_pages(torch.empty(100, dtype=torch.uint8))
     assert "cannot be page-locked (CUDA error 2)" in said[0] and "ulimit -l" in said[0]
+
+
+def test_the_error_of_a_failed_lock_does_not_come_up_in_the_next_kernel(monkeypatch):
+    """CUDA keeps it until it is asked, and every launch of a kernel asks."""
+    cuda, launch = FakeCuda(error=2), torch.ones
+
+    def launch_on_cuda(*shape, device):
+        error, cuda.error = cuda.error, 0
+        if error:
+            raise torch.AcceleratorError("CUDA error: out of memory")
+        return launch(*shape)
+
+    monkeypatch.setattr("torch.cuda.cudart", lambda: cuda)
+    monkeypatch.setattr(torch, "ones", launch_on_cuda)
+    _lock_pages(torch.empty(100, dtype=torch.uint8))
+    assert torch.ones(1, device="cuda") == 1

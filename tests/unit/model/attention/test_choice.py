@@ -1,5 +1,7 @@
 """Which kernel is chosen, on machines that are not here."""
 
+import sys
+
 import pytest
 import torch
 from transformers import (
@@ -18,17 +20,20 @@ from transformers import (
 
 from sft.errors import InputError
 from sft.model.attention import Available, choose_attention
-from sft.model.attention.choice import KERNELS, Choice
+from sft.model.attention.choice import KERNELS, Choice, why_not
 from sft.model.load import build_skeleton
 from tests.assets import attention_on_cpu, boundaries
 from tests.models import FAMILIES, SIZES, config_of
 
 CPU = Available("cpu")
-H100 = Available("cuda", (9, 0), triton=True)
-A100_FLASH = Available("cuda", (8, 0), flash_attn=True, flash_attn_interface=True, triton=True)
-H100_FLASH = Available("cuda", (9, 0), flash_attn=True, flash_attn_interface=True, triton=True)
-V100 = Available("cuda", (7, 0), triton=True)
+H100 = Available("cuda", (9, 0), triton="")
+A100_FLASH = Available("cuda", (8, 0), flash_attn="", flash_attn_interface="", triton="")
+H100_FLASH = Available("cuda", (9, 0), flash_attn="", flash_attn_interface="", triton="")
+V100 = Available("cuda", (7, 0), triton="")
 BARE = Available("cuda", (9, 0))
+BROKEN = Available(
+    "cuda", (9, 0), flash_attn_interface="is installed, but cannot be imported (undefined symbol)", triton=""
+)
 
 
 def choose(family="llama", *, wanted="auto", packed=True, half=True, here=H100, **overrides):
@@ -73,6 +78,9 @@ def test_the_log_line_says_which_and_why():
     assert str(choose()) == (
         "varlen on rows of whole samples (flash_attention_3: needs the package flash_attn_interface, "
         "which is not installed)"
+    )
+    assert "needs the package flash_attn_interface, which is installed, but cannot be imported" in str(
+        choose(here=BROKEN)
     )
     assert str(choose(wanted="sdpa")) == "sdpa on rows of whole samples (model.attn_implementation=sdpa)"
     assert str(choose(here=H100_FLASH)) == "flash_attention_3 on rows of whole samples (the fastest here)"
@@ -202,3 +210,22 @@ def test_a_soft_cap_that_is_not_set_is_none():
     config = Gemma2Config(**SIZES, attn_logit_softcapping=None)
     assert choose_attention(config, wanted="auto", packed=True, half=True, here=H100).kernel == "varlen"
     assert isinstance(config_of("llama"), LlamaConfig)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (None, "is not installed"),
+        ("raise ImportError('undefined symbol: _ZN3c10\\nand more')", "cannot be imported (undefined symbol: _ZN3c10)"),
+        ("raise RuntimeError", "cannot be imported (RuntimeError)"),
+        ("cute = 1", "is installed without its flash_attn_varlen_func"),
+        ("def flash_attn_varlen_func(): ...", ""),
+    ],
+)
+def test_a_package_that_is_found_may_not_work(code, said, tmp_path, monkeypatch):
+    if code is not None:
+        (tmp_path / "flash_attn_of_a_test.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "flash_attn_of_a_test", raising=False)
+    reason = why_not("flash_attn_of_a_test", "flash_attn_varlen_func")
+    assert reason.endswith(said) and bool(reason) == bool(said)

@@ -4,6 +4,8 @@ What is tested of them here is that every argument says the right thing. That th
 tested in tests/gpu.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from sft.model.attention import kernels
 from sft.model.attention.flex import flex
 from sft.model.attention.kernels import Samples, Scores
 from tests.assets import boundaries
+from tests.flash_on_cpu import flash_attention_on_cpu
 from tests.kernels import LENGTHS, by_definition, flash_2, flash_3, varlen_of_torch_2_11, varlen_of_torch_2_13
 
 PLAIN = Scores(scale=0.3)
@@ -119,3 +122,94 @@ def test_flex_makes_a_mask_once_for_all_layers(monkeypatch):
     assert len(made) == 2
     flex(*inputs, samples(), PLAIN)
     assert len(made) == 3
+
+
+@pytest.mark.parametrize("scores", [PLAIN, WINDOW], ids=["plain", "window"])
+@pytest.mark.parametrize(("width", "value_width"), [(8, 8), (16, 8), (12, 12), (20, 10), (6, 8)])
+def test_the_real_varlen_takes_heads_of_any_width(width, value_width, scores):
+    """torch's own function with its checks, its autograd and, under it, kernels for the CPU; bf16's tolerance."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    inputs = tensors(width=width, value_width=value_width)
+    halves = [x.detach().bfloat16().requires_grad_() for x in inputs]
+    leaves = [x.float().detach().requires_grad_() for x in halves]
+    expected = by_definition(*leaves, LENGTHS, scores)
+    with flash_attention_on_cpu():
+        found = kernels.varlen(varlen_attn)(*halves, samples(), scores)
+        direction = torch.randn_like(expected)
+        gradients = torch.autograd.grad(found, halves, direction.bfloat16())
+    assert found.shape == expected.shape and found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=2e-2, atol=2e-2)
+    for ours, theirs in zip(gradients, torch.autograd.grad(expected, leaves, direction), strict=True):
+        torch.testing.assert_close(ours.float(), theirs, rtol=5e-2, atol=5e-2)
+
+
+def test_shared_heads_are_repeated_where_cuda_would_go_by_the_formula(monkeypatch):
+    asked = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        kernels.F,
+        "scaled_dot_product_attention",
+        lambda q, k, v, **o: asked.append((k.shape[1], o)) or attend(q, k, v, **o),
+    )
+    monkeypatch.setattr(kernels, "_shares_heads_well", lambda q, *, masked: not masked)
+    assert_same(kernels.sdpa, PLAIN, tensors(kv_heads=2))
+    assert {(heads, options["enable_gqa"]) for heads, options in asked} == {(2, True)}
+    asked.clear()
+    assert_same(kernels.sdpa, WINDOW, tensors(kv_heads=2))
+    long = [(heads, options["enable_gqa"]) for heads, options in asked if options["attn_mask"] is not None]
+    assert long and set(long) == {(4, False)}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "masked", "well"),
+    [
+        (torch.bfloat16, False, True),
+        (torch.float16, False, True),
+        (torch.bfloat16, True, False),
+        (torch.float32, False, False),
+    ],
+)
+def test_cuda_shares_heads_only_within_flash_attention(dtype, masked, well):
+    on_cuda = SimpleNamespace(is_cuda=True, dtype=dtype)
+    assert kernels._shares_heads_well(on_cuda, masked=masked) is well  # pyright: ignore[reportArgumentType]
+    assert kernels._shares_heads_well(torch.zeros(1), masked=True)
+
+
+def test_flex_compiles_few_variants_and_never_falls_back(monkeypatch):
+    """Rows of many lengths, with and without gradients and windows: fewer variants than the limit, by torch's count.
+
+    Traced as on a GPU, with the function itself behind it (backend eager). Beyond the limit it raises: the whole
+    matrix of scores would be computed instead.
+    """
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+    from torch._dynamo.utils import counters
+
+    from sft.model.attention import flex as room
+
+    torch.compiler.reset()
+    counters.clear()
+    traced = torch.compile(room.flex_attention, backend="eager", fullgraph=True)
+    monkeypatch.setattr(room, "_attend", lambda compiled: traced)
+
+    def attend(tokens, several, grad):
+        ends = torch.tensor([0, *([tokens // 3] if several else []), tokens], dtype=torch.int32)
+        with torch.set_grad_enabled(grad):
+            for window in (None, 16):
+                q, k, v = (torch.randn(tokens, heads, 16) for heads in (4, 2, 2))
+                flex(q, k, v, Samples((), ends, tokens), Scores(0.25, window=window))
+
+    rows = [
+        (512, True, True), (500, True, True), (640, True, True), (317, True, True), (400, True, False),
+        (90, True, False), (100, True, True), (384, False, True), (333, False, False), (1, False, True),
+        (777, True, True),
+    ]  # fmt: skip
+    with torch._dynamo.config.patch(recompile_limit=room.VARIANTS):
+        for row in rows:
+            attend(*row)
+    assert counters["stats"]["unique_graphs"] <= room.VARIANTS // 4
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(recompile_limit=1), pytest.raises(FailOnRecompileLimitHit):
+        for tokens in (512, 640, 90):
+            attend(tokens, True, True)
+    torch.compiler.reset()
