@@ -22,7 +22,8 @@ from sft.model.attention import Available
 from sft.model.load import build_skeleton
 from sft.model.names import named_weights, stored_name, trained_weights
 from sft.model.place import build_bare_model
-from sft.model.pretrained import load_config, load_tokenizer, weight_files
+from sft.model.pretrained import load_config, weight_files
+from sft.model.tokenizer import load_tokenizer
 from sft.model.write.check import check
 from sft.model.write.directory import ADAPTER_DIR, Speech, export
 from sft.model.write.side_files import copy_side_files, set_dtype, stop_tokens_of

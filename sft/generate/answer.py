@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from sft.errors import InputError
 from sft.model.load import positions_of
-from sft.model.pretrained import load_tokenizer, weight_files
+from sft.model.pretrained import weight_files
+from sft.model.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from sft.errors import InputError
 
@@ -34,14 +33,6 @@ def find_model(name_or_path: str, *, weights: bool = True) -> Path:
             f"model.partial_pretrain={name_or_path} is no local directory, and the hub did not give it "
             f"({type(error).__name__}). Check the name, log in for gated models, or give a local path."
         ) from error
-
-
-def load_tokenizer(directory: Path, *, trust_remote_code: bool) -> Any:
-    """The tokenizer of a model directory."""
-    try:
-        return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise InputError(f"model.partial_pretrain={directory}: no usable tokenizer there ({error}).") from error
 
 
 def load_config(directory: Path, *, trust_remote_code: bool) -> PretrainedConfig:

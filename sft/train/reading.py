@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from sft.config import SftConfig
-from sft.data.chat.templates import add_missing_tokens, find_template
+from sft.data.chat.templates import add_missing_tokens, check_default, find_template, named_templates
 from sft.data.chat.variables import remarks
 from sft.data.dataset import Dataset, open_dataset, tokenise_files
 from sft.data.types import Supervision
 from sft.errors import InputError
-from sft.model.pretrained import load_tokenizer
+from sft.model.tokenizer import load_tokenizer
 from sft.parallel.world import World, log
 
 
@@ -32,10 +32,11 @@ def _open_tokenizer(config: SftConfig, source: Path) -> tuple[Any, str | None, d
     tokenizer = load_tokenizer(source, trust_remote_code=config.model.trust_remote_code)
     given = config.data.chat_template
     if given is None and tokenizer.chat_template:
+        check_default(tokenizer)
         return tokenizer, None, {}
     if given is None:
         log.info("the tokenizer has no chat template: ChatML is used (data.chat_template=chatml).")
-    tokenizer.chat_template = find_template(given or "chatml")
+    tokenizer.chat_template = find_template(given or "chatml", named_templates(tokenizer))
     added = add_missing_tokens(tokenizer, tokenizer.chat_template)
     if added and config.model.lora_rank:
         raise InputError(

@@ -69,6 +69,7 @@ def export(
         write_side_files(
             source,
             target,
+            tokenizer=speech.tokenizer,
             stop_token_ids=speech.stop_token_ids,
             chat_template=speech.chat_template,
             new_tokens=speech.new_tokens,

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+from sft.model.tokenizer import FILE_CLASS, takes_file_as_it_is
+
 COPIED = (
     "config.json",
     "tokenizer*",
@@ -30,6 +32,7 @@ def write_side_files(
     source: Path,
     target: Path,
     *,
+    tokenizer: Any,
     stop_token_ids: Sequence[int],
     chat_template: str | None,
     new_tokens: Mapping[str, int],
@@ -38,10 +41,12 @@ def write_side_files(
 ) -> None:
     """Those of `source` byte for byte, but for what training changed.
 
-    chat_template: in place of the source's own. new_tokens: ids of the special tokens that its tokenizer lacks, and
-    vocabulary: the rows of the embeddings, which may have grown for them. dtype: of the weights, if not the source's.
+    tokenizer: the one trained with. chat_template: in place of the source's own. new_tokens: ids of the special tokens
+    that its tokenizer lacks, and vocabulary: the rows of the embeddings, which may have grown for them. dtype: of the
+    weights, if not the source's.
     """
     copy_side_files(source, target)
+    _write_tokenizer_class(target, tokenizer)
     if new_tokens:
         _write_new_tokens(target, new_tokens)
         _write_vocab_size(target, vocabulary)
@@ -58,6 +63,20 @@ def copy_side_files(source: Path, target: Path) -> None:
         copy = target / path.relative_to(source)
         copy.parent.mkdir(exist_ok=True)
         shutil.copyfile(path, copy)
+
+
+def _write_tokenizer_class(target: Path, tokenizer: Any) -> None:
+    """Let everybody open the tokenizer as it was trained with, where the source's files name another class for it."""
+    if not takes_file_as_it_is(tokenizer):
+        return
+    file, config_file = target / "tokenizer.json", target / "tokenizer_config.json"
+    is_made = not file.is_file()  # from a tokenizer.model
+    if is_made:
+        tokenizer.save_pretrained(target)
+    config = json.loads(config_file.read_text()) if config_file.is_file() else {}
+    if is_made or config.get("tokenizer_class") not in (None, FILE_CLASS, type(tokenizer).__name__):
+        config |= {"tokenizer_class": FILE_CLASS}
+        config_file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
 def _write_chat_template(target: Path, template: str) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from sft.data.chat.encode import encode, stop_token_ids
-from sft.data.chat.templates import NAMES, add_missing_tokens, find_template
+from sft.data.chat.templates import NAMES, add_missing_tokens, check_default, find_template, named_templates
 from sft.errors import InputError
 from tests.assets import CHATML, tiny_tokenizer
 from tests.chats import assistant, spoken, user
@@ -62,3 +62,15 @@ def test_chatml_gives_a_tokenizer_the_tokens_it_lacks():
     assert add_missing_tokens(bare, find_template("alpaca")) == {}
     assert add_missing_tokens(bare, find_template("chatml")) == {"<|im_start|>": size}
     assert spoken(encode([user("a"), assistant("b")], bare), bare) == [["b<|im_end|>"]]
+
+
+def test_templates_by_name_are_chosen_by_name_where_none_is_the_default():
+    tokenizer = tiny_tokenizer({"rag": "{{ 'rag' }}", "tool_use": "{{ 'tools' }}"})
+    with pytest.raises(InputError, match=r"for rag, tool_use, and none called default; .*data.chat_template=rag"):
+        check_default(tokenizer)
+    assert find_template("tool_use", named_templates(tokenizer)) == "{{ 'tools' }}"
+    with pytest.raises(InputError, match=r"did you mean tool_use\?.*alpaca.*rag, tool_use"):
+        find_template("tool_user", named_templates(tokenizer))
+    check_default(tiny_tokenizer({"default": CHATML, "rag": CHATML}))
+    check_default(tiny_tokenizer())
+    check_default(tiny_tokenizer(None))
