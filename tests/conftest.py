@@ -14,11 +14,12 @@ from tests.launch import REPOSITORY
 def shared() -> Path:
     """The directory with the real data and tokenizers: $SFT_SHARED, ../shared if unset.
 
-    Skips where there is none; in CI, which promises it by setting SFT_SHARED, its absence is a failure.
+    Skips where there is none; in CI, which promises it by naming it in SFT_SHARED, its absence is a failure.
     """
-    path = (REPOSITORY / os.environ.get("SFT_SHARED", "../shared")).resolve()
+    promised = os.environ.get("SFT_SHARED")
+    path = (REPOSITORY / (promised or "../shared")).resolve()
     if not path.is_dir():
-        if "CI" in os.environ and "SFT_SHARED" in os.environ:
-            pytest.fail(f"SFT_SHARED={os.environ['SFT_SHARED']} leads to {path}, which is not there")
+        if promised and "CI" in os.environ:
+            pytest.fail(f"SFT_SHARED={promised} leads to {path}, which is not there")
         pytest.skip(f"no real data at {path}; set SFT_SHARED to run this test")
     return path

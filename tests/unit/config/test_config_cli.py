@@ -169,7 +169,7 @@ def test_what_the_run_raises_is_shown_whole(here: Path, runnable: list[str]) -> 
     assert start(here, *runnable, "trainer.experiment_name=exit").returncode == 7
 
 
-def test_the_wheel_carries_every_yaml_file_and_works_unpacked(tmp_path: Path) -> None:
+def test_the_wheel_carries_every_yaml_file_and_its_types_and_works_unpacked(tmp_path: Path) -> None:
     pytest.importorskip("build")
     built = subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT],
@@ -181,5 +181,6 @@ def test_the_wheel_carries_every_yaml_file_and_works_unpacked(tmp_path: Path) ->
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(installed := tmp_path / "installed")
     assert files(installed / "sft" / "conf") == files(ROOT / "conf")
+    assert (installed / "sft" / "py.typed").exists(), "type checkers would not read our annotations"
     done = start(installed, "--cfg", "job", PYTHONPATH=str(installed))
     assert "train_batch_size: 256" in done.stdout
