@@ -30,6 +30,9 @@ else
     export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 fi
 
+# Rows differ in length: without it, memory is lost between blocks of different sizes. Yours stays.
+export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}}"
+
 # SIGUSR1, which Slurm can send before the time is up, kills torchrun unless it is told to pass it on.
 exec python -m torch.distributed.run "${meet[@]}" \
     --nproc-per-node="${NPROC_PER_NODE:-$((gpus > 0 ? gpus : 1))}" \

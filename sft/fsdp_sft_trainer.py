@@ -42,6 +42,7 @@ from sft.checkpoint.lock import sole_use_of
 from sft.config import SftConfig
 from sft.data.order.prefetch import prefetch
 from sft.errors import InputError
+from sft.parallel.device import refuse_ranks_without_a_gpu, why_on_the_cpu
 from sft.parallel.fsdp import begin_micro_batch
 from sft.parallel.world import (
     ALL_RANKS,
@@ -50,7 +51,6 @@ from sft.parallel.world import (
     log,
     log_on_main_rank_only,
     process_group,
-    refuse_ranks_without_a_gpu,
     seed_everything,
     sum_over,
 )
@@ -112,6 +112,8 @@ def run(config: SftConfig, head_start: HeadStart | None = None) -> RunResult:
     world = World.from_environment()
     log_on_main_rank_only(world)
     refuse_ranks_without_a_gpu()
+    if reason := why_on_the_cpu():
+        log.warning("training on the CPU: %s", reason)
     seed_everything(config.trainer.seed)
     check_loggers(list(config.trainer.logger))
     inputs = read_inputs(config, world, head_start)

@@ -24,6 +24,7 @@ from sft.generate.answer import Sampling, answer, open_model
 from sft.model.attention import Available
 from sft.model.place import build_bare_model, place, sharding_of
 from sft.model.pretrained import find_model, fingerprint
+from sft.parallel.device import refuse_ranks_without_a_gpu, why_on_the_cpu
 from sft.parallel.mesh import build_mesh
 from sft.parallel.world import (
     World,
@@ -32,7 +33,6 @@ from sft.parallel.world import (
     log_on_main_rank_only,
     on_every_rank,
     process_group,
-    refuse_ranks_without_a_gpu,
     seed_everything,
 )
 from sft.track.files import replace_file
@@ -62,6 +62,8 @@ def evaluate(config: SftConfig, options: Options, world: World) -> Numbers:
     """The numbers of every entry of data.val_files. Every rank calls it; all get them. Raises InputError."""
     log_on_main_rank_only(world)
     refuse_ranks_without_a_gpu()
+    if reason := why_on_the_cpu():
+        log.warning("on the CPU: %s", reason)
     seed_everything(config.trainer.seed)
     check(config, options, world)
     if config.model.external_lib:

@@ -28,6 +28,7 @@ from torch.distributed import HashStore, PrefixStore, Store  # pyright: ignore[r
 from torch.distributed.rendezvous import rendezvous
 
 from sft.errors import BugError, InputError, MishapError
+from sft.parallel.device import device_of, gpu_id, refuse_shared_gpus
 
 log = logging.getLogger("sft")
 
@@ -65,7 +66,7 @@ class World:
 
     @property
     def device(self) -> torch.device:
-        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        return device_of(self.local_rank)
 
 
 class LostRanksError(Exception):
@@ -90,6 +91,8 @@ def process_group(world: World, timeout: timedelta = timedelta(minutes=30)) -> I
     # After an error nobody destroys the group: the others may be inside a collective, where NCCL would wait for them
     # and hide the error. The process ends instead, and torchrun ends the rest.
     try:
+        if world.device.type == "cuda":
+            refuse_shared_gpus(on_every_rank("start-up", lambda: gpu_id(world.device)))
         yield
     except RuntimeError as error:
         if not _is_about_other_ranks(error):
@@ -100,16 +103,6 @@ def process_group(world: World, timeout: timedelta = timedelta(minutes=30)) -> I
     # 12 of 57 gloo runs after their work was done; collecting first, none of 37.
     gc.collect()
     dist.destroy_process_group()
-
-
-def refuse_ranks_without_a_gpu() -> None:
-    """Raise InputError, on every rank of a node, where it has GPUs but fewer than ranks."""
-    ranks, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
-    if torch.cuda.is_available() and ranks > gpus:
-        raise InputError(
-            f"this node starts {ranks} ranks and shows {gpus} GPUs: start at most one rank per GPU (torchrun "
-            "--nproc-per-node), or use the CPU (CUDA_VISIBLE_DEVICES='')."
-        )
 
 
 def _keys_of_this_run(world: World) -> str:

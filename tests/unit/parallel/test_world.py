@@ -3,7 +3,6 @@ how they add up."""
 
 import logging
 import re
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ from sft.parallel.world import (
     World,
     _keys_of_this_run,
     on_every_rank,
-    refuse_ranks_without_a_gpu,
     seed_rank,
     sum_over,
 )
@@ -127,12 +125,3 @@ def test_a_rank_that_lost_the_others_does_not_wait_for_them_to_hear_of_it(monkey
     monkeypatch.setattr(dist, "all_gather_object", lambda *_: pytest.fail("the group is gone"))
     with pytest.raises(RuntimeError, match="Connection closed by peer"):
         on_every_rank("saving", lose)
-
-
-@pytest.mark.parametrize(("ranks", "gpus", "refused"), [(2, 2, False), (3, 2, True), (4, 0, False)])
-def test_more_ranks_than_gpus_are_refused_on_all_of_them(monkeypatch, ranks, gpus, refused):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
-    with pytest.raises(InputError, match="3 ranks and shows 2 GPUs") if refused else nullcontext():
-        refuse_ranks_without_a_gpu()

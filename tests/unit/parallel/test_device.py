@@ -1,0 +1,65 @@
+"""Which device a rank takes, on machines that are not here."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from sft.errors import InputError
+from sft.parallel import device
+from sft.parallel.device import device_of, refuse_ranks_without_a_gpu, refuse_shared_gpus, why_on_the_cpu
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """Pretend that this machine has so many GPUs, a driver, and a torch for so many of them."""
+
+    def machine(*, gpus=0, driver=False, cuda=None, ranks=1):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        monkeypatch.setattr(device, "NVIDIA_DEVICE", tmp_path if driver else tmp_path / "absent")
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    return machine
+
+
+@pytest.mark.parametrize(("ranks", "gpus", "refused"), [(2, 2, False), (3, 2, True), (4, 0, False), (4, 1, False)])
+def test_more_ranks_than_gpus_are_refused_on_all_of_them(machine, ranks, gpus, refused):
+    machine(gpus=gpus, ranks=ranks)
+    with pytest.raises(InputError, match="3 ranks and shows 2 GPUs") if refused else nullcontext():
+        refuse_ranks_without_a_gpu()
+
+
+def test_a_launcher_may_show_every_rank_one_gpu(machine):
+    machine(gpus=1, ranks=4)
+    assert device_of(3) == torch.device("cuda", 0)
+    machine(gpus=4, ranks=4)
+    assert device_of(3) == torch.device("cuda", 3)
+    machine(gpus=0)
+    assert device_of(3) == torch.device("cpu")
+
+
+def test_two_ranks_on_one_gpu_are_refused_once_they_can_talk():
+    refuse_shared_gpus(["a", "b"])
+    refuse_shared_gpus([None, None])  # on CPUs
+    with pytest.raises(InputError, match=r"the same GPU \(ranks 0, 2\): start at most one rank per GPU"):
+        refuse_shared_gpus(["a", "b", "a"])
+
+
+def test_a_gpu_that_is_not_used_is_said(machine, monkeypatch):
+    machine(driver=True)
+    assert "is a build for CPUs" in (why_on_the_cpu() or "")
+    machine(driver=True, cuda="13.0")
+    monkeypatch.setattr(torch.cuda, "init", lambda: (_ for _ in ()).throw(RuntimeError("driver too old\nmore")))
+    assert "cannot use it (driver too old)" in (why_on_the_cpu() or "")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert why_on_the_cpu() is None
+    machine(gpus=1, driver=True, cuda="13.0")
+    assert why_on_the_cpu() is None
+    machine()
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert "MPS" in (why_on_the_cpu() or "")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert why_on_the_cpu() is None
