@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from sft.data.chat.proof import MaskError
@@ -12,6 +12,10 @@ from sft.data.chat.render import Rendering
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+GUARDS = ("", "\n", "\x01")
+"""What stands before a reply while it is tokenised alone. Llama 2 begins every text with a space, which the reply has
+not behind its prompt; behind a character of its own, it gets none."""
 
 Tokens = tuple[list[int], list[slice]]
 """The ids of a text, and for each of its spans the ids that say it."""
@@ -37,13 +41,16 @@ def _prove(rendering: Rendering, ids: list[int], slices: list[slice], backend: T
     """
     if _first_unproven(rendering, ids, slices, backend) is None:
         return ids, slices
-    apart_ids, apart = _tokenise_apart(rendering, backend)
-    unproven = _first_unproven(rendering, apart_ids, apart, backend)
-    whole, parts = backend.decode_batch([ids, apart_ids], skip_special_tokens=False)
-    # Phi-3's <|assistant|> would take the first newlines of the reply into itself: then the parts say more.
-    if unproven is None and (parts == whole or _says_all(rendering, apart_ids, apart, backend)):
-        return apart_ids, apart
-    turn, expected, found = unproven or (rendering.spans[0].turn, whole, parts)
+    failures = []
+    for guard in GUARDS:
+        apart_ids, apart = _tokenise_apart(rendering, backend, guard)
+        unproven = _first_unproven(rendering, apart_ids, apart, backend)
+        whole, parts = backend.decode_batch([ids, apart_ids], skip_special_tokens=False)
+        # Phi-3's <|assistant|> would take the first newlines of the reply into itself: then the parts say more.
+        if unproven is None and (parts == whole or _says_all(rendering, apart_ids, apart, backend)):
+            return apart_ids, apart
+        failures.append(unproven or (rendering.spans[0].turn, whole, parts))
+    turn, expected, found = failures[0]
     raise MaskError(
         rendering.where,
         turn,
@@ -84,14 +91,20 @@ def _says_all(rendering: Rendering, ids: list[int], slices: list[slice], backend
     return all(decode(s.stop) == decode(s.start) + said for s, said in zip(slices, texts, strict=True))
 
 
-def _tokenise_apart(rendering: Rendering, backend: Tokenizer) -> Tokens:
-    """Ids with a token boundary where each reply starts, as when sampling: there the prompt is tokenised alone."""
+def _tokenise_apart(rendering: Rendering, backend: Tokenizer, guard: str) -> Tokens:
+    """Return ids with a token boundary where each reply starts, as when sampling: there the prompt is tokenised alone.
+
+    guard: stands before every reply while it is tokenised, and goes with its tokens.
+    """
     starts = [span.start for span in rendering.spans]
     pieces = [rendering.text[a:b] for a, b in pairwise([0, *starts, len(rendering.text)])]
-    encodings = backend.encode_batch(pieces, add_special_tokens=False)
-    begins = accumulate(len(encoding.ids) for encoding in encodings[:-1])
-    slices = [
-        slice(begin, begin + bisect_left(encoding.offsets, (span.end - span.start, 0)))
-        for begin, encoding, span in zip(begins, encodings[1:], rendering.spans, strict=True)
-    ]
-    return [token_id for encoding in encodings for token_id in encoding.ids], slices
+    guard_tokens = len(backend.encode(guard, add_special_tokens=False).ids)
+    prompt, *replies = backend.encode_batch(
+        [pieces[0], *(guard + piece for piece in pieces[1:])], add_special_tokens=False
+    )
+    ids, slices = list(prompt.ids), []
+    for encoding, span in zip(replies, rendering.spans, strict=True):
+        end = bisect_left(encoding.offsets, (len(guard) + span.end - span.start, 0))
+        slices.append(slice(len(ids), len(ids) + end - guard_tokens))
+        ids += encoding.ids[guard_tokens:]
+    return ids, slices

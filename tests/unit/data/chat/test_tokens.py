@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from sft.data.chat import decoding, tokens
 from sft.data.chat.encode import encode
@@ -143,3 +145,38 @@ def test_prompts_end_as_a_server_tokenises_them_in_every_turn(template):
         served = tokenizer.backend_tokenizer.encode(prompt, add_special_tokens=False).ids
         assert sample.input_ids[start - 3 : start].tolist() == served[-3:]
         assert tokenizer.decode(sample.input_ids[:start]) == prompt
+
+
+@cache
+def llama2_style(template: str) -> PreTrainedTokenizerFast:
+    """Every text begins with a space of the tokenizer's own, and "]{" and its like are one token."""
+    backend = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False)
+    backend.train_from_iterator(["[INST] q[/INST]{ ]( ]$ ]\\ ]< ]/ ][ ]* Hi don"] * 20, trainer)
+    backend = Tokenizer.from_str(backend.to_str().replace('"special": true', '"special": false'))
+    backend.add_special_tokens(["<s>", "</s>", "<unk>"])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=template
+    )
+
+
+@pytest.mark.parametrize("lead", ["", " "])
+@pytest.mark.parametrize(
+    "said", ['{"a": 1}', "(x)", "$x$", "\\frac", "<a>", "/x", "[x]", "* x", "Hi", "é", "\nx", " x"]
+)
+def test_a_reply_right_behind_its_prompt_is_trained_without_the_space_of_a_texts_beginning(lead, said):
+    tokenizer = llama2_style(
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + '[/INST]' }}"
+        f"{{% else %}}{{{{ '{lead}' + m.content + eos_token }}}}{{% endif %}}{{% endfor %}}"
+    )
+    (sample,) = encode([user("q"), assistant(said), user("q"), assistant(said)], tokenizer)
+    turn = f"[INST] q[/INST]{lead}{said}</s>"
+    assert tokenizer.decode(sample.input_ids) == f"<s> {turn} {turn}"
+    trained = np.flatnonzero(sample.loss_weights)
+    replies = np.split(sample.input_ids[trained], np.flatnonzero(np.diff(trained) > 1) + 1)
+    assert [tokenizer.decode([tokenizer.bos_token_id, *ids]) for ids in replies] == [f"<s>{lead}{said}</s>"] * 2
