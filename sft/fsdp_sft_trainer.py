@@ -64,6 +64,7 @@ from sft.train.head_start import HeadStart
 from sft.train.inputs import read_inputs, refuse_other_data
 from sft.train.loss import token_ce_sum
 from sft.train.optim import lr_at, scale_gradients, squared_norm_of_gradients
+from sft.train.profile import Profiler
 from sft.train.report import describe_data, describe_end, describe_step, of_sources, open_log, start_meter
 from sft.train.requests import Requests, listening
 from sft.train.result import Start, summarise
@@ -134,6 +135,7 @@ def fit(job: Job) -> RunResult:
         for line in [*describe_data(job), describe_step(job)] if job.world.is_main else []:
             run_log.say(line)
         meter, prompts = start_meter(job, run_log), choose_prompts(job, run_log)
+        profiler = Profiler(job.config.trainer.profile_steps, job.run_dir, job.world, total_steps=job.total_steps)
         parts, metrics = prefetch(parts_from(job, state.step + 1)), {}
         if missed := validate_if_due(job, run_log, listener):  # before the first step, or where the run was stopped
             run_log.log(state.step, missed)
@@ -145,7 +147,7 @@ def fit(job: Job) -> RunResult:
             micro_batches, weight_sums = next(parts)
             data_wait_s = time.perf_counter() - waited_since
 
-            with explaining_memory(job.memory, f"step {state.step + 1}"):
+            with explaining_memory(job.memory, f"step {state.step + 1}"), profiler.around(state.step + 1):
                 stats = train_step(job, micro_batches, weight_sums)
             advance(state, stats)
             metrics = meter.measure(stats, data_wait_s) | of_sources(job, stats)

@@ -41,6 +41,17 @@ ShareAbove0 = Annotated[float, Field(strict=True, gt=0, le=1, description="a num
 Decay = Annotated[float, Field(strict=True, ge=0, lt=1)]
 Betas = Annotated[tuple[Decay, Decay], Field(description="two numbers, each at least 0 and below 1")]
 
+
+def _in_order(steps: tuple[int, int]) -> tuple[int, int]:
+    if steps[0] > steps[1]:
+        raise ValueError("the first step comes after the last one")
+    return steps
+
+
+Steps = Annotated[
+    tuple[Count, Count], AfterValidator(_in_order), Field(description="two step numbers, [first, last], in order")
+]
+
 Text = Annotated[str, Field(strict=True, min_length=1, description="text")]
 Name = Annotated[Text, BeforeValidator(_digits_are_text), Field(description="text")]  # experiment_name=7 is a name
 UserPath = Annotated[Text, AfterValidator(_expand_home), Field(description="a path")]
@@ -235,6 +246,7 @@ class TrainerConfig:
     hub_model_id: HubModel | None
     hub_private: Flag
     hub_dry_run_dir: UserPath | None
+    profile_steps: Steps | None
     timeout_s: Count
 
 
