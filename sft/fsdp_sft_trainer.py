@@ -209,6 +209,7 @@ def train_step(job: Job, micro_batches: list[Batch], weight_sums: list[float]) -
         job.total_steps,
         lr=optim.lr,
         schedule=optim.lr_scheduler,
+        warmup_steps=optim.warmup_steps,
         warmup_steps_ratio=optim.warmup_steps_ratio,
         min_lr_ratio=optim.min_lr_ratio,
     )

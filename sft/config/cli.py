@@ -15,7 +15,16 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from sft.config.compose import COMPOSITION_ERRORS, CONFIG_DIR, CONFIG_NAME, compose, explain, force, plain
+from sft.config.compose import (
+    COMPOSITION_ERRORS,
+    CONFIG_DIR,
+    CONFIG_NAME,
+    chooses_verls_group,
+    compose,
+    explain,
+    force,
+    plain,
+)
 from sft.config.door import checked
 from sft.config.expectations import expectations
 from sft.config.names import ALIASES
@@ -56,13 +65,22 @@ def _configs(arguments: Sequence[str], world_size: int | None) -> list[SftConfig
             ]
         )
     flags = [text for text in arguments if text not in parsed.overrides]
-    overrides = force(parsed.overrides, [path for path in (parsed.config_dir, parsed.config_path) if path])
+    unusable: dict[str, str] = {}
+    config_dirs = [path for path in (parsed.config_dir, parsed.config_path) if path]
+    overrides = force(parsed.overrides, unusable, config_dirs)
     only_values = all(text.startswith("++") and "hydra" not in text for text in overrides)
     if only_values and not flags:  # hydra.main composes twice, the first time to learn whether it is a sweep
-        composed = [(compose(parsed.overrides), parsed.overrides)]
+        composed = [(compose(parsed.overrides, {}), parsed.overrides)]
     else:  # a preset may ask for a sweep, too
-        composed = _through_hydra(flags, overrides)
-    configs = [checked(values, overrides, _say, world_size) for values, overrides in composed]
+        try:
+            composed = _through_hydra(flags, overrides)
+        except ConfigError as error:
+            raise ConfigError([*unusable.values(), *error.problems]) from error
+        verls = [text for text in parsed.overrides if chooses_verls_group(text)]  # Hydra never saw them
+        composed = [(values, [*overrides, *verls]) for values, overrides in composed]
+    configs = [checked(values, overrides, _say, world_size, unusable) for values, overrides in composed]
+    if unusable and not configs:  # --help or --cfg
+        raise ConfigError([*unusable.values()])
     _refuse_shared_directory(configs)
     return configs
 

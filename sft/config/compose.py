@@ -23,6 +23,7 @@ from yaml import YAMLError
 
 from sft.config.expectations import expectations
 from sft.config.problems import ConfigError
+from sft.config.verl import GROUPS
 
 PACKAGE = Path(__file__).resolve().parent.parent
 CONFIG_DIR = next((path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir()), PACKAGE / "conf")
@@ -35,14 +36,20 @@ HOME = re.compile(r"(?<=[=\[,])~(?=/)")
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
 
 
-def compose(overrides: Sequence[str]) -> dict[str, Any]:
-    """The values these overrides compose, resolved, not yet checked. Raises ConfigError."""
-    forced = force(overrides)
+def compose(overrides: Sequence[str], unusable: dict[str, str] | None = None) -> dict[str, Any]:
+    """The values these overrides compose, resolved, not yet checked. Raises ConfigError.
+
+    unusable: takes the overrides that cannot be used, each with its problem, in place of an error about them
+    """
+    left_out: dict[str, str] = {} if unusable is None else unusable
+    forced = force(overrides, left_out)
+    if left_out and unusable is None:
+        raise ConfigError([*left_out.values()])
     try:
         with _own_hydra():
             return plain(hydra.compose(CONFIG_NAME, forced))
     except COMPOSITION_ERRORS as error:
-        raise ConfigError([explain(error)]) from error
+        raise ConfigError([*left_out.values(), explain(error)]) from error
 
 
 @contextmanager
@@ -62,34 +69,58 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return cast(dict[str, Any], values)
 
 
-def force(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> list[str]:
-    """The same overrides with every value override as `++key=value`. Raises ConfigError for all that do not parse."""
-    parser, forced, problems = OverridesParser.create(), [], []
+def force(overrides: Sequence[str], unusable: dict[str, str], config_dirs: Sequence[str | Path] = ()) -> list[str]:
+    """The same overrides with every value override as `++key=value`; those that are not usable go to `unusable`."""
+    parser, forced = OverridesParser.create(), []
     for text in (HOME.sub(str(Path.home()), text) for text in overrides):
         try:
             override = parser.parse_override(text)
         except HydraException as error:
-            problems.append(_explain_syntax(text, error))
+            unusable[text] = _explain_syntax(text, error)
             continue
         sets = override.type in (OverrideType.CHANGE, OverrideType.ADD)
-        if not _is_group(override, config_dirs):
+        directories = (CONFIG_DIR, *config_dirs)
+        if not _is_group(override, directories):
             forced.append(f"++{text.lstrip('+')}" if sets else text)
         elif sets and not isinstance(override.value(), str | list | Sweep):
-            problems.append(f"{text!r} sets a whole group; choose a file of it (--help lists them) or set single keys.")
+            unusable[text] = f"{text!r} sets a whole group; choose a file of it (--help lists them) or set single keys."
+        elif chooses_verls_group(text):
+            continue
+        elif sets and (problem := _missing_file(override, directories)):
+            unusable[text] = problem
         else:
             forced.append(text)
-    if problems:
-        raise ConfigError(problems)
     return forced
 
 
-def _is_group(override: Override, config_dirs: Sequence[str | Path]) -> bool:
+def chooses_verls_group(override: str) -> bool:
+    return override.lstrip("+") in GROUPS
+
+
+def _missing_file(override: Override, directories: Sequence[str | Path]) -> str | None:
+    """The problem with a group override that names a file which does not exist."""
+    group, name = override.key_or_group, override.value()
+    options = sorted({file.stem for directory in directories for file in Path(directory, group).glob("*.yaml")})
+    if not isinstance(name, str) or override.package is not None or group.startswith("hydra") or name in options:
+        return None
+    if group == "engine":
+        return f"engine={name} does not exist; models are sharded by FSDP2: engine=fsdp, or leave it out."
+    if (key := MAIN_KEYS.get(group)) and ("/" in name or "." in name):
+        return f"{group}={name} would choose a file of values ({', '.join(options)}); write {key}={name}."
+    return f"{group}={name} does not exist; choose one of {', '.join(options)}."
+
+
+MAIN_KEYS = {"model": "model.partial_pretrain", "data": "data.train_files"}
+
+
+def _is_group(override: Override, directories: Sequence[str | Path]) -> bool:
     key = override.key_or_group
     return (
         override.package is not None
         or "/" in key
         or key.startswith("hydra.")
-        or any(Path(directory, key).is_dir() for directory in (CONFIG_DIR, *config_dirs))
+        or key == "engine"  # of verl
+        or any(Path(directory, key).is_dir() for directory in directories)
     )
 
 

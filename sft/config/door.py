@@ -18,9 +18,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from sft.config.checks.data import misshaped
 from sft.config.checks.run import check
-from sft.config.compose import compose, key_of
+from sft.config.compose import chooses_verls_group, compose, key_of
 from sft.config.expectations import expectations
-from sft.config.names import ACCUMULATION, ALIASES, drop_retired, settle_aliases
+from sft.config.names import ACCUMULATION, ALIASES, Names, other_defaults
 from sft.config.problems import ConfigError, Report, shown
 from sft.config.schema import SftConfig
 from sft.config.secrets import is_secret, without_secrets
@@ -33,7 +33,8 @@ def load_config(overrides: Sequence[str] = (), *, warn: Callable[[str], None] = 
 
     Raises ConfigError with every problem at once. `warn` is called once for each alias and each key without effect.
     """
-    return checked(compose(overrides), overrides, warn)
+    unusable: dict[str, str] = {}
+    return checked(compose(overrides, unusable), overrides, warn, unusable=unusable)
 
 
 def checked(
@@ -41,25 +42,28 @@ def checked(
     overrides: Iterable[str],
     warn: Callable[[str], None],
     world_size: int | None = None,
+    unusable: Mapping[str, str] | None = None,
 ) -> SftConfig:
     """Composed values as an SftConfig; `overrides` tells what came from the command line. Raises ConfigError.
 
     world_size: ranks that it must be able to run on; None: what torchrun says, 0: the fewest that it can run on
+    unusable: overrides that `values` lack, each with the problem to report
     """
-    report = Report(warn)
-    flat = flatten(values)
+    report, unusable = Report(warn), unusable or {}
+    flat, given = flatten(values), {key_of(override) for override in overrides}
+    names = Names(flat, given, _defaults, report)
+    names.settle()
     sp = flat.get("ulysses_sequence_parallel_size")
     if world_size is None:
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
     elif world_size == 0:
         copies = flat.get("model.fsdp_config.dp_replicate")
         world_size = math.prod(n for n in (sp, copies) if type(n) is int and n >= 1)
-    dp = world_size // sp if type(sp) is int and 1 <= sp <= world_size else world_size
-
-    settle_aliases(flat, {key_of(override) for override in overrides}, _defaults, dp, report)
+    names.divide(world_size, world_size // sp if type(sp) is int and 1 <= sp <= world_size else world_size)
+    if any(map(chooses_verls_group, overrides)) and (told := other_defaults(flat, given | names.settled)):
+        warn(told)
     if flat.get("data.mixture") is not None and flat.get("data.train_files") == _defaults()["data.train_files"]:
         flat["data.train_files"] = None  # a default gives way
-    drop_retired(flat, report)
     for key in [key for key in flat if key not in expectations()]:
         report.problem(_unknown(key, flat.pop(key)))
         # One complaint is enough where a section was given a value: its keys are not "missing" as well.
@@ -67,13 +71,21 @@ def checked(
     config, wrong = _typed(flat, report)
     checks = Report(warn)
     check(config, world_size, checks)
-    # A problem about a value that is wrong by itself would quote the stand-in the user never wrote.
-    for problem in checks.problems:
-        if not any(re.search(rf"\b{re.escape(key)}\b", problem) for key in wrong):
-            report.problem(problem)
-    if report.problems:
-        raise ConfigError(report.problems)
+    unread = {key_of(override) for override in unusable} & expectations().keys()
+    problems = [
+        *unusable.values(),
+        *_about_others(report.problems, unread),
+        # A problem about a value that is wrong by itself would quote the stand-in the user never wrote.
+        *_about_others(checks.problems, wrong | unread),
+    ]
+    if problems:
+        raise ConfigError(problems)
     return config
+
+
+def _about_others(problems: Iterable[str], keys: set[str]) -> list[str]:
+    """The problems that name none of `keys`."""
+    return [problem for problem in problems if not any(re.search(rf"\b{re.escape(key)}\b", problem) for key in keys)]
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

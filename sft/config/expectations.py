@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from sft.config.schema import SftConfig, SourceConfig
 
@@ -27,10 +27,10 @@ def _expectations(section: Any, prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def _describe(annotation: Any) -> str:
-    if get_origin(annotation) is UnionType or type(None) in get_args(annotation):
+    if get_origin(annotation) in (Union, UnionType):
         return " or ".join("null" if part is type(None) else _describe(part) for part in get_args(annotation))
     if get_origin(annotation) is Literal:
         *head, last = get_args(annotation)
-        return f"{', '.join(head)} or {last}"
+        return f"{', '.join(head)} or {last}" if head else last
     # The last word counts: Annotated flattens, so a type built on another carries both descriptions.
     return [field.description for field in annotation.__metadata__ if getattr(field, "description", None)][-1]

@@ -1,22 +1,15 @@
-"""Names that are not in the schema and still mean something: aliases and retired keys."""
+"""Names that are not in the schema and still mean something: aliases, and keys of other trainers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from sft.config import verl
+from sft.config.foreign import Foreign
 from sft.config.problems import Report, choices, multiples_around, shown
 
-ALIASES = {
-    # verl's own second names
-    "data.micro_batch_size": "data.micro_batch_size_per_gpu",
-    "data.max_token_len_per_gpu": "data.max_tokens_per_gpu",
-    "model.path": "model.partial_pretrain",
-    "optim.lr_warmup_steps_ratio": "optim.warmup_steps_ratio",
-    "optim.lr_scheduler_type": "optim.lr_scheduler",
-    "optim.warmup_style": "optim.lr_scheduler",
-    "trainer.dcp_save_interval": "trainer.save_freq",
-    # what other trainers call it
+ALIASES = verl.ALIASES | {
     "dataset": "data.train_files",
     "batch_size": "data.train_batch_size",
     "max_seq_len": "data.max_length",
@@ -36,119 +29,198 @@ ALIASES = {
     "eval_steps": "trainer.test_freq",
     "early_stopping_patience": "trainer.early_stop_patience",
 }
+"""Another name -> the key that takes its value as it is."""
+
+FOREIGN: dict[str, Foreign] = verl.FOREIGN
+"""Keys of other trainers whose value is translated, has no effect, or is refused with a reason."""
 
 MICRO_BATCH = "data.micro_batch_size_per_gpu"
 ACCUMULATION = ("grad_accum", "gradient_accumulation_steps")
 """Micro-batches per step: here the micro-batch is stated, and their number follows."""
 
+OTHER_VALUES: dict[str, dict[Any, Any]] = {
+    "data.max_tokens_per_gpu": {-1: None},
+    "model.fsdp_config.model_dtype": {"float32": "fp32", "bfloat16": "bf16"},
+    "model.fsdp_config.compute_dtype": {"float32": "fp32", "bfloat16": "bf16"},
+    "optim.lr_scheduler": {"constant_with_warmup": "constant", "warmup_stable_decay": "wsd"},
+    "trainer.max_ckpt_to_keep": {-1: None},
+    "trainer.test_freq": {"after_each_epoch": -1, "epoch": -1},
+    "trainer.total_training_steps": {-1: None},
+    "trainer.logger": {"tracking": "wandb", "file": "jsonl"},
+}
+"""Other words for the values of our own keys: {key: {theirs: ours}}; of a list, for each of its items."""
 
-class Retired(NamedTuple):
-    accepts: Callable[[Any], bool]
-    reason: str
+
+class Claim(NamedTuple):
+    """A name that asks for a value of one of our keys."""
+
+    name: str
+    written: str
+    value: Any
+    tail: str = ""  # what the warning adds
+
+
+def foreign(name: str) -> str | None:
+    """Return the entry of FOREIGN for `name`, or for a section around it; None if there is none."""
+    while name:
+        if name in FOREIGN:
+            return name
+        name = name.rpartition(".")[0]
+    return None
+
+
+class Names:
+    """Replaces foreign names in `values` by keys of the schema. All in place, everything said once to `report`.
+
+    The command line (the keys in `given`) beats YAML, whatever the names; between equals a default gives way.
+    """
+
+    def __init__(
+        self, values: dict[str, Any], given: set[str], defaults: Callable[[], Mapping[str, Any]], report: Report
+    ) -> None:
+        self._values, self._given, self._defaults, self._report = values, given, defaults, report
+        self._micro_batch: list[Claim] = []
+        self.settled: set[str] = set()
+        """Our keys that other names have set."""
+
+    def settle(self) -> None:
+        """Replace the names that can be read without knowing the number of ranks."""
+        values = self._values
+        if values.get("data.use_dynamic_bsz") is False and "data.max_token_len_per_gpu" in values:
+            budget = values.pop("data.max_token_len_per_gpu")
+            self._report.warn(f"data.max_token_len_per_gpu={shown(budget)} has no effect: data.use_dynamic_bsz=false.")
+        claims: dict[str, list[Claim]] = {}
+        fills: list[tuple[str, Claim]] = []
+        for name in [name for name in ALIASES if name in values]:
+            written, value = self._take(name)
+            claims.setdefault(ALIASES[name], []).append(Claim(name, written, value))
+        for name in [name for name in values if name not in self._defaults() and foreign(name)]:
+            self._read(name, claims, fills)
+        if limits := [name for name in verl.LIMITS_OF_A_TURN if name in values]:
+            self._add_limits(limits, claims)
+        self._micro_batch = claims.pop(MICRO_BATCH, [])  # accumulation may have a say in it, too
+        for key, several in claims.items():
+            self._agree(key, several)
+        for key, claim in fills:
+            if key not in claims and not self._is_set(key):
+                self._agree(key, [claim])
+        self._other_values()
+
+    def divide(self, world_size: int, dp: int) -> None:
+        """Replace the names whose meaning depends on the number of ranks and on what `settle` has found."""
+        if verl.SHARD_GROUP in self._values:
+            self._divide_into_shard_groups(world_size, dp)
+        claims = self._micro_batch
+        for name in ACCUMULATION:
+            if name in self._values:
+                written, steps = self._take(name)
+                if samples := self._micro_batch_of(name, steps, dp):
+                    step = shown(self._values.get("data.train_batch_size"))
+                    claims.append(Claim(name, written, samples, f"; a step stays data.train_batch_size={step} samples"))
+        if claims:
+            self._agree(MICRO_BATCH, claims)
+
+    def _take(self, name: str) -> tuple[str, Any]:
+        value = self._values.pop(name)
+        return f"{name}={shown(value)}", value
+
+    def _read(self, name: str, claims: dict[str, list[Claim]], fills: list[tuple[str, Claim]]) -> None:
+        entry = FOREIGN[foreign(name) or ""]
+        written, value = self._take(name)
+        reading = entry.reads(value)
+        if reading is None:
+            self._report.problem(f"{written} is not possible here: {entry.reason}; remove it.")
+            return
+        for key, ours in reading.sets.items():
+            claims.setdefault(key, []).append(Claim(name, written, ours))
+        fills += [(key, Claim(name, written, ours)) for key, ours in reading.fills.items()]
+        if not reading.sets and not reading.fills:
+            self._report.warn(f"{written} has no effect: {entry.reason}.")
+
+    def _add_limits(self, names: list[str], claims: dict[str, list[Claim]]) -> None:
+        taken = [self._take(name) for name in names]
+        written = " and ".join(text for text, _ in taken)
+        if len(names) == 1 and "data.max_length" not in self._given:
+            self._report.problem(f"{written} bounds a part of a sample; set data.max_length, which bounds all of it.")
+        elif len(names) == 2 and all(type(value) is int for _, value in taken):
+            claims.setdefault("data.max_length", []).append(Claim(names[0], written, sum(value for _, value in taken)))
+        else:
+            self._report.warn(f"{written} has no effect: data.max_length bounds the whole sample.")
+
+    def _is_set(self, key: str) -> bool:
+        return key in self._given or (key in self._values and self._values[key] != self._defaults().get(key))
+
+    def _agree(self, key: str, claims: list[Claim]) -> None:
+        """Set `key` to what `claims` ask for: one warning each, a problem where two disagree."""
+        values, own = self._values, Claim(key, f"{key}={shown(self._values.get(key))}", self._values.get(key))
+        for claim in claims:
+            self._report.warn(f"{claim.written} is read as {key}={shown(claim.value)}{claim.tail}.")
+        of_command_line = [claim for claim in claims if claim.name in self._given]
+        rivals = [*of_command_line, own] if key in self._given and key in values else of_command_line
+        if not rivals:
+            rivals = [*claims, own] if key in values and values[key] != self._defaults().get(key) else claims
+        first = rivals[0]
+        for rival in rivals[1:]:
+            if rival.value != first.value:
+                self._report.problem(
+                    f"{first.written} and {rival.written} disagree (both set {key}); keep one, best {key}."
+                )
+        values[key] = first.value
+        self.settled.add(key)
+
+    def _other_values(self) -> None:
+        for key, words in OTHER_VALUES.items():
+            value = self._values.get(key)
+            ours = [_other(item, words) for item in value] if isinstance(value, list) else _other(value, words)
+            if ours != value:
+                self._report.warn(f"{key}={shown(value)} is read as {key}={shown(ours)}.")
+                self._values[key] = ours
+
+    def _divide_into_shard_groups(self, world_size: int, dp: int) -> None:
+        written, ranks = self._take(verl.SHARD_GROUP)
+        if type(ranks) is not int:
+            self._report.problem(f"{written} must be a whole number of ranks, or -1 for all of them.")
+        elif ranks < 1 or ranks >= world_size:
+            self._agree("model.fsdp_config.dp_replicate", [Claim(verl.SHARD_GROUP, written, 1)])
+        elif world_size % ranks:
+            self._report.problem(f"{written} must divide the number of ranks, {world_size}.")
+        else:  # the ranks that share a row of tokens always share the weights, too
+            copies = min(world_size // ranks, dp)
+            self._agree("model.fsdp_config.dp_replicate", [Claim(verl.SHARD_GROUP, written, copies)])
+
+    def _micro_batch_of(self, name: str, steps: Any, dp: int) -> int | None:
+        """The micro-batch that `steps` of accumulation imply; None, with a problem, where it is no whole number."""
+        samples = self._values.get("data.train_batch_size", 0)
+        if not _is_count(steps):
+            self._report.problem(f"{name}={shown(steps)} must be a whole number of at least 1.")
+        elif _is_count(samples) and samples % (dp * steps):
+            self._report.problem(
+                f"{name}={steps} does not divide data.train_batch_size={samples} over dp={dp} (train_batch_size = dp x "
+                f"micro-batch x {name}); try data.train_batch_size={choices(multiples_around(dp * steps, samples))}."
+            )
+        elif _is_count(samples):
+            return samples // (dp * steps)
+        return None
+
+
+def other_defaults(values: Mapping[str, Any], given: set[str]) -> str | None:
+    """One sentence on the values that today's verl has where its command gives none; None if there is no difference.
+
+    given: keys that the user has set, by whatever name.
+    """
+    if "data.use_dynamic_bsz" in given:
+        given = given | {"data.max_tokens_per_gpu"}
+    left = [
+        f"{key}={shown(values.get(key))} (there {shown(theirs)})"
+        for key, theirs in verl.TODAYS_DEFAULTS.items()
+        if key not in given and values.get(key) != theirs
+    ]
+    return f"Defaults that are others than in today's verl: {', '.join(left)}." if left else None
+
+
+def _other(value: Any, words: Mapping[Any, Any]) -> Any:
+    return words[value] if isinstance(value, str | int) and not isinstance(value, bool) and value in words else value
 
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 1
-
-
-QUANTISED = "what LoRA freezes is kept in bf16 and sharded over the ranks, not quantised"
-
-RETIRED = {
-    "data.pad_mode": Retired(lambda value: isinstance(value, str), "use_remove_padding decides how samples are padded"),
-    "load_in_4bit": Retired(lambda value: value is False, QUANTISED),
-    "load_in_8bit": Retired(lambda value: value is False, QUANTISED),
-    "model.load_in_4bit": Retired(lambda value: value is False, QUANTISED),
-    "model.load_in_8bit": Retired(lambda value: value is False, QUANTISED),
-    "data.use_shm": Retired(lambda value: value is False, "files are read where they are"),
-    "model.use_shm": Retired(lambda value: value is False, "each rank reads only its own slices of the weights"),
-    "trainer.checkpoint.load_contents": Retired(lambda value: isinstance(value, list), "resuming restores everything"),
-    "trainer.checkpoint.save_contents": Retired(lambda value: isinstance(value, list), "a checkpoint is always whole"),
-    "trainer.default_hdfs_dir": Retired(lambda value: value is None, "checkpoints are written to default_local_dir"),
-    "trainer.device": Retired(
-        lambda value: value == "cuda", "GPUs are used where there are any (for the CPU: CUDA_VISIBLE_DEVICES='')"
-    ),
-    "trainer.n_gpus_per_node": Retired(_is_count, "torchrun --nproc-per-node decides"),
-    "trainer.nnodes": Retired(_is_count, "torchrun --nnodes decides"),
-}
-"""Keys of others' documented commands without a meaning here: harmless values warn, others are errors."""
-
-
-def settle_aliases(
-    values: dict[str, Any], given: set[str], defaults: Callable[[], Mapping[str, Any]], dp: int, report: Report
-) -> None:
-    """Replace every alias in `values` by its key: one warning each, an error where two names disagree.
-
-    The command line (the keys in `given`) beats YAML, whatever the names; between equals a default gives way.
-    """
-    names: dict[str, dict[str, str]] = {}  # key -> its aliases, each with what the user wrote
-    for alias, key in ALIASES.items():
-        if alias in values:
-            names.setdefault(key, {})[alias] = f"{alias}={shown(values[alias])}"
-    micro_batch = names.pop(MICRO_BATCH, {})
-    for key, aliases in names.items():
-        _settle(key, aliases, values, given, defaults, report)
-    # Last, because accumulation needs the batch size, which may itself come by an alias.
-    for name in ACCUMULATION:
-        if name in values:
-            written = f"{name}={shown(values[name])}"
-            if _accumulation_to_micro_batch(values, name, dp, report):
-                micro_batch[name] = written
-    _settle(MICRO_BATCH, micro_batch, values, given, defaults, report)
-
-
-def _settle(
-    key: str,
-    aliases: dict[str, str],
-    values: dict[str, Any],
-    given: set[str],
-    defaults: Callable[[], Mapping[str, Any]],
-    report: Report,
-) -> None:
-    if not aliases:
-        return
-    for alias, written in aliases.items():
-        samples = shown(values.get("data.train_batch_size"))
-        stays = f"; a step stays data.train_batch_size={samples} samples" if alias in ACCUMULATION else ""
-        report.warn(f"{written} is read as {key}={shown(values[alias])}{stays}.")
-    written_as = aliases | {key: f"{key}={shown(values.get(key))}"}
-    rivals = [name for name in written_as if name in given and name in values]
-    if not rivals:
-        key_is_set = key in values and values[key] != defaults()[key]
-        rivals = [*aliases, key] if key_is_set else [*aliases]
-    for rival in rivals[1:]:
-        if values[rival] != values[rivals[0]]:
-            report.problem(
-                f"{written_as[rivals[0]]} and {written_as[rival]} disagree (both set {key}); keep one, best {key}."
-            )
-    values[key] = values[rivals[0]]
-    for alias in aliases:
-        del values[alias]
-
-
-def _accumulation_to_micro_batch(values: dict[str, Any], name: str, dp: int, report: Report) -> bool:
-    """Turn accumulation steps into the micro-batch they imply; False where that is no whole number."""
-    steps, samples = values[name], values.get("data.train_batch_size", 0)
-    if not _is_count(steps):
-        report.problem(f"{name}={shown(steps)} must be a whole number of at least 1.")
-    elif _is_count(samples) and samples % (dp * steps):
-        report.problem(
-            f"{name}={steps} does not divide data.train_batch_size={samples} over dp={dp} (train_batch_size = dp x "
-            f"micro-batch x {name}); try data.train_batch_size={choices(multiples_around(dp * steps, samples))}."
-        )
-    elif _is_count(samples):
-        values[name] = samples // (dp * steps)
-        return True
-    del values[name]
-    return False
-
-
-def drop_retired(values: dict[str, Any], report: Report) -> None:
-    """Take the retired keys out of `values`; whatever asks for something we would not do is an error."""
-    for key, retired in RETIRED.items():
-        if key not in values:
-            continue
-        value = values.pop(key)
-        if retired.accepts(value):
-            report.warn(f"{key}={shown(value)} has no effect: {retired.reason}.")
-        else:
-            report.problem(f"{key}={shown(value)} is not possible here: {retired.reason}; remove it.")

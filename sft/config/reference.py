@@ -13,7 +13,7 @@ import yaml
 
 from sft.config.compose import CONFIG_DIR, CONFIG_NAME
 from sft.config.expectations import expectations
-from sft.config.names import ALIASES, RETIRED
+from sft.config.names import ALIASES, FOREIGN
 
 HEAD = """\
 # Configuration
@@ -45,9 +45,10 @@ def reference() -> str:
         "= train_batch_size / (dp x accumulation) |\n"
     )
     parts.append(
-        "\n## Retired keys\n\nIn the commands of verl and others, without a meaning here.\n\n| key | why |\n|---|---|\n"
+        "\n## Keys of other trainers\n\nEach is read as a key of ours, or says why it is not. "
+        "What is switched off passes with a warning.\n\n| key | |\n|---|---|\n"
     )
-    parts += [f"| `{key}` | {retired.reason} |\n" for key, retired in RETIRED.items()]
+    parts += [f"| `{key}` | {entry.reason} |\n" for key, entry in FOREIGN.items()]
     return "".join(parts)
 
 

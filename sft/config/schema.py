@@ -32,6 +32,8 @@ Flag = Annotated[bool, Field(strict=True, description="true or false")]
 Count = Annotated[int, Field(strict=True, ge=1, description="a whole number of at least 1")]
 CountOrZero = Annotated[int, Field(strict=True, ge=0, description="a whole number of at least 0")]
 CountOrOff = Annotated[int, Field(strict=True, ge=-1, description="a whole number of at least -1")]
+PartOfRun = Annotated[float, Field(strict=True, gt=0, lt=1, description="a part of the run above 0 and below 1")]
+Interval = CountOrOff | PartOfRun | Literal["epoch"]
 Length = Annotated[int, Field(strict=True, ge=2, description="a whole number of at least 2")]
 Above0 = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False, description="a number above 0")]
 AtLeast0 = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False, description="a number of at least 0")]
@@ -211,6 +213,7 @@ class OptimConfig:
     weight_decay: AtLeast0
     clip_grad: Above0
     lr_scheduler: Literal["cosine", "wsd", "linear", "constant"]
+    warmup_steps: CountOrZero | None
     warmup_steps_ratio: Share
     min_lr_ratio: Share
 
@@ -225,7 +228,7 @@ class TrainerConfig:
     seed: CountOrZero
     logger: Trackers
     log_freq: Count
-    test_freq: CountOrOff
+    test_freq: CountOrOff | PartOfRun
     val_before_train: Flag
     early_stop_metric: ValMetric | None
     early_stop_patience: Count
@@ -235,8 +238,8 @@ class TrainerConfig:
     generate_freq: CountOrOff
     generate_samples: Count
     generate_max_new_tokens: Count
-    save_freq: CountOrOff
-    save_hf_freq: CountOrOff
+    save_freq: Interval
+    save_hf_freq: Interval
     async_save: Flag
     max_ckpt_to_keep: Count | None
     resume_mode: Literal["auto", "disable", "resume_path"]

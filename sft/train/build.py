@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -74,6 +75,13 @@ class Job:
     @property
     def run_dir(self) -> Path:
         return Path(self.config.trainer.default_local_dir)
+
+    def steps_of(self, interval: int | float | str) -> int:
+        """Steps between two events of a configured interval: steps, a part of the run (below 1), or `epoch`."""
+        if interval == "epoch":
+            return self.steps_per_epoch
+        assert not isinstance(interval, str)
+        return math.ceil(self.total_steps * interval) if 0 < interval < 1 else int(interval)
 
     def samples_of(self, step: int) -> np.ndarray:
         """Sample ids of a step, the same on every rank and in every run with this data, seed and batch size."""

@@ -90,7 +90,7 @@ def footprint(
         whole_weights=not fsdp.reshard_after_forward,
         on_cpu=device == "cpu",
         # A GPU's checkpoints are copied to the CPU.
-        snapshot=device == "cpu" and config.trainer.async_save and config.trainer.save_freq > 0,
+        snapshot=device == "cpu" and config.trainer.async_save and config.trainer.save_freq not in (-1, 0),
     )
     plain = Footprint(model_size(model, decoder_layers(model)), load, ranks, device, device_bytes, reduce_once=False)
     whole = replace(plain, load=replace(load, whole_gradients=True), reduce_once=True)

@@ -64,11 +64,19 @@ def _local_gradients(model: torch.nn.Module) -> list[torch.Tensor]:
 
 
 def lr_at(
-    update: int, total_updates: int, *, lr: float, schedule: str, warmup_steps_ratio: float, min_lr_ratio: float
+    update: int,
+    total_updates: int,
+    *,
+    lr: float,
+    schedule: str,
+    warmup_steps_ratio: float,
+    min_lr_ratio: float,
+    warmup_steps: int | None = None,
 ) -> float:
     """Learning rate of one update (1 = the first); the last update runs at lr·min_lr_ratio, except for `constant`.
 
-    Warm-up is linear over int(total_updates·warmup_steps_ratio) updates and ends at `lr`. Then, with progress
+    Warm-up is linear over `warmup_steps` updates (None: int(total_updates·warmup_steps_ratio)) and ends at `lr`. Then,
+    with progress
     p in (0, 1] over the remaining updates and m = min_lr_ratio:
 
         cosine    m + (1 - m)·(1 + cos πp) / 2                  (Loshchilov & Hutter 2017)
@@ -78,7 +86,7 @@ def lr_at(
 
     A run of a single update takes it at `lr`: there is no room to decay.
     """
-    warmup = int(total_updates * warmup_steps_ratio)
+    warmup = int(total_updates * warmup_steps_ratio) if warmup_steps is None else warmup_steps
     if update <= warmup:
         return lr * update / warmup
     if total_updates == 1 or schedule == "constant":

@@ -35,8 +35,9 @@ def kind_due(job: Job, requests: Requests) -> Kind | None:
     trainer, step = job.config.trainer, job.state.step
     if job.is_over and not requests.stop:
         return None  # finish saves BOTH
-    state = requests.stop or (trainer.save_freq > 0 and step % trainer.save_freq == 0)
-    model = is_best(job) or (trainer.save_hf_freq > 0 and step % trainer.save_hf_freq == 0)
+    state_interval, model_interval = job.steps_of(trainer.save_freq), job.steps_of(trainer.save_hf_freq)
+    state = requests.stop or (state_interval > 0 and step % state_interval == 0)
+    model = is_best(job) or (model_interval > 0 and step % model_interval == 0)
     asked = {requests.save} | ({"STATE"} if state else set()) | ({"SAMPLER"} if model else set())
     if "BOTH" in asked or {"STATE", "SAMPLER"} <= asked:
         return "BOTH"

@@ -25,9 +25,10 @@ def validate_if_due(job: Job, run_log: RunLog, listener: Listener) -> dict[str, 
     return metrics
 
 
-def is_due(test_freq: int, job: Job) -> bool:
-    """Whether to validate after this step: every test_freq steps, or every epoch (-1); always after the last.
+def is_due(test_freq: int | float, job: Job) -> bool:
+    """Whether to validate after this step: every test_freq steps (below 1: that part of the run), or every epoch (-1).
 
+    Always after the last one, unless test_freq is 0.
     Before the first step only if trainer.val_before_train says so.
     """
     if job.val is None:
@@ -36,7 +37,7 @@ def is_due(test_freq: int, job: Job) -> bool:
         return job.config.trainer.val_before_train
     if test_freq == 0:
         return False
-    interval = job.steps_per_epoch if test_freq == -1 else test_freq
+    interval = job.steps_per_epoch if test_freq == -1 else job.steps_of(test_freq)
     return job.state.step % interval == 0 or job.state.step == job.total_steps
 
 
@@ -50,9 +51,8 @@ def watch(job: Job, metrics: Mapping[str, float], run_log: RunLog) -> None:
     if "val/loss" in metrics and state.step > 0:  # the model one begins with is no result of the run
         value = metrics[state.course.metric]
         course.note_metric(state.course, value, step=state.step, min_delta=trainer.early_stop_min_delta)
-    said = course.warnings(
-        state.course, step=state.step, total_steps=job.total_steps, warmup_steps_ratio=optim.warmup_steps_ratio
-    )
+    warmup = optim.warmup_steps_ratio if optim.warmup_steps is None else optim.warmup_steps / job.total_steps
+    said = course.warnings(state.course, step=state.step, total_steps=job.total_steps, warmup_steps_ratio=warmup)
     for text in said.values():
         run_log.warn(text)
     state.course.warned |= said

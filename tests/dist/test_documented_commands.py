@@ -124,3 +124,29 @@ print(json.dumps([result.steps, result.metrics["train/loss"], str(result.output_
     assert (steps, output_dir) == (2, str(tmp_path / "run"))
     assert loss == read_metrics(tmp_path / "run")[-1]["train/loss"]
 
+
+
+def test_todays_verl(home, tmp_path):
+    """Groups and keys of verl's sft_trainer: token budgets, sequence parallelism, one shard group, validation by epoch."""
+    succeed(
+        [
+            f"data.train_files={home / 'train.parquet'}",
+            f"data.val_files={home / 'test.parquet'}",
+            f"data.cache_dir={home / 'cache'}",
+            *["engine=fsdp", "optim=fsdp", "model=hf_model"],
+            f"model.path={home / 'model'}",
+            *["model.use_remove_padding=True", "data.pad_mode=no_padding", "data.messages_key=messages"],
+            *["data.train_batch_size=16", "data.max_length=512", "data.use_dynamic_bsz=True"],
+            *["data.max_token_len_per_gpu=512", "engine.ulysses_sequence_parallel_size=2", "engine.fsdp_size=2"],
+            *["engine.strategy=fsdp2", "optim.lr=1e-4", "optim.lr_warmup_steps=1", "optim.lr_scheduler_type=cosine"],
+            *["trainer.test_freq=after_each_epoch", "trainer.save_freq=0.5", "trainer.logger=[console,file]"],
+            *["trainer.total_training_steps=2", "checkpoint.save_contents=[model,optimizer,extra]"],
+            f"trainer.default_local_dir={tmp_path / 'run'}",
+        ],
+        ranks=2,
+        cwd=tmp_path,
+    )
+    metrics = read_metrics(tmp_path / "run")
+    assert [line["train/lr"] for line in metrics] == [1e-4, 0]  # the warm-up ends at the first of two steps
+    assert (tmp_path / "run" / "global_step_1").is_dir()  # half of the run
+    assert "val/loss" in metrics[-1]

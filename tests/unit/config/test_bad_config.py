@@ -152,9 +152,15 @@ BAD = [
     ("trainer.device=cpu", ["trainer.device", "CUDA_VISIBLE_DEVICES"]),
     ("model.use_shm=true", ["model.use_shm=true is not possible here"]),
     ("trainer.nnodes=0", ["trainer.nnodes=0", "torchrun"]),
+    ("model.enable_activation_offload=true", ["model.enable_activation_offload=true is not possible", "recomputed"]),
+    ("engine.fsdp_size=two", ['engine.fsdp_size="two" must be a whole number of ranks']),
+    ("data.max_prompt_length=99", ["data.max_prompt_length=99 bounds a part", "set data.max_length"]),
+    ("trainer.save_freq=1.5", ["trainer.save_freq=1.5 must be a whole number", "a part of the run", "epoch"]),
     # what Hydra would answer with a traceback
     ("+experiment=foo", ["experiment=foo does not exist", "gsm8k_qwen, lora, modern_llm_gpu"]),
     ("data=foo", ["data=foo does not exist", "sft"]),
+    ("engine=megatron", ["engine=megatron does not exist", "FSDP2", "engine=fsdp"]),
+    ("model=org/name", ["model=org/name would choose a file", "write model.partial_pretrain=org/name"]),
     ("optim=null", ["'optim=null' sets a whole group"]),
     ("optim.lr=[1", ["'optim.lr=[1' cannot be read", "quotes"]),
     ("quickstart", ["'quickstart' is not an override", "key=value"]),
@@ -276,8 +282,12 @@ def test_weights_of_two_checkpoints_are_one_too_many(runnable: list[str]) -> Non
     assert 'trainer.init_from_checkpoint="model" would be ignored by trainer.resume_mode=resume_path' in problem
 
 
-def test_all_overrides_that_do_not_parse_at_once() -> None:
-    assert len(problems_of(["optim.lr=[1", "quickstart", "data.chat_template={{ x }}"])) == 3
+def test_what_does_not_parse_is_a_problem_among_the_others(runnable: list[str]) -> None:
+    broken = ["optim.lr=[1", "quickstart", "data.chat_template={{ x }}", "model.partial_pretrain={{ x }}"]
+    problems = problems_of([*runnable[1:], *broken, "optim=foo", "data.maxlength=5", "trainer.seed=-1"])
+    assert len(problems) == 7, problems  # and none about the model that is missing, for it is not
+    for fragment in ("'optim.lr=[1' cannot", "'quickstart' is not", "optim=foo does not", "data.maxlength is not"):
+        assert any(fragment in problem for problem in problems)
 
 
 def test_a_broken_value_does_not_cause_problems_about_its_stand_in(runnable: list[str]) -> None:

@@ -103,3 +103,10 @@ def test_the_norm_of_bf16_gradients_is_taken_in_fp32():
 
 def test_a_rank_without_gradients_adds_nothing():
     assert float(squared_norm_of_gradients(torch.nn.Linear(2, 2))) == 0
+
+
+def test_warm_up_by_a_number_of_steps_beats_the_ratio():
+    of = {"lr": 1.0, "schedule": "constant", "warmup_steps_ratio": 0.5, "min_lr_ratio": 0.0}
+    assert [lr_at(update, 100, warmup_steps=4, **of) for update in (1, 2, 4, 5)] == [0.25, 0.5, 1.0, 1.0]
+    assert lr_at(1, 100, warmup_steps=0, **of) == 1.0
+    assert lr_at(100, 100, warmup_steps=200, **of) == 0.5  # longer than the run: it never gets there

@@ -1,10 +1,12 @@
 """Which kind of checkpoint a step ends with."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 
 from sft.track.card import model_card
+from sft.train.build import Job
 from sft.train.requests import Requests
 from sft.train.save import keep_own_readme, kind_due
 from sft.types import Course
@@ -17,6 +19,7 @@ def kind_at(step, requests=NOTHING_ASKED, *, save_freq=4, save_hf_freq=6, last=1
     trainer = SimpleNamespace(save_freq=save_freq, save_hf_freq=save_hf_freq, save_best=save_best)
     state = SimpleNamespace(step=step, course=Course(best_step=best_step))
     job = SimpleNamespace(config=SimpleNamespace(trainer=trainer), state=state, is_over=step >= last)
+    job.steps_of = partial(Job.steps_of, job)
     return kind_due(job, requests)  # pyright: ignore[reportArgumentType]
 
 
@@ -66,3 +69,10 @@ def test_a_readme_in_which_somebody_has_written_stays_under_another_name(tmp_pat
     (tmp_path / "README.md").write_text(card)
     keep_own_readme(tmp_path)
     assert (tmp_path / "README.md").read_text() == card
+
+
+@pytest.mark.parametrize(
+    ("interval", "steps"), [(-1, -1), (0, 0), (7, 7), ("epoch", 30), (0.1, 10), (0.25, 25), (0.001, 1)]
+)
+def test_an_interval_is_steps_a_part_of_the_run_or_an_epoch(interval, steps):
+    assert Job.steps_of(SimpleNamespace(steps_per_epoch=30, total_steps=100), interval) == steps  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,69 @@
+"""What a key of another trainer can mean here: the words in which the tables `verl` and `trainers` are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+
+class Reading(NamedTuple):
+    """What a foreign key with its value comes to here."""
+
+    sets: Mapping[str, Any]  # our keys; empty: the value asks for nothing
+    fills: Mapping[str, Any] = {}  # further keys of ours, where the user gave them no value
+
+
+class Foreign(NamedTuple):
+    """A foreign key: how its value is read, and the sentence that explains it."""
+
+    reads: Callable[[Any], Reading | None]  # None: the value asks for something that is not offered
+    reason: str = ""
+
+
+NOTHING = Reading({})
+
+
+def no_effect(reason: str, names: str) -> dict[str, Foreign]:
+    """Keys (separated by blanks) that may hold anything: none of it matters here."""
+    return {name: Foreign(lambda value: NOTHING, reason) for name in names.split()}
+
+
+def not_offered(reason: str, names: str) -> dict[str, Foreign]:
+    """Keys that are accepted while they are switched off, and refused otherwise."""
+    return only(is_off, reason, names)
+
+
+def only(accepts: Callable[[Any], bool], reason: str, names: str) -> dict[str, Foreign]:
+    """Keys whose value is accepted, without an effect, if `accepts` says so."""
+    return {name: Foreign(lambda value: NOTHING if accepts(value) else None, reason) for name in names.split()}
+
+
+def choice(readings: Mapping[Any, Mapping[str, Any]], reason: str = "") -> Foreign:
+    """A key with few values; each is read as some keys of ours. Text is compared in lower case."""
+
+    def reads(value: Any) -> Reading | None:
+        name = value.lower() if isinstance(value, str) else value
+        known = isinstance(name, str | int | float | None) and name in readings
+        return Reading(readings[name]) if known else NOTHING if value is None else None
+
+    return Foreign(reads, reason)
+
+
+def as_key(key: str, convert: Callable[[Any], Any] = lambda value: value, reason: str = "") -> Foreign:
+    """A key that is one of ours, with another notation for its value. `convert` returns None where it has none."""
+
+    def reads(value: Any) -> Reading | None:
+        if value is None:
+            return NOTHING
+        converted = convert(value)
+        return None if converted is None else Reading({key: converted})
+
+    return Foreign(reads, reason)
+
+
+def is_off(value: Any) -> bool:
+    """Return True for the values by which trainers say that something is not wanted."""
+    return value in (None, False, 0, -1, [], {}) or (isinstance(value, str) and value.lower() in OFF)
+
+
+OFF = {"", "no", "none", "null", "false", "off", "disabled"}
