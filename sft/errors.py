@@ -18,6 +18,10 @@ class MishapError(InputError):
     """Something around the run went wrong - a disk, a mount, memory - and may go well the next time."""
 
 
+class OwnMishapError(MishapError):
+    """A mishap that this rank has met and others may not know of: it says so itself, whichever rank it is."""
+
+
 class BugError(Exception):
     """A bug of ours, found in a step that all ranks take together. Its `__cause__` is the exception itself, on the
     rank where it happened, and None on the others.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -15,9 +16,42 @@ def write_durably(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Write aside, then rename: a reader, also after a power cut, finds the old file or the new one, never half of one.
+
+    The new one is on the disk when this returns.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write_durably(aside, content)
+        aside.replace(path)
+        sync_directory(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path, *, durable: bool = False) -> str:
+    """Return the sha256 of a file, in hex. durable: what was hashed is on the disk when this returns."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if durable:
+            os.fsync(file.fileno())
+    return digest
+
+
+def sync_tree(directory: Path) -> None:
+    """Bring every file and every name below `directory` to the disk before this returns."""
+    for path in [*directory.rglob("*"), directory]:
+        _fsync(path)
+
+
 def sync_directory(directory: Path) -> None:
-    """The names in it are on the disk when this returns."""
-    descriptor = os.open(directory, os.O_RDONLY)
+    """Bring the names in a directory to the disk before this returns; not what its files hold."""
+    _fsync(directory)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 from sft.errors import InputError
+from sft.files import sha256_of
 
 MANIFEST, MANIFEST_SHA256 = "manifest.json", "manifest.sha256"
 STATE_DIR = "state"
@@ -66,10 +66,7 @@ def has_model(manifest: dict[str, Any]) -> bool:
 
 def describe_file(path: Path, *, durable: bool = False) -> dict[str, Any]:
     """Size and sha256 of a file; durable: it is on the disk when this returns."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if durable:
-            os.fsync(file.fileno())
+    digest = sha256_of(path, durable=durable)
     return {"size": path.stat().st_size, "sha256": digest}
 
 

@@ -18,6 +18,7 @@ from rich.progress import track
 from sft.config import SftConfig
 from sft.data.prompts import Prompt, read_prompts, those_that_fit
 from sft.errors import InputError
+from sft.files import replace_file
 from sft.evaluate.grade import is_right
 from sft.evaluate.options import MODEL, Options
 from sft.generate.answer import Sampling, answer, open_model
@@ -35,7 +36,6 @@ from sft.parallel.world import (
     process_group,
     seed_everything,
 )
-from sft.track.files import replace_file
 from sft.train.ending import end_with
 from sft.train.inputs import attention_of, refuse_other_inputs
 from sft.train.reading import open_tokenizer, open_val

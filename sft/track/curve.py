@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sft.track.files import read_metrics, replace_file
+from sft.files import replace_file
+from sft.track.files import read_metrics
 
 REDRAW_EVERY_S = 60.0
 TIME_SHARE = 0.01  # drawing stops the training loop: it may take this share of the time at most

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sft.config.secrets import masked
-from sft.track.files import replace_file, timestamp
+from sft.files import replace_file
+from sft.track.files import timestamp
 
 PACKAGES = ("fsdp-sft-trainer", "torch", "transformers", "tokenizers", "safetensors", "pyarrow", "numpy", "peft")
 STARTED_AT = timestamp()  # of this process; run.json is written again when the run ends

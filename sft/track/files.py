@@ -10,15 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write aside, then rename: a reader finds the old file or the new one, never half of one."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_bytes(content)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+from sft.files import replace_file
 
 
 def append_line(path: Path, line: str) -> None:

@@ -7,9 +7,15 @@ import sys
 import traceback
 from typing import NoReturn
 
-from sft.errors import BugError, InputError, MishapError, let_another_rank_speak, spare_the_restarts
+from sft.errors import (
+    BugError,
+    InputError,
+    MishapError,
+    OwnMishapError,
+    let_another_rank_speak,
+    spare_the_restarts,
+)
 from sft.parallel.world import LostRanksError, World
-from sft.train.forecast_memory import OutOfMemory
 
 REPORT = "Please report it with the traceback above and the run's run.json."
 
@@ -24,8 +30,8 @@ def end_with(error: Exception, world: World) -> NoReturn:
         end_at_once(1, f"error: {error}" if str(error) else "")
     if not isinstance(error, InputError):
         _end_with_bug(error, who)
-    # What is wrong with a file may be wrong on one node only; of memory, every rank has its own.
-    if world.local_rank == 0 or isinstance(error, OutOfMemory):
+    # What is wrong with a file may be wrong on one node only; memory, say, every rank has its own.
+    if world.local_rank == 0 or isinstance(error, OwnMishapError):
         print(f"{who}: {error}", file=sys.stderr, flush=True)
         if not isinstance(error, MishapError):
             spare_the_restarts()  # which ends this rank, too

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from sft.config import SftConfig
 from sft.data.dataset import Dataset
 from sft.data.order import plan
-from sft.errors import MishapError
+from sft.errors import OwnMishapError
 from sft.model.load import decoder_layers
 from sft.model.memory import Load, ModelSize, device_bytes, estimate, gigabytes, model_size, savings
 from sft.parallel.world import World, is_out_of_memory, max_over_all_ranks
@@ -144,7 +144,7 @@ def look_ahead(
     )
 
 
-class OutOfMemory(MishapError):
+class OutOfMemory(OwnMishapError):
     """A rank had no memory left; the message says what takes how much, and what would save some."""
 
 

@@ -11,6 +11,7 @@ import torch
 from sft.config import config_to_yaml
 from sft.data.audit import audit, kept, overlap, summary
 from sft.data.order.mixture import epoch_order
+from sft.files import replace_file
 from sft.model.place import DTYPES
 from sft.track.facts import write_run_json
 from sft.track.metrics import Meter, device_peak, met_by_a_token, training_flops_per_token
@@ -28,7 +29,7 @@ def open_log(job: Job) -> RunLog:
     trainer = job.config.trainer
     if job.world.is_main:
         job.run_dir.mkdir(parents=True, exist_ok=True)
-        (job.run_dir / "config.yaml").write_text(config_to_yaml(job.config))
+        replace_file(job.run_dir / "config.yaml", config_to_yaml(job.config).encode())
     write_facts(job)
     return open_run(
         job.run_dir,

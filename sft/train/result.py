@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from sft.config.secrets import without_secrets
+from sft.files import replace_file
 from sft.parallel.world import log, max_over_all_ranks, on_main_rank
 from sft.track.card import CURVE, CardFacts, model_card
 from sft.track.curve import draw as draw_curve
 from sft.track.facts import facts_of_process
-from sft.track.files import replace_file
 from sft.track.metrics import peak_memory_gb
 from sft.track.run_log import RunLog
 from sft.train.build import Job

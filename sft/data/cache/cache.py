@@ -1,19 +1,22 @@
 """Samples on disk: tokenised once, then memory-mapped by every rank and every later run.
 
 One directory per (rows, format, columns, tokenizer, template, supervision), named by the hash of all of them, so that
-nothing stale can be served. It is written aside and renamed: it exists or it does not.
+nothing stale can be served. It is written aside, sealed with the hashes of its files, brought to the disk and renamed:
+it exists or it does not. Whoever opens it reads every byte against the seal; what differs is tokenised again.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
+import os
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,17 +27,22 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import track
 
+from sft.data.cache.notes import key_of_builder, leave_note, next_number
+from sft.data.cache.seal import problem_of, seal
 from sft.data.cache.tokenise import Recipe, schema_of, tokenise
 from sft.data.cache.workers import map_in_order, processes_for
 from sft.data.rows.source import RowSource
 from sft.data.types import Row
-from sft.errors import InputError
+from sft.errors import InputError, MishapError, OwnMishapError
+from sft.files import sync_directory
 
 FORMAT = 8
 """Raise when the meaning of the cached bytes changes."""
 
-SAMPLES_FILE = "samples.arrow"
-COUNTED = ("rows", "samples", "tokens", "untrained rows", "rows with typed tokens", "bad rows")
+SAMPLES_FILE, FACTS_FILE = "samples.arrow", "facts.json"
+FILES = (SAMPLES_FILE, FACTS_FILE)
+NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+POLL_S = 0.05
 ROWS_AT_ONCE = 256  # few, so that no process is still at its last ones while the others have none left
 ROWS_PER_PROCESS = 1024  # fewer are not worth a fork
 ROWS_PER_VERDICT = 1024  # whose problems are listed together
@@ -81,19 +89,78 @@ def cached(
 
     One process per node builds (build_here); the others wait for the directory to appear. No collective is
     held meanwhile, so tokenising may take longer than any timeout; if the builder dies, torchrun ends the rest.
+    Raises MishapError where the file changes meanwhile, or where the cache cannot be written.
     """
-    ingredients = [FORMAT, *source.fingerprint(), *recipe.fingerprint(), max_rows, bad_rows]
-    key = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:32]
+    number = next_number()
+    version, key = source.version(), _key(source, recipe, max_rows, bad_rows)  # in this order: what comes between shows
     directory = cache_dir / key
-    if build_here and not directory.exists():
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache_dir / f"{key}.lock"):
-            if not directory.exists():  # another run may have built it while we waited
-                _build(source, recipe, directory, max_rows, bad_rows, num_workers, say)
-    while not directory.exists():
-        time.sleep(0.05)
+    if build_here:
+        with _explaining_disk(source.name, cache_dir):
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            leave_note(cache_dir, number, key)
+            if problem_of(directory, FILES) is not None:
+                with FileLock(cache_dir / f"{key}.lock"):
+                    # Another run may have built it while we waited.
+                    if (problem := problem_of(directory, FILES)) is not None:
+                        _remove_damaged(directory, problem, say)
+
+                        def is_unchanged() -> bool:
+                            return source.version() == version and _key(source, recipe, max_rows, bad_rows) == key
+
+                        _build(source, recipe, directory, max_rows, bad_rows, num_workers, say, is_unchanged)
+    else:
+        _wait_for(directory, source.name, cache_dir, number)
     facts = _read_facts(directory, source.name)
     return CachedRows(source.name, source.around_number, directory, key, facts["rows"], facts)
+
+
+def _key(source: RowSource, recipe: Recipe, max_rows: int | None, bad_rows: str) -> str:
+    """The name of the cache: of the rows as they are at this moment, and of all that makes samples of them."""
+    ingredients = [FORMAT, *source.fingerprint(), *recipe.fingerprint(), max_rows, bad_rows]
+    return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _wait_for(directory: Path, name: str, cache_dir: Path, number: int) -> None:
+    """Return when the cache is there and whole. Raises OwnMishapError if this node's builder reads other rows."""
+    looked_at = None
+    while True:
+        with suppress(OSError):
+            status = directory.stat()
+            there = status.st_ino, status.st_ctime_ns  # built again, it is another one
+            if there != looked_at and problem_of(directory, FILES) is None:
+                return
+            looked_at = there
+        builders = key_of_builder(cache_dir, number)
+        if builders not in (None, directory.name):
+            raise OwnMishapError(
+                f"{name} was changed while the run started: the rank that tokenises it for this node has read other "
+                "rows than this rank found. Give data.train_files a file that nobody writes to, and start again."
+            )
+        time.sleep(POLL_S)
+
+
+def _remove_damaged(directory: Path, problem: str, say: Callable[[str], None]) -> None:
+    """Take a cache that is not what was written out of the way; runs that have it open keep what they see."""
+    if not directory.exists():
+        return
+    say(f"warning: the token cache {directory} is damaged ({problem}); its rows are tokenised again")
+    aside = directory.with_name(f".{directory.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    directory.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def _explaining_disk(name: str, cache_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_WRITING:
+            raise
+        raise MishapError(
+            f"data.cache_dir={cache_dir}: the tokens of {name} cannot be written ({os.strerror(error.errno)}). Make "
+            "room there, or set data.cache_dir to a directory that has it."
+        ) from error
 
 
 def _build(
@@ -104,7 +171,12 @@ def _build(
     bad_rows: str,
     num_workers: int | None,
     say: Callable[[str], None],
+    is_unchanged: Callable[[], bool],
 ) -> None:
+    """Tokenise the rows into `directory`, whole or not at all.
+
+    is_unchanged: whether the rows are still those that the directory is named after; asked when all have been read
+    """
     aside = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)  # a build that was killed; the lock says that it is not alive
     aside.mkdir()
@@ -152,8 +224,15 @@ def _build(
             "first untrained": untrained,
             "first with typed tokens": typed,
         }
-        (aside / "facts.json").write_text(json.dumps(facts, indent=2) + "\n")
+        (aside / FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n")
+        seal(aside, FILES)
+        if not is_unchanged():
+            raise MishapError(
+                f"{source.name} was changed while it was tokenised. Give data.train_files a file that nobody writes "
+                "to, and start again."
+            )
         aside.rename(directory)
+        sync_directory(directory.parent)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -163,12 +242,7 @@ def _build(
 
 def _read_facts(directory: Path, name: str) -> dict[str, Any]:
     """The facts of a cache; its rows go by the name that the file has now, which may be renamed or a copy."""
-    try:
-        facts = json.loads((directory / "facts.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"the token cache {directory} is damaged (facts.json: {error}); delete it and start again."
-        ) from error
+    facts = json.loads((directory / FACTS_FILE).read_text())
     then = facts["source"]
     return {
         key: [_renamed(row, then, name) for row in fact] if isinstance(fact, list) else fact

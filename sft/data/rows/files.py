@@ -95,6 +95,15 @@ def fingerprint_file(path: Path) -> str:
         raise InputError(f"{path} cannot be read ({error.strerror}).") from error
 
 
+def version_of_file(path: Path) -> tuple[int, int, int]:
+    """Return what the file system changes with every write: cheap, and not fooled by a content that comes back."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}).") from error
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def count_rows(path: Path) -> int:
     """Rows of the file, without reading what they hold."""
     if path.suffix == ".parquet":

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sft.data.rows.cells import few, short
-from sft.data.rows.files import count_rows, fingerprint_file, read_rows
+from sft.data.rows.files import count_rows, fingerprint_file, read_rows, version_of_file
 from sft.data.rows.formats import Columns, to_conversation, to_document
 from sft.data.rows.recognise import ROWS_LOOKED_AT, recognise, verdict
 from sft.data.shuffle import OF_ROWS, permutation
@@ -34,6 +34,7 @@ class RowSource:
 
     around_number: what stands around a row's number in its `where`: ("train.jsonl:", "")
     fingerprint:   gives JSON values, equal only if the rows, and the way they are read, are equal
+    version:       gives another value once somebody has written to the file, even if it was put back since
     max_length:    of a sample made from plain text, which is cut into several; conversations stay whole
     is_plain:      rows hold JSON values alone, so that another process may convert them
     difficulty:    of a row, where a curriculum goes by a column; raises RowError for a row without such a number
@@ -50,6 +51,7 @@ class RowSource:
     max_length: int
     is_plain: bool
     difficulty: Callable[[Row], float] | None = None
+    version: Callable[[], Any] = lambda: None
 
 
 def rows_of_file(
@@ -96,6 +98,7 @@ def rows_of_file(
         else partial(to_conversation, columns=columns, template_options=dict(template_options)),
         max_length=max_length,
         is_plain=True,
+        version=partial(version_of_file, path),
     )
 
 

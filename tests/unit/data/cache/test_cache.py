@@ -1,15 +1,18 @@
 """Tokenised once, never stale, whole or absent; and what fits max_length."""
 
+import errno
+import itertools
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sft.data.cache import cache
+from sft.data.cache import cache, notes
 from sft.data.cache.store import SampleStore
 from sft.data.order.fit import fit
 from sft.data.types import Supervision
-from sft.errors import InputError
+from sft.errors import InputError, MishapError, OwnMishapError
 from tests.assets import CHATML, tiny_tokenizer, write_jsonl
 from tests.chats import FAMILIES, THINKING
 from tests.rows import columns
@@ -131,15 +134,93 @@ def test_who_does_not_build_waits_for_the_one_who_does(tmp_path, open_file):
     assert os.read(reader, 100).decode() == built.key
 
 
-def test_a_damaged_cache_says_what_to_delete(tmp_path, open_file):
+@pytest.mark.parametrize("name", ["samples.arrow", "facts.json", "sha256.txt"])
+@pytest.mark.parametrize("spoil", [lambda file: file.write_bytes(b""), Path.unlink], ids=["empty", "missing"])
+def test_a_damaged_cache_is_built_again_with_one_warning(tmp_path, open_file, name, spoil):
+    path = write_jsonl(tmp_path / "rows.jsonl", ROWS[:5])
+    before = open_file(path)
+    spoil(before.directory / name)
+    del open_file.said[:]
+    again = open_file(path)
+    warning, tokenised = open_file.said
+    assert warning.startswith(f"warning: the token cache {again.directory} is damaged ({name} ")
+    assert "tokenised rows.jsonl: 5 rows" in tokenised
+    assert again == before and len(SampleStore([again])) == 5
+    assert [item.name for item in (tmp_path / "cache").iterdir() if item.is_dir()] == [again.key]
+
+
+def test_rows_that_change_while_they_are_tokenised_fill_no_cache(tmp_path, open_file, monkeypatch):
+    """Nor do those that were put back before the end: the hash of the file is then what it was."""
+    path = write_jsonl(tmp_path / "rows.jsonl", ROWS[:5])
+    tokenise, put_back = cache.tokenise, [False]
+
+    def somebody_writes(rows, **options):
+        before = path.read_bytes()
+        write_jsonl(path, ROWS[5:10])
+        if put_back[0]:
+            path.write_bytes(before)
+        return tokenise(rows, **options)
+
+    monkeypatch.setattr(cache, "tokenise", somebody_writes)
+    for put_back[0] in (False, True):
+        with pytest.raises(MishapError, match=r"rows\.jsonl was changed while it was tokenised"):
+            open_file(write_jsonl(path, ROWS[:5]))
+        assert [item.name for item in (tmp_path / "cache").iterdir() if item.is_dir()] == []
+
+
+def test_all_of_a_cache_is_on_the_disk_before_it_has_its_name(tmp_path, open_file, monkeypatch):
+    synced, at_rename = set(), {}
+    fsync, rename = os.fsync, Path.rename
+
+    def spy_on_fsync(descriptor):
+        synced.add(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    def spy_on_rename(aside, directory):
+        at_rename[directory.name] = set(synced)
+        return rename(aside, directory)
+
+    monkeypatch.setattr(os, "fsync", spy_on_fsync)
+    monkeypatch.setattr(Path, "rename", spy_on_rename)
     file = open_file(write_jsonl(tmp_path / "rows.jsonl", ROWS[:5]))
-    (file.directory / "samples.arrow").write_bytes(b"ARROW1")
-    with pytest.raises(InputError, match=f"{file.key} is damaged.*delete it"):
-        SampleStore([file])
-    for facts in (b"", b'{"rows":', b"\xff"):
-        (file.directory / "facts.json").write_bytes(facts)
-        with pytest.raises(InputError, match=rf"{file.key} is damaged \(facts.json: .*delete it"):
-            open_file(tmp_path / "rows.jsonl")
+    assert at_rename[file.key] >= {"samples.arrow", "facts.json", "sha256.txt", f".{file.key}.partial"}
+    assert "cache" in synced, "nor is the name lost"
+
+
+def test_a_full_disk_is_one_message_and_leaves_nothing(tmp_path, open_file, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cache, "seal", full)
+    with pytest.raises(MishapError, match=r"data\.cache_dir=.*rows\.jsonl cannot be written \(No space left"):
+        open_file(write_jsonl(tmp_path / "rows.jsonl", ROWS[:5]))
+    assert [item.name for item in (tmp_path / "cache").iterdir() if item.is_dir()] == []
+
+
+@pytest.fixture
+def one_of_two_ranks(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(notes, "_numbers", itertools.count())
+    monkeypatch.setattr(notes, "_keys", {})
+
+
+def test_a_rank_that_found_other_rows_than_the_builder_says_so(tmp_path, open_file, one_of_two_ranks, monkeypatch):
+    path = write_jsonl(tmp_path / "rows.jsonl", ROWS[:5])
+    open_file(path)
+    monkeypatch.setattr(notes, "_numbers", itertools.count())  # a rank begins to count anew
+    with pytest.raises(OwnMishapError, match=r"rows\.jsonl was changed while the run started"):
+        open_file(write_jsonl(path, ROWS[:6]), build_here=False)
+
+
+def test_a_note_of_a_process_that_is_gone_tells_nothing(tmp_path, open_file, one_of_two_ranks):
+    if (child := os.fork()) == 0:
+        open_file(write_jsonl(tmp_path / "rows.jsonl", ROWS[:5]))
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert len(list((tmp_path / "cache").glob(".*.note"))) == 1
+    assert notes.key_of_builder(tmp_path / "cache", 0) is None
+    file = open_file(tmp_path / "rows.jsonl")
+    assert notes.key_of_builder(tmp_path / "cache", 0) == file.key
 
 
 def test_thoughts_that_were_never_opened_are_said_at_every_start(tmp_path, open_file):

@@ -1,0 +1,38 @@
+"""Seal a cache directory with the hashes of its files, and tell later whether it is still what was written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sft.files import sha256_of, sync_directory, write_durably
+
+SEAL = "sha256.txt"
+"""Lines as sha256sum writes them: `sha256sum -c sha256.txt` checks a cache by hand."""
+
+
+def seal(directory: Path, names: tuple[str, ...]) -> None:
+    """Write the hashes of these files beside them; files, hashes and names are on the disk when this returns."""
+    lines = [_line(name, sha256_of(directory / name, durable=True)) for name in names]
+    write_durably(directory / SEAL, "".join(lines).encode())
+    sync_directory(directory)
+
+
+def problem_of(directory: Path, names: tuple[str, ...]) -> str | None:
+    """Read every byte of a sealed directory and return what is wrong with it; None if it is what was written."""
+    try:
+        expected = (directory / SEAL).read_bytes()
+        lines = {name: _line(name, sha256_of(directory / name)).encode() for name in names}
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except OSError as error:
+        return f"{error.filename} cannot be read ({error.strerror})"
+    if expected == b"".join(lines.values()):
+        return None
+    wrong = [name for name, line in lines.items() if line not in expected]
+    if len(wrong) != 1:  # all, or none: it is the seal that differs
+        wrong = [SEAL]
+    return f"{wrong[0]} is not what was written (sha256 differs)"
+
+
+def _line(name: str, digest: str) -> str:
+    return f"{digest}  {name}\n"
