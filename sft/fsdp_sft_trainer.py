@@ -68,7 +68,7 @@ from sft.train.profile import Profiler
 from sft.train.report import describe_data, describe_end, describe_step, of_sources, open_log, start_meter
 from sft.train.requests import Requests, listening
 from sft.train.result import Start, summarise
-from sft.train.save import finish, is_complete, save_if_best, save_if_due
+from sft.train.save import finish, is_complete, publish_what_differs, save_if_best, save_if_due
 from sft.train.validate import validate_if_due, watch
 from sft.types import Batch, StepStats, TrainState
 
@@ -127,6 +127,7 @@ def fit(job: Job) -> RunResult:
     """Train to the last step, validate and save on the way, and leave the model in the run directory."""
     state = job.state
     if is_complete(job):
+        publish_what_differs(job)
         log.info("%s is %s: nothing to do", job.run_dir, describe_end(job))
         return RunResult(state.step, state.course.last_metrics, job.run_dir)
 

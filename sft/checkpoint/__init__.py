@@ -22,7 +22,7 @@ safetensors files need neither, and reading a model uses the same code (sft/para
 """
 
 from sft.checkpoint.commit import Saver
-from sft.checkpoint.find import newest, verify
+from sft.checkpoint.find import differs_from_model, newest, verify
 from sft.checkpoint.init import Origin, find_origin, start_from
 from sft.checkpoint.ledger import KINDS, Kind
 from sft.checkpoint.manifest import MODEL_DIR, CheckpointError, has_model, has_state, read_manifest
@@ -37,6 +37,7 @@ __all__ = [
     "Kind",
     "Origin",
     "Saver",
+    "differs_from_model",
     "find_origin",
     "forget_after",
     "has_model",

@@ -8,6 +8,7 @@ from pathlib import Path
 from sft.checkpoint.manifest import (
     MANIFEST,
     MANIFEST_SHA256,
+    MODEL_DIR,
     CheckpointError,
     checkpoints_of,
     has_state,
@@ -48,6 +49,30 @@ def problems_of(checkpoint: Path, part: int = 0, parts: int = 1) -> list[str]:
         return [f"it is a symbolic link to {checkpoint.resolve()}"] if part == 0 else []
     problems = [problem_of_file(checkpoint, name, expected) for name, expected in files[part::parts]]
     return [problem for problem in problems if problem] + (_added(checkpoint, dict(files)) if part == 0 else [])
+
+
+def differs_from_model(directory: Path, checkpoint: Path, *, but: tuple[str, ...], world: World) -> list[str]:
+    """Compare a directory with the model of the checkpoint it was published from; one line for each file that differs.
+
+    but: files that may differ, for others write them too. Every rank calls it and reads its share. Empty also where
+    the checkpoint does not say any more what was written.
+    """
+
+    def of_my_share() -> list[str]:
+        try:
+            files = read_manifest(checkpoint)["files"]
+        except CheckpointError:
+            return []
+        names = sorted(name for name in files if name.startswith(f"{MODEL_DIR}/"))
+        problems = []
+        for name in names[world.rank :: world.size]:
+            own = name.removeprefix(f"{MODEL_DIR}/")
+            if own not in but:
+                problems.append(problem_of_file(directory, own, files[name]))
+        return [problem for problem in problems if problem]
+
+    shares = on_every_rank(f"comparing {directory} with {checkpoint}", of_my_share)
+    return [problem for share in shares for problem in share]
 
 
 def _added(checkpoint: Path, files: Mapping[str, object]) -> list[str]:

@@ -12,7 +12,7 @@ from sft.checkpoint import ledger
 from sft.checkpoint.find import problems_of
 from sft.checkpoint.manifest import SAFE_NAME, CheckpointError, read_manifest
 from sft.checkpoint.tidy import PROMOTED
-from sft.files import link_weights
+from sft.files import link_weights, sync_directory, sync_tree
 
 
 def promote(
@@ -48,7 +48,9 @@ def promote(
     shutil.rmtree(aside, ignore_errors=True)
     shutil.copytree(source, aside, copy_function=link_weights)
     (aside / "promotion.json").write_text(json.dumps(promotion, indent=2, ensure_ascii=False) + "\n")
+    sync_tree(aside)
     aside.rename(target)
+    sync_directory(target.parent)
     return target
 
 

@@ -14,7 +14,7 @@ from sft.checkpoint import MODEL_DIR, Kind
 from sft.errors import InputError
 from sft.model.write.directory import Speech, export, publish
 from sft.parallel.world import log, on_main_rank
-from sft.track.card import is_untouched
+from sft.track.card import CURVE, is_untouched
 from sft.track.run_log import RunLog
 from sft.train.build import Job
 from sft.train.report import write_facts
@@ -111,9 +111,9 @@ def finish(job: Job, run_log: RunLog, start: Start) -> None:
         job.hub.push(model_of(job, step), step)
     on_main_rank(f"looking at {job.run_dir}", lambda: keep_own_readme(job.run_dir))
     publish(model_of(job, step), job.run_dir)
-    write_facts(job, exported_step=job.state.step, published_step=step)
     ended = "finished" if job.state.step >= job.total_steps else "early stop"
     summarise(job, start, run_log, ended=ended, published_step=step)
+    write_facts(job, exported_step=job.state.step, published_step=step)  # last: by run.json a run is finished
 
 
 def is_complete(job: Job) -> bool:
@@ -132,6 +132,26 @@ def is_complete(job: Job) -> bool:
     if not job.is_over or facts.get("exported_step") != job.state.step:
         return False
     return facts.get("published_step") == step_to_publish(job, log.warning)
+
+
+def publish_what_differs(job: Job) -> None:
+    """Compare the model in the directory of a run that is complete with its checkpoint; publish it again if it differs.
+
+    Every rank calls it. A disk may have lost, after the run, what it had said was written.
+    """
+    step = step_to_publish(job, log.warning)
+    chosen = job.run_dir / f"global_step_{step}"
+    problems = checkpoint.differs_from_model(job.run_dir, chosen, but=("README.md", CURVE), world=job.world)
+    if not problems:
+        return
+    if damage := checkpoint.verify(chosen, world=job.world):
+        raise InputError(
+            f"the model in {job.run_dir} is not what was published ({'; '.join(problems)}), and {chosen} cannot mend "
+            f"it: {'; '.join(damage)}. Take another checkpoint: python -m sft.export {job.run_dir} --out DIR"
+        )
+    log.warning("the model in %s is not what was published (%s): published again", job.run_dir, "; ".join(problems))
+    on_main_rank(f"looking at {job.run_dir}", lambda: keep_own_readme(job.run_dir))
+    publish(model_of(job, step), job.run_dir)
 
 
 def step_to_publish(job: Job, warn: Callable[[str], None]) -> int:

@@ -98,14 +98,21 @@ def test_run_json_and_config_yaml_say_what_ran(finished):
     assert config["optim"]["lr"] == 0.01 and config["data"]["train_batch_size"] == 4
 
 
-def test_started_again_a_finished_run_changes_nothing(finished):
+def test_started_again_a_finished_run_changes_nothing_but_what_its_disk_lost(finished):
+    """After a power cut a file may be empty or missing: it is published again, before "nothing to do" is said."""
     cwd, _, overrides = finished
 
     def digests():
         return {name: hashlib.sha256((cwd / "run" / name).read_bytes()).hexdigest() for name in files(cwd / "run")}
 
     before = digests()
+    (cwd / "run" / "config.json").write_bytes(b"")
+    (cwd / "run" / "tokenizer.json").unlink()
     done = succeed(overrides, ranks=2, cwd=cwd)
+    assert re.search(r"is not what was published \((.*)\): published again", done.stderr)[1].split("; ") == [
+        f"config.json has 0 bytes, {(cwd / 'run' / 'config.json').stat().st_size} were written",
+        "tokenizer.json is missing",
+    ]
     assert "nothing to do" in done.stderr
     assert digests() == before
 

@@ -1,6 +1,7 @@
 """Fixtures of the unit tests."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -15,3 +16,21 @@ def world_of_one():
     world = World(rank=0, size=1, local_rank=0)
     with process_group(world):
         yield world
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """What was brought to the disk (its name) and what was renamed ("rename <new name>"), in order."""
+    events, fsync, rename = [], os.fsync, Path.rename
+
+    def spy_on_fsync(descriptor):
+        events.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    def spy_on_rename(path, target):
+        events.append(f"rename {Path(target).name}")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", spy_on_fsync)
+    monkeypatch.setattr(Path, "rename", spy_on_rename)
+    return events

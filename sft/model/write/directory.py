@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from sft.files import link_weights
+from sft.files import link_weights, sync_directory, sync_tree
 from sft.model.names import has_adapters, optional_names
 from sft.model.pretrained import weight_files
 from sft.model.write.check import check
@@ -94,7 +94,8 @@ def export(
 def publish(exported: Path, run_dir: Path) -> None:
     """Make `run_dir` itself the model that lies in `exported`, whole or not at all. Every rank calls it.
 
-    Weights are linked, not copied, where the file system can: they are on the disk once.
+    Weights are linked, not copied, where the file system can: they are on the disk once. All of it is on the disk
+    when this returns, so that what is said of it afterwards is true after a power cut as well.
     """
 
     def move_in() -> None:
@@ -102,6 +103,7 @@ def publish(exported: Path, run_dir: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         try:
             shutil.copytree(exported, aside, copy_function=link_weights)
+            sync_tree(aside)
         except (OSError, shutil.Error):  # give the space back, where the disk is full
             shutil.rmtree(aside, ignore_errors=True)
             raise
@@ -121,11 +123,15 @@ def _let_others_read(directory: Path) -> None:
 
 def _move_in(aside: Path, target: Path) -> None:
     (target / "config.json").unlink(missing_ok=True)  # from here until the last move, target is no model
+    sync_directory(target)
     for stale in [*target.glob("*.safetensors"), target / "model.safetensors.index.json"]:
         stale.unlink(missing_ok=True)
     subdirectories = {path.name for path in aside.iterdir() if path.is_dir()}  # which no rename can replace
     for name in {ADAPTER_DIR, *subdirectories}:
         shutil.rmtree(target / name, ignore_errors=True)
-    for path in sorted(aside.iterdir(), key=lambda path: path.name == "config.json"):
+    for path in [path for path in aside.iterdir() if path.name != "config.json"]:
         path.rename(target / path.name)
+    sync_directory(target)
+    (aside / "config.json").rename(target / "config.json")
     aside.rmdir()
+    sync_directory(target)

@@ -4,10 +4,11 @@ import json
 import logging
 import random
 import shutil
+from functools import partial
 
 import pytest
 
-from sft.checkpoint import load, newest, verify
+from sft.checkpoint import differs_from_model, load, newest, verify
 from sft.checkpoint.manifest import CheckpointError, digest_line
 from tests.runs import ABOUT, names_in
 
@@ -85,6 +86,20 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(two, tmp_path
     damage(two.dir / "global_step_2", kind, tmp_path)
     assert newest(two.dir, world=two.world) == two.dir / "global_step_1"
     assert named in caplog.text and "global_step_2 is not usable" in caplog.text
+
+
+def test_a_directory_that_is_no_longer_the_model_of_its_checkpoint_is_told_file_by_file(two, tmp_path):
+    chosen = two.dir / "global_step_2"
+    shutil.copytree(chosen / "huggingface", tmp_path / "root")
+    differs = partial(differs_from_model, tmp_path / "root", chosen, world=two.world)
+    assert differs(but=()) == []
+    (tmp_path / "root" / "config.json").write_bytes(b"")
+    (tmp_path / "root" / "model.safetensors").write_bytes(b"weightz")
+    told = ["config.json has 0 bytes, 2 were written", "model.safetensors is not what was written (sha256 differs)"]
+    assert differs(but=()) == told
+    assert differs(but=("config.json",)) == told[1:]
+    (chosen / "manifest.json").write_bytes(b"")
+    assert differs(but=()) == [], "nobody knows any more"
 
 
 def test_a_model_alone_is_nothing_to_resume_from(two, caplog):

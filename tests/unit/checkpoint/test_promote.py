@@ -47,6 +47,13 @@ def test_the_newest_model_by_default_and_what_is_said_of_it(finished, script):
     assert promotion["data_consumed"] == 32 and promotion["files"].keys() == {"config.json", "model.safetensors"}
 
 
+def test_it_is_on_the_disk_before_it_has_its_name(finished, script, events):
+    assert script()[0] == 0
+    named = events.index("rename job-step-4")
+    assert {"config.json", "model.safetensors", "promotion.json", ".job-step-4.partial"} <= set(events[:named])
+    assert events[named + 1 :] == ["promoted"]
+
+
 def test_a_step_a_base_model_and_a_name_of_ones_own(finished, script):
     assert script("--step", "2", "--model", "org/other", "--output-model-id", "answer-42")[0] == 0
     promotion = json.loads((finished.dir / "promoted" / "answer-42" / "promotion.json").read_text())

@@ -168,23 +168,11 @@ def test_rows_that_change_while_they_are_tokenised_fill_no_cache(tmp_path, open_
         assert [item.name for item in (tmp_path / "cache").iterdir() if item.is_dir()] == []
 
 
-def test_all_of_a_cache_is_on_the_disk_before_it_has_its_name(tmp_path, open_file, monkeypatch):
-    synced, at_rename = set(), {}
-    fsync, rename = os.fsync, Path.rename
-
-    def spy_on_fsync(descriptor):
-        synced.add(Path(f"/proc/self/fd/{descriptor}").readlink().name)
-        fsync(descriptor)
-
-    def spy_on_rename(aside, directory):
-        at_rename[directory.name] = set(synced)
-        return rename(aside, directory)
-
-    monkeypatch.setattr(os, "fsync", spy_on_fsync)
-    monkeypatch.setattr(Path, "rename", spy_on_rename)
+def test_all_of_a_cache_is_on_the_disk_before_it_has_its_name(tmp_path, open_file, events):
     file = open_file(write_jsonl(tmp_path / "rows.jsonl", ROWS[:5]))
-    assert at_rename[file.key] >= {"samples.arrow", "facts.json", "sha256.txt", f".{file.key}.partial"}
-    assert "cache" in synced, "nor is the name lost"
+    named = events.index(f"rename {file.key}")
+    assert {"samples.arrow", "facts.json", "sha256.txt", f".{file.key}.partial"} <= set(events[:named])
+    assert events[named + 1 :] == ["cache"], "nor is the name lost"
 
 
 def test_a_full_disk_is_one_message_and_leaves_nothing(tmp_path, open_file, monkeypatch):

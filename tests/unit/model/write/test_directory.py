@@ -84,6 +84,20 @@ def test_large_models_are_split_into_files_with_an_index(tmp_path, world_of_one,
     assert not any(report.values()), report
 
 
+def test_a_published_model_is_on_the_disk_and_its_config_is_there_last(tmp_path, world_of_one, events):
+    exported, run_dir = tmp_path / "exported", tmp_path / "run"
+    exported.mkdir()
+    run_dir.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (exported / name).write_text(name)
+    publish(exported, run_dir)
+    moved = [event for event in events if event.startswith("rename ")]
+    first, last = events.index(moved[0]), events.index("rename config.json")
+    assert {"config.json", "model.safetensors", "tokenizer.json", ".export.partial"} <= set(events[:first])
+    assert moved[-1] == "rename config.json"
+    assert events[last - 1] == "run" and events[last + 1 :] == ["run"], "the others' names before it, its own after"
+
+
 def test_published_weights_are_on_the_disk_once_and_leave_no_files_of_a_larger_model(
     tmp_path, world_of_one, monkeypatch
 ):
