@@ -18,9 +18,9 @@ from rich.progress import track
 from sft.config import SftConfig
 from sft.data.prompts import Prompt, read_prompts, those_that_fit
 from sft.errors import InputError
-from sft.files import replace_file
 from sft.evaluate.grade import is_right
 from sft.evaluate.options import MODEL, Options
+from sft.files import replace_file
 from sft.generate.answer import Sampling, answer, open_model
 from sft.model.attention import Available
 from sft.model.place import build_bare_model, place, sharding_of
