@@ -13,7 +13,6 @@ import random
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,17 +26,15 @@ from safetensors import SafetensorError
 from torch.distributed import HashStore, PrefixStore, Store  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.rendezvous import rendezvous
 
-from sft.errors import BugError, InputError, MishapError
+from sft.errors import BugError, InputError, MishapError, OwnMishapError
 from sft.parallel.device import device_of, gpu_id, refuse_shared_gpus
+from sft.parallel.lost_ranks import is_about_other_ranks, is_out_of_memory, who_is_lost
 
 log = logging.getLogger("sft")
 
 _RUNS = itertools.count()
 
 Result = TypeVar("Result")
-
-ROLL_CALL_S = 3.0
-"""Seconds in which ranks that lost another one report to each other; they notice it at about the same time."""
 
 OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 """Set to 1, torchrun makes a new store for every start of the ranks."""
@@ -84,10 +81,7 @@ def process_group(world: World, timeout: timedelta = timedelta(minutes=30)) -> I
         torch.cuda.set_device(world.device)
     if dist.is_initialized():  # a run that failed in this process left its group behind
         dist.destroy_process_group()
-    backend = "cuda:nccl,cpu:gloo" if world.device.type == "cuda" else "gloo"
-    store = next(rendezvous("env://"))[0] if "MASTER_ADDR" in os.environ else HashStore()
-    store = PrefixStore(_keys_of_this_run(world), store)
-    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
+    store = _meet(world, timeout)
     # After an error nobody destroys the group: the others may be inside a collective, where NCCL would wait for them
     # and hide the error. The process ends instead, and torchrun ends the rest.
     try:
@@ -95,14 +89,33 @@ def process_group(world: World, timeout: timedelta = timedelta(minutes=30)) -> I
             refuse_shared_gpus(on_every_rank("start-up", lambda: gpu_id(world.device)))
         yield
     except RuntimeError as error:
-        if not _is_about_other_ranks(error):
-            raise
-        _outlive_torchrun()
-        raise LostRanksError(_who_is_lost(store, world, timeout)) from error
+        if is_about_other_ranks(error):
+            _outlive_torchrun()
+            raise LostRanksError(who_is_lost(store, world, timeout, _phase, error)) from error
+        if is_out_of_memory(error):
+            raise OwnMishapError(f"rank {world.rank} is out of memory in {_phase}: {error}") from error
+        if "NCCL" in str(error):  # a driver, a card, a setting: nobody died of it
+            raise OwnMishapError(f"NCCL failed on rank {world.rank} in {_phase}: {error}") from error
+        raise
     # Model and optimizer hold references into the group. Destroying it before they are collected crashed
     # 12 of 57 gloo runs after their work was done; collecting first, none of 37.
     gc.collect()
     dist.destroy_process_group()
+
+
+def _meet(world: World, timeout: timedelta) -> Store:
+    """Wait until every rank is there and make the default group; returns the store. Raises LostRanksError."""
+    backend = "cuda:nccl,cpu:gloo" if world.device.type == "cuda" else "gloo"
+    store = None
+    try:
+        # A world of one without torchrun opens no port.
+        store = next(rendezvous("env://", timeout=timeout))[0] if "MASTER_ADDR" in os.environ else HashStore()
+        store = PrefixStore(_keys_of_this_run(world), store)
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
+    except RuntimeError as error:
+        _outlive_torchrun()
+        raise LostRanksError(who_is_lost(store, world, timeout, _phase, error)) from error
+    return store
 
 
 def _keys_of_this_run(world: World) -> str:
@@ -132,34 +145,10 @@ def entering(phase: str) -> None:
     _phase = phase
 
 
-def _is_about_other_ranks(error: RuntimeError) -> bool:
-    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
-
-
 def _outlive_torchrun() -> None:
     """Let its SIGTERM pass, which follows the death of any rank at once: first it is to be said what happened."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _who_is_lost(store: Store, world: World, timeout: timedelta) -> str:
-    """Every rank that is left signs up; the first of them names those that do not, the others have nothing to add."""
-    waiting = f"rank {world.rank} was waiting in {_phase}"
-    try:
-        store.set(f"left/{world.rank}", "")
-        time.sleep(ROLL_CALL_S)
-        left = [rank for rank in range(world.size) if store.check([f"left/{rank}"])]
-    except RuntimeError:  # it was kept by rank 0, or by a torchrun that is gone: one rank of each node says so
-        alone = world.rank == 1 or world.local_rank == 0
-        return f"{waiting}; rank 0 is gone, and with it the store where ranks leave word" if alone else ""
-    if left[0] != world.rank:
-        return ""
-    time.sleep(1)  # rank 0 may keep the store itself: let the others read it
-    lost = ", ".join(str(rank) for rank in range(world.size) if rank not in left) or "unknown"
-    return (
-        f"{waiting} for rank {lost}, which died or gave no answer for {timeout.total_seconds():.0f} s "
-        "(trainer.timeout_s). The last checkpoint is intact: the same command goes on from it."
-    )
 
 
 def sum_over(group: dist.ProcessGroup | None, *values: float | torch.Tensor) -> list[float]:
@@ -200,7 +189,7 @@ def on_every_rank(phase: str, work: Callable[[], Result]) -> list[Result]:
     try:
         result = work()
     except Exception as error:  # whatever it is: the others are waiting to hear of it
-        if isinstance(error, RuntimeError) and _is_about_other_ranks(error):
+        if isinstance(error, RuntimeError) and is_about_other_ranks(error):
             raise  # there is nobody left to tell
         failure, kind, caught = f"rank {dist.get_rank()}: {type(error).__name__}: {error}", _kind_of(error), error
     outcomes: list[Any] = [None] * dist.get_world_size()
@@ -219,11 +208,6 @@ def _kind_of(error: Exception) -> type[Exception]:
     # safetensors raises an error of its own where its file cannot be written or read.
     is_machines = isinstance(error, OSError | SafetensorError) or is_out_of_memory(error)
     return MishapError if is_machines else BugError
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an allocator gave up. CUDA's has an error of its own, the one of CPU tensors only a message."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def on_main_rank(phase: str, work: Callable[[], Result]) -> Result:

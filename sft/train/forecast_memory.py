@@ -15,7 +15,8 @@ from sft.data.order import plan
 from sft.errors import OwnMishapError
 from sft.model.load import decoder_layers
 from sft.model.memory import Load, ModelSize, device_bytes, estimate, gigabytes, model_size, savings
-from sft.parallel.world import World, is_out_of_memory, max_over_all_ranks
+from sft.parallel.lost_ranks import is_out_of_memory
+from sft.parallel.world import World, max_over_all_ranks
 from sft.train.forecast import Forecast, forecast
 
 STEPS = 8  # of the first epoch: enough to say how much is padding, and how large a micro-batch becomes

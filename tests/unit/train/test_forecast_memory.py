@@ -8,12 +8,12 @@ import torch
 
 from sft.errors import InputError
 from sft.model.memory import Load, ModelSize, device_bytes, estimate
+from sft.parallel.lost_ranks import is_out_of_memory
 from sft.train.forecast_memory import (
     Footprint,
     OutOfMemory,
     explaining_memory,
     footprint,
-    is_out_of_memory,
     steps_to_look_at,
 )
 
