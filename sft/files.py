@@ -7,6 +7,9 @@ import os
 import shutil
 from pathlib import Path
 
+UMASK = os.umask(0)  # asked once, while there is one thread: to ask is to set it
+os.umask(UMASK)
+
 
 def write_durably(path: Path, content: bytes) -> None:
     """Write a file; its content is on the disk when this returns."""
@@ -67,3 +70,8 @@ def link_weights(source: str, target: str) -> None:
             pass  # a file system without hard links
     shutil.copyfile(source, target)
     return None
+
+
+def let_others_read(path: Path) -> None:
+    """Give a file the rights that the umask leaves: safetensors makes files that only their owner may read."""
+    path.chmod(0o666 & ~UMASK)

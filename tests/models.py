@@ -88,7 +88,7 @@ def load_sharded(directory: Path, *, packed: bool = True) -> torch.nn.Module:
     assert all(parameter.is_meta for parameter in model.parameters())
     learn_logit_form(model)
     shard(model, decoder_layers(model), build_mesh(1, "cpu").fsdp, Sharding(torch.float32))
-    load_weights(model, directory, torch.device("cpu"), trust_remote_code=False)
+    load_weights(model, directory, torch.device("cpu"))
     return model.eval()
 
 

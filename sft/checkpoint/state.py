@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sft.checkpoint.manifest import STATE_DIR, CheckpointError, read_manifest
+from sft.files import let_others_read
 from sft.model.names import trained_weights
 from sft.parallel.host_memory import HostMemory
 from sft.parallel.shards import LocalParts, StoredTensors, copy_local_parts
@@ -41,6 +42,7 @@ class Snapshot:
         tensors, rng = self._file_names
         self._parts.write(checkpoint / tensors)
         save_file(self._random_state, checkpoint / rng)
+        let_others_read(checkpoint / rng)
         return [tensors, rng]
 
 

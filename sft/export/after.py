@@ -19,15 +19,17 @@ from sft.data.chat.tokenizer import template_fingerprint
 from sft.errors import InputError
 from sft.export.saved import Saved, find_saved
 from sft.model.attention import Available
-from sft.model.load import build_skeleton
+from sft.model.conversion import conversion_of
+from sft.model.load import build_skeleton, refuse_misfits
 from sft.model.names import named_weights, stored_name, trained_weights
 from sft.model.place import build_bare_model
 from sft.model.pretrained import load_config, weight_files
 from sft.model.tokenizer import load_tokenizer
 from sft.model.write.check import check
 from sft.model.write.directory import ADAPTER_DIR, Speech, export
+from sft.model.write.growing_file import DTYPES
 from sft.model.write.side_files import copy_side_files, set_dtype, stop_tokens_of
-from sft.model.write.weights import DTYPES, Gather, check_room, convert_weights, plan_weights
+from sft.model.write.weights import Gather, check_room, convert_weights, merged_weights
 from sft.parallel.shards import StoredTensors
 from sft.parallel.world import World, process_group
 from sft.train.inputs import attention_of
@@ -166,22 +168,13 @@ def _write_pt(saved: Saved, target: Path, base: Path | None, dtype: torch.dtype 
 
 def _model_state(saved: Saved, model: PreTrainedModel, source: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """For load_state_dict: adapters merged, a tied weight under both of its names."""
-    gather = _gather(saved, model)
-    stored = StoredTensors.of_whole_tensors(weight_files(source))
-    planned = plan_weights(model, stored, gather=gather, dtype=dtype)
-    if planned is None:
-        if saved.config.model.lora_rank:
-            raise InputError(f"{type(model).__name__}: transformers renames its weights; use --format hf and adapter.")
-        return {name: gather(name, dtype) for name in named_weights(model)}
-    whole = {name: plan.collect()() for name, plan in planned.items()}
+    whole = dict(merged_weights(model, source, gather=_gather(saved, model), dtype=dtype))
     return whole | _second_names(whole, model)
 
 
 def _stored_model_state(saved: Saved, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
     """The same of a checkpoint without state, out of the model in it."""
     assert saved.model is not None
-    stored = StoredTensors.of_whole_tensors(weight_files(saved.model))
-    whole = {name: stored.read_whole(name, dtype or DTYPES[stored.dtypes[name]]) for name in stored.parts}
     trust = saved.config.model.trust_remote_code
     skeleton = build_skeleton(
         load_config(saved.model, trust_remote_code=trust),
@@ -189,7 +182,14 @@ def _stored_model_state(saved: Saved, dtype: torch.dtype | None) -> dict[str, to
         dtype=dtype or torch.float32,
         trust_remote_code=trust,
     )
-    skeleton.tie_weights()
+    stored = StoredTensors.of_whole_tensors(weight_files(saved.model))
+    conversion = conversion_of(skeleton, stored, inverse=False)
+    refuse_misfits(skeleton, saved.model, conversion)
+    whole = {
+        name: weight.to(dtype or weight.dtype)
+        for group in conversion.groups
+        for name, weight in conversion.convert(group, stored.read).items()
+    }
     return whole | _second_names(whole, skeleton)
 
 

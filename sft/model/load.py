@@ -8,35 +8,36 @@ A missing, unexpected or mis-shaped weight is an error that names it; transforme
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from sft.errors import InputError
 from sft.model.attention import Choice, expect_calls, hide_lengths, refuse_other_mixers, register
-from sft.model.names import named_weights, optional_names
+from sft.model.conversion import Conversion, conversion_of, remember_conversions
+from sft.model.names import named_weights
 from sft.model.pretrained import weight_files
 from sft.model.vocabulary import fill_with_mean_rows, vocabulary_weights
 from sft.parallel.shards import StoredTensors, local_box, local_part
-from sft.parallel.world import log
-
-MAX_NAMES_SHOWN = 8
 
 
 def build_skeleton(
     config: PretrainedConfig, *, attention: Choice, dtype: torch.dtype, trust_remote_code: bool
 ) -> PreTrainedModel:
-    """The model on the meta device: names, shapes and dtypes, no memory.
+    """Build the model on the meta device: names, shapes and dtypes, no memory but for its buffers.
 
     Raises InputError where this architecture cannot train on rows of several samples, and `attention` is for those;
     of code that came with the model, its first forward may be what shows it.
     """
     register(attention)
-    with torch.device("meta"):
+    with init_empty_weights(include_buffers=False):  # buffers hold what no file does, such as rotary frequencies
         model = AutoModelForCausalLM.from_config(
             config, attn_implementation=attention.implementation, dtype=dtype, trust_remote_code=trust_remote_code
         )
+    model.tie_weights()  # parameters were exchanged for others without memory, each by itself
+    remember_conversions(model)
     if attention.packed:
         refuse_other_mixers(model)
         if attention.kernel != "sdpa":
@@ -45,6 +46,11 @@ def build_skeleton(
             expect_calls(model, len(decoder_layers(model)))
     model.train()
     return model
+
+
+def model_class(config: PretrainedConfig) -> Any:
+    """Return the auto class that opens a model of this configuration."""
+    return AutoModelForCausalLM
 
 
 def decoder_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
@@ -66,7 +72,6 @@ def load_weights(
     directory: Path,
     device: torch.device,
     *,
-    trust_remote_code: bool,
     offload: bool = False,
     grown_vocabulary: bool = False,
 ) -> None:
@@ -75,100 +80,49 @@ def load_weights(
     offload: weights stay in CPU memory; only buffers, which are not sharded, are on the device
     grown_vocabulary: the skeleton has more rows per token than the files; new ones start as the mean of the others.
     """
+    buffers = [
+        (module, name, buffer)
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if not buffer.is_meta
+    ]
     model.to_empty(device="cpu" if offload else device)
+    for module, name, buffer in buffers:
+        setattr(module, name, buffer.to(device))
     model.tie_weights()
-    _initialise_buffers(model)
-    for module in model.modules() if offload else ():
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, buffer.to(device))
-    read_weights(model, directory, trust_remote_code=trust_remote_code, grown_vocabulary=grown_vocabulary)
+    read_weights(model, directory, grown_vocabulary=grown_vocabulary)
 
 
-def read_weights(
-    model: PreTrainedModel, directory: Path, *, trust_remote_code: bool, grown_vocabulary: bool = False
-) -> None:
-    """Copy the weights of `directory` into a model that has memory. Raises InputError for those of another model."""
+@torch.no_grad()
+def read_weights(model: PreTrainedModel, directory: Path, *, grown_vocabulary: bool = False) -> None:
+    """Copy the weights of `directory` into a model that has memory, one group of tensors at a time.
+
+    A rank holds its own part and, of weights that are stored in another form, one of them as a whole. Raises
+    InputError for the weights of another model.
+    """
     stored = StoredTensors.of_whole_tensors(weight_files(directory))
     wanted = named_weights(model)
     grown = vocabulary_weights(model, wanted) if grown_vocabulary else {}
-    problems = _disagreements(model, wanted, stored, grown)
-    if not problems:
-        stored.copy_into({name: tensor for name, tensor in wanted.items() if name not in grown})
-        fill_with_mean_rows(grown, stored)
-    elif grown:
+    conversion = conversion_of(model, stored, grown=grown, inverse=False)
+    refuse_misfits(model, directory, conversion, grown=bool(grown))
+    plain = {next(iter(group.weights)): group.stored[0] for group in conversion.groups if group.converter is None}
+    stored.copy_into({source: wanted[name] for name, source in plain.items() if name not in grown})
+    fill_with_mean_rows({plain[name]: tensor for name, tensor in grown.items()}, stored)
+    for group in conversion.groups:
+        if group.converter is not None:
+            for name, tensor in conversion.convert(group, stored.read).items():
+                local_part(wanted[name]).copy_(tensor[local_box(wanted[name]).slices()])
+
+
+def refuse_misfits(model: PreTrainedModel, directory: Path, conversion: Conversion, *, grown: bool = False) -> None:
+    """Raise InputError where the tensors of `directory` are not those of `model`."""
+    if not conversion.problems:
+        return
+    if grown:
         raise InputError(
             f"data.chat_template needs new tokens, and {type(model).__name__} cannot be given rows for them here "
-            f"({'; '.join(problems)}); set data.chat_template=instruction_response, which needs none."
+            f"({'; '.join(conversion.problems)}); set data.chat_template=instruction_response, which needs none."
         )
-    elif _renamed_by_transformers(model):
-        log.info(
-            "%s: transformers renames its weights while loading; every rank loads the whole model on the CPU first.",
-            type(model).__name__,
-        )
-        _copy_from_whole_model(wanted, directory, trust_remote_code=trust_remote_code)
-    else:
-        raise InputError(f"the weights in {directory} do not fit {type(model).__name__}:\n  " + "\n  ".join(problems))
-
-
-@torch.no_grad()
-def _initialise_buffers(model: PreTrainedModel) -> None:
-    """Compute the buffers that no file holds, such as rotary frequencies.
-
-    They are poisoned first: a buffer that its architecture forgets to compute must not pass as garbage.
-    """
-    persistent = model.state_dict().keys()
-    computed = {name: buffer for name, buffer in model.named_buffers() if name not in persistent}
-    for buffer in computed.values():
-        buffer.fill_(float("nan") if buffer.is_floating_point() else torch.iinfo(buffer.dtype).min)
-    for module in model.modules():
-        if any(True for _ in module.buffers(recurse=False)):
-            for weight in module.parameters(recurse=False):  # it comes from the files, and is not to be drawn first
-                weight._is_hf_initialized = True  # pyright: ignore[reportAttributeAccessIssue]
-            model._init_weights(module)
-    for name, buffer in computed.items():
-        untouched = buffer.isnan() if buffer.is_floating_point() else buffer == torch.iinfo(buffer.dtype).min
-        if untouched.any():
-            raise InputError(
-                f"{type(model).__name__} does not say how to compute its buffer {name!r}, so it cannot be built "
-                "without loading a whole model; please report the architecture."
-            )
-
-
-def _disagreements(
-    model: PreTrainedModel, wanted: dict[str, torch.Tensor], stored: StoredTensors, grown: dict[str, torch.Tensor]
-) -> list[str]:
-    """What is missing, unexpected or mis-shaped in the files, one line each; empty if they fit. Grown: in its rows."""
-    optional = optional_names(model, stored.parts)
-    missing = [name for name in wanted if name not in stored.parts]
-    unexpected = [name for name in stored.parts if name not in wanted and name not in optional]
-    misshaped = [
-        f"{name}: the file has {list(stored.shape(name))}, the model {list(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in stored.parts and stored.shape(name)[name in grown :] != tuple(tensor.shape)[name in grown :]
-    ]
-    told = []
-    for kind, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", misshaped)):
-        if names:
-            more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
-            told.append(f"{kind}: {', '.join(names[:MAX_NAMES_SHOWN])}{more}")
-    return told
-
-
-def _renamed_by_transformers(model: PreTrainedModel) -> bool:
-    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-
-    return bool(get_checkpoint_conversion_mapping(model.config.model_type))
-
-
-@torch.no_grad()
-def _copy_from_whole_model(wanted: dict[str, torch.Tensor], directory: Path, *, trust_remote_code: bool) -> None:
-    whole, report = cast(
-        tuple[PreTrainedModel, dict[str, Any]],
-        AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=trust_remote_code, output_loading_info=True),
+    raise InputError(
+        f"the weights in {directory} do not fit {type(model).__name__}:\n  " + "\n  ".join(conversion.problems)
     )
-    problems = [f"{kind}: {sorted(map(str, names))[:MAX_NAMES_SHOWN]}" for kind, names in report.items() if names]
-    if problems:
-        raise InputError(f"the weights in {directory} do not fit {type(whole).__name__}:\n  " + "\n  ".join(problems))
-    source = named_weights(whole)
-    for name, tensor in wanted.items():
-        local_part(tensor).copy_(source[name][local_box(tensor).slices()])

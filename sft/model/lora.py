@@ -32,6 +32,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sft.errors import InputError
+from sft.files import let_others_read
 from sft.model.lora_targets import MAX_NAMES_SHOWN, few, find_module_to_save, find_targets, is_expert_to_peft
 from sft.model.names import stored_name
 from sft.parallel.shards import StoredTensors, local_box, local_part, whole_tensor
@@ -175,6 +176,7 @@ def save_adapter(model: PreTrainedModel, directory: Path, *, write: bool) -> Non
     def put() -> None:
         directory.mkdir()
         save_file(whole, directory / FILE, metadata={"format": "pt"})
+        let_others_read(directory / FILE)
         config = copy(_config_of(model))  # not dataclasses.replace: it would make sets of our sorted lists again
         config.inference_mode = True
         config.save_pretrained(str(directory))

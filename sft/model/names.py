@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 import torch
-from transformers import PreTrainedModel
 
 ADAPTER = re.compile(r"\.lora_(A|B|magnitude_vector)\.")  # parts of the modules that peft puts around `.base_layer`
 
@@ -22,16 +20,32 @@ def trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in _state(model).items() if name not in frozen}
 
 
+def changed_weights(model: torch.nn.Module) -> set[str]:
+    """Return the names, in a model directory, of what training changes; buffers where nothing is frozen."""
+    frozen = any(not weight.requires_grad for weight in model.parameters())
+    return {
+        stored
+        for name, tensor in trained_weights(model).items()
+        if (stored := stored_name(name)) and (tensor.requires_grad or not frozen)
+    }
+
+
 def has_adapters(model: torch.nn.Module) -> bool:
     """Whether this is a LoRA run; asks without importing peft."""
     return any(ADAPTER.search(name) for name, _ in model.named_parameters())
 
 
-def optional_names(model: PreTrainedModel, names: Iterable[str]) -> set[str]:
-    """Those of `names` that files may hold and need not: second names of tied weights, and what the class ignores."""
-    aliases = {stored_name(name) for name in model.state_dict()} - set(named_weights(model))
-    ignored = re.compile("|".join(model._keys_to_ignore_on_load_unexpected or ["(?!)"]))
-    return {name for name in names if name in aliases or ignored.search(name)}
+def aliases(model: torch.nn.Module) -> dict[str, str]:
+    """Return the second names of tied weights, each with the name under which `named_weights` has the weight."""
+    model.state_dict()  # see _state
+    first: dict[int, str] = {}
+    second = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        if stored := stored_name(name):
+            earlier = first.setdefault(id(weight), stored)
+            if earlier != stored:
+                second[stored] = earlier
+    return second
 
 
 def stored_name(name: str) -> str | None:

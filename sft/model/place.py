@@ -72,7 +72,7 @@ def place(
 
     grown: the vocabulary of the skeleton is larger than that of the files
     """
-    trust, layers = config.model.trust_remote_code, decoder_layers(model)
+    layers = decoder_layers(model)
     if sharding.offload and world.device.type == "cpu":
         log.info("model.fsdp_config.cpu_offload=true: without a GPU all of the model is in CPU memory anyway.")
     if config.model.use_liger:
@@ -91,7 +91,7 @@ def place(
             )
         compile_layers(layers)
     shard(model, layers, mesh.fsdp, sharding)
-    load_weights(model, source, world.device, offload=sharding.offload, trust_remote_code=trust, grown_vocabulary=grown)
+    load_weights(model, source, world.device, offload=sharding.offload, grown_vocabulary=grown)
     if config.model.lora_rank:
         from sft.model import lora
 

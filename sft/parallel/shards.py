@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from sft.files import let_others_read
 from sft.parallel.host_memory import HostMemory
 
 
@@ -162,6 +163,7 @@ class LocalParts:
         """One safetensors file, for `StoredTensors.of_ranks`."""
         boxes = {name: (box.offset, box.shape) for name, box in self.boxes.items()}
         save_file(self.tensors, file, metadata={"boxes": json.dumps(boxes)})
+        let_others_read(file)
 
 
 def copy_local_parts(tensors: Mapping[str, torch.Tensor], memory: HostMemory | None = None) -> LocalParts:

@@ -19,7 +19,7 @@ from sft.data.chat.encode import stop_token_ids
 from sft.data.chat.tokenizer import template_fingerprint
 from sft.data.dataset import Dataset
 from sft.data.order import plan
-from sft.model.place import adapter_settings, build_bare_model, place, sharding_of
+from sft.model.place import adapter_settings, place, sharding_of
 from sft.model.pretrained import fingerprint as model_fingerprint
 from sft.parallel.fsdp import Sharding
 from sft.parallel.mesh import Mesh, build_mesh
@@ -118,13 +118,12 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
             "the chat template": fingerprint["template"],
         }
     )
-    tokens = max(inputs.new_tokens.values(), default=-1) + 1
-    model, grown = build_bare_model(config, inputs.source, inputs.attention, tokens=tokens)
+    model = inputs.model
     memory = footprint_of_run(config, model, inputs.train, world)
     log.info("%s", memory.line())
     sharding = sharding_of(config.model.fsdp_config, reduce_once=memory.reduce_once)
     with explaining_memory(memory, "loading the model"):
-        place(model, config, inputs.source, mesh, sharding, world, grown=grown)
+        place(model, config, inputs.source, mesh, sharding, world, grown=inputs.grown)
     optim = config.optim
     optimizer = adamw(model, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
     steps_per_epoch = plan.steps_per_epoch(len(inputs.train.mixture), config.data.train_batch_size)

@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from sft.config import SftConfig
 from sft.data.dataset import Dataset
 from sft.errors import InputError
 from sft.model.attention import Available, Choice, choose_attention
+from sft.model.place import build_bare_model
 from sft.model.pretrained import find_model, load_config
+from sft.model.write.proof import prove_export
 from sft.parallel.ulysses import refuse_impossible_split
 from sft.parallel.world import World, log, on_every_rank
 from sft.train.head_start import HeadStart
@@ -26,6 +30,8 @@ class Inputs:
 
     source: Path  # the model directory the weights come from
     attention: Choice  # the kernel that computes it
+    model: PreTrainedModel  # its skeleton on the meta device, with LoRA's adapters inside
+    grown: bool  # whether its vocabulary had to grow
     tokenizer: Any
     chat_template: str | None  # the template trained with, where it is not the tokenizer's own
     new_tokens: dict[str, int]  # special tokens that the tokenizer of the source does not have, with their ids
@@ -34,8 +40,8 @@ class Inputs:
 
 
 def read_inputs(config: SftConfig, world: World, head_start: HeadStart | None = None) -> Inputs:
-    """Tokenizer and data. Raises InputError for a model that is not there, for one whose attention cannot be computed
-    as asked, and for rows that cannot be used.
+    """Tokenizer and data. Raises InputError for a model that is not there, that cannot be built or could not be
+    written in the end, for one whose attention cannot be computed as asked, and for rows that cannot be used.
     """
     if config.model.external_lib:
         importlib.import_module(config.model.external_lib)
@@ -44,10 +50,12 @@ def read_inputs(config: SftConfig, world: World, head_start: HeadStart | None = 
     attention = attention_of(config, source, Available.on(world.device))
     log.info("attention: %s", attention)
     tokenizer, chat_template, new_tokens = open_tokenizer(config, source)
+    model, grown = build_bare_model(config, source, attention, tokens=max(new_tokens.values(), default=-1) + 1)
+    prove_export(model, source)
     if head_start:
         head_start.wait()
     train, val = open_data(config, tokenizer, world)
-    return Inputs(source, attention, tokenizer, chat_template, new_tokens, train, val)
+    return Inputs(source, attention, model, grown, tokenizer, chat_template, new_tokens, train, val)
 
 
 def refuse_other_inputs(read: Mapping[str, str | None]) -> None:

@@ -76,6 +76,6 @@ def start_elsewhere(config: SftConfig, model: PreTrainedModel, world: World) -> 
     if origin.is_state:
         checkpoint.start_from(origin, model)
     else:
-        read_weights(model, origin.path, trust_remote_code=config.model.trust_remote_code)
+        read_weights(model, origin.path)
     log.info("starting with the weights of %s", origin.path)
     return origin.path.resolve()

@@ -19,6 +19,8 @@ from transformers import AutoConfig, AutoTokenizer
 from sft.errors import InputError
 from sft.model.pretrained import weight_files
 from sft.model.write import weights
+from sft.model.write.growing_file import DTYPES
+from sft.model.write.proof import loading_report
 from sft.parallel.shards import StoredTensors
 
 PREFIXES = ("FSDP", "Peft", "DDP")
@@ -49,9 +51,10 @@ def check(
     tokenizer: the one trained with, its template rendered with template_options. left_out: names of the source that a
     model need not store. dtype: of the weights, where not the source's.
     """
+    weight_problems = list(_weight_problems(target, source, left_out, dtype))
     problems = [
         *_config_problems(target, source, dtype, trust_remote_code),
-        *_weight_problems(target, source, left_out, dtype),
+        *(weight_problems or _report_problems(target, trust_remote_code)),
         *_tokenizer_problems(target, tokenizer, template_options or {}, trust_remote_code),
         *_stop_problems(target, stop_token_ids),
     ]
@@ -113,15 +116,23 @@ def _weight_problems(
         has_grown = theirs[:1] == (before,) and mine == (after, *theirs[1:])
         if mine != theirs and not has_grown:
             yield f"{file}: {name} has the shape {list(mine)}, the source {list(theirs)}"
-        wanted = weights.DTYPES[expected.dtypes[name]]
+        wanted = DTYPES[expected.dtypes[name]]
         wanted = dtype if dtype is not None and wanted.is_floating_point else wanted
-        if weights.DTYPES[found.dtypes[name]] != wanted:
+        if DTYPES[found.dtypes[name]] != wanted:
             yield f"{file}: {name} is {found.dtypes[name]}, expected {str(wanted).removeprefix('torch.')}"
     for file in files:
         with safe_open(file, "pt") as tensors:
             several = len(tensors.keys()) > 1
         if several and file.stat().st_size > weights.MAX_FILE_BYTES * 1.01:  # a header comes on top
             yield f"{file.name} has {file.stat().st_size / 1e9:,.2f} GB, more than {weights.MAX_FILE_BYTES / 1e9:g}"
+
+
+def _report_problems(target: Path, trust_remote_code: bool) -> Iterator[str]:
+    """Yield what transformers says of the written weights: it has the last word on what opens."""
+    try:
+        yield from (f"transformers: {line}" for line in loading_report(target, trust_remote_code=trust_remote_code))
+    except Exception as error:  # a remote class may raise whatever it likes
+        yield f"transformers does not open it ({type(error).__name__}: {error})"
 
 
 def _vocabulary(directory: Path) -> int | None:

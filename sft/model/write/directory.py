@@ -9,7 +9,6 @@ so that a directory that has its config.json is complete.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,12 +19,10 @@ import torch
 from transformers import PreTrainedModel
 
 from sft.files import link_weights, sync_directory, sync_tree
-from sft.model.names import has_adapters, optional_names
-from sft.model.pretrained import weight_files
+from sft.model.names import has_adapters
 from sft.model.write.check import check
 from sft.model.write.side_files import write_side_files
 from sft.model.write.weights import Gather, write_weights
-from sft.parallel.shards import StoredTensors
 from sft.parallel.world import on_main_rank
 
 ADAPTER_DIR = "lora_adapter"
@@ -59,7 +56,7 @@ def export(
     weights; None: the source's. Raises InputError where there is no room, or where what was written is not the model.
     """
     on_main_rank(f"writing {target}", lambda: target.mkdir(parents=True))
-    write_weights(model, source, target, write=is_main, gather=gather, dtype=dtype)
+    left_out = write_weights(model, source, target, write=is_main, gather=gather, dtype=dtype)
     if has_adapters(model):
         from sft.model.lora import save_adapter
 
@@ -76,14 +73,13 @@ def export(
             vocabulary=model.config.get_text_config().vocab_size,
             dtype=dtype,
         )
-        _let_others_read(target)
         check(
             target,
             source,
             tokenizer=speech.tokenizer,
             stop_token_ids=speech.stop_token_ids,
             template_options=speech.template_options,
-            left_out=optional_names(model, StoredTensors.of_whole_tensors(weight_files(source)).parts),
+            left_out=left_out,
             dtype=dtype,
             trust_remote_code=speech.trust_remote_code,
         )
@@ -110,15 +106,6 @@ def publish(exported: Path, run_dir: Path) -> None:
         _move_in(aside, run_dir)
 
     on_main_rank(f"writing the model into {run_dir}", move_in)
-
-
-def _let_others_read(directory: Path) -> None:
-    """safetensors writes files that only their owner may read."""
-    umask = os.umask(0)
-    os.umask(umask)
-    for path in directory.rglob("*"):
-        if path.is_file():
-            path.chmod(0o666 & ~umask)
 
 
 def _move_in(aside: Path, target: Path) -> None:

@@ -1,6 +1,6 @@
 """The weights of an export: planned by name, made one at a time, written file by file.
 
-One tensor at a time is whole on rank 0, one output file at a time in its memory.
+One weight at a time is whole, on rank 0: its file grows tensor by tensor.
 """
 
 from __future__ import annotations
@@ -8,20 +8,22 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from sft.errors import InputError
-from sft.model.names import has_adapters, named_weights, optional_names
+from sft.model.conversion import Conversion, Group, conversion_of
+from sft.model.load import refuse_misfits
+from sft.model.names import changed_weights, has_adapters, named_weights
 from sft.model.pretrained import weight_files
+from sft.model.vocabulary import vocabulary_weights
+from sft.model.write.growing_file import DTYPES, GrowingFile
 from sft.parallel.shards import StoredTensors, whole_tensor
 from sft.parallel.world import on_every_rank, on_main_rank
 
@@ -30,40 +32,25 @@ if TYPE_CHECKING:
 
 MAX_FILE_BYTES = 5 * 10**9
 ROOM_FOR_SIDE_FILES = 64 * 10**6  # tokenizers of 30 MB exist
-DTYPES = {
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 
 Gather = Callable[[str, torch.dtype], torch.Tensor]
 """(name in a model directory, dtype) -> the trained weight, whole, on the CPU. Every rank calls it."""
 
-Make = Callable[[], torch.Tensor]
+Make = Callable[[], dict[str, torch.Tensor]]
 """Reads, merges and casts without the other ranks; only the one that writes calls it."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A tensor to be written, whose size is known before it is made."""
+    """Tensors to be written, made together, whose sizes are known before they are made."""
 
-    shape: tuple[int, ...]
-    dtype: torch.dtype
+    tensors: dict[str, tuple[tuple[int, ...], torch.dtype]]  # by name, in the order in which they are written
     collect: Callable[[], Make]  # every rank calls it
 
     @property
     def size(self) -> int:
         """Bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.tensors.values())
 
 
 def gather_from(model: PreTrainedModel) -> Gather:
@@ -80,91 +67,142 @@ def write_weights(
     write: bool,
     gather: Gather | None = None,
     dtype: torch.dtype | None = None,
-) -> None:
-    """Every tensor of `source` with the numbers of `model`, adapters merged into them. Every rank calls it.
+) -> set[str]:
+    """Write every tensor of `source` with the numbers of `model`, adapters merged into them. Every rank calls it.
 
-    write: on the one rank that writes. gather: how to get the numbers; None: out of the model. dtype: of floating-point
-    tensors; None: each as in the source.
+    Returns the names that are left out, second names of tied weights. write: on the one rank that writes. gather: how
+    to get the numbers; None: out of the model. dtype: of floating-point tensors; None: each as in the source.
     """
-    gather = gather or gather_from(model)
-    found: list[StoredTensors] = []
-    on_every_rank(f"reading {source}", lambda: found.append(StoredTensors.of_whole_tensors(weight_files(source))))
-    (stored,) = found
-    planned = plan_weights(model, stored, gather=gather, dtype=dtype)
-    if planned is None:
-        write_renamed_weights(model, stored, target, write=write, gather=gather, dtype=dtype)
-    else:
-        write_files(planned, target, write=write, beside=_adapter_bytes(model))
+    planned, left_out = plan_weights(model, source, gather=gather or gather_from(model), dtype=dtype)
+    write_files(planned, target, write=write, beside=_adapter_bytes(model))
+    return left_out
 
 
 def plan_weights(
-    model: PreTrainedModel, stored: StoredTensors, *, gather: Gather, dtype: torch.dtype | None
-) -> dict[str, Planned] | None:
-    """The tensors of a trained model under their stored names; None where only transformers knows these names."""
-    weights, adapters = named_weights(model), _adapters(model)
-    # What LoRA froze is copied from the source, bit for bit; nobody has to gather it.
-    changed = {n for n, w in weights.items() if n in adapters or w.requires_grad} if adapters else set(weights)
-    if not changed <= stored.parts.keys():
-        return None
+    model: PreTrainedModel, source: Path, *, gather: Gather, dtype: torch.dtype | None
+) -> tuple[list[Planned], set[str]]:
+    """Plan the tensors of a model directory like `source`, with the numbers of `model`. Every rank calls it.
 
-    def collect(name: str, dtype: torch.dtype) -> Make:
-        if name in adapters:
-            adapter = adapters[name]()
-            return lambda: adapter.merged_into(stored.read(name), dtype)
-        if name in changed:
-            weight = gather(name, dtype)
-            return lambda: weight
-        return lambda: stored.read(name).to(dtype)
+    Returns the plan and the names of `source` that it leaves out: a tied weight is written once. What training did not
+    change is copied from `source`, bit for bit, and nobody has to gather it; so is what the model does not read.
+    Raises InputError where there is no way back to the names of `source`.
+    """
+    found: list[StoredTensors] = []
+    on_every_rank(f"reading {source}", lambda: found.append(StoredTensors.of_whole_tensors(weight_files(source))))
+    planned, conversion = plan_of(model, found[0], source, gather=gather, dtype=dtype)
+    return planned, set(conversion.repeated)
 
-    planned, left_out = {}, optional_names(model, stored.parts)
-    for name in [name for name in stored.parts if name not in left_out] if adapters else weights:
-        shape = tuple(weights[name].shape) if name in weights else stored.shape(name)
-        to = _target_dtype(DTYPES[stored.dtypes[name]], dtype)
-        planned[name] = Planned(shape, to, partial(collect, name, to))
-    return planned
+
+def plan_of(
+    model: PreTrainedModel, stored: StoredTensors, source: Path, *, gather: Gather, dtype: torch.dtype | None
+) -> tuple[list[Planned], Conversion]:
+    """Return what `plan_weights` does and the conversion it is made with, without the other ranks."""
+    weights = named_weights(model)
+    conversion = conversion_of(model, stored, grown=vocabulary_weights(model, weights))
+    refuse_misfits(model, source, conversion)
+    changed, adapters = changed_weights(model), adapters_of(model)
+    changed |= adapters.keys()
+    dtypes = {name: _target_dtype(DTYPES[stored.dtypes[name]], dtype) for name in stored.parts}
+
+    def collect(group: Group) -> Make:
+        """Gather what was trained of a group, and return how its stored tensors are made of that."""
+        widest = reduce(torch.promote_types, (dtypes[name] for name in group.stored))
+        make = _collect(group, conversion, stored, changed, adapters, lambda name: gather(name, widest))
+
+        def revert() -> dict[str, torch.Tensor]:
+            return {name: each.to(dtypes[name]) for name, each in conversion.revert(group, make(widest)).items()}
+
+        return revert
+
+    planned = []
+    for group in conversion.groups:
+        shapes = {name: stored.shape(name) for name in group.stored}
+        if group.converter is None:
+            shapes = {group.stored[0]: tuple(weights[next(iter(group.weights))].shape)}  # a vocabulary may have grown
+        tensors = {name: (shapes[name], dtypes[name]) for name in group.stored}
+        is_changed = not changed.isdisjoint(group.weights)
+        planned.append(Planned(tensors, partial(collect, group) if is_changed else _copies(stored, tensors)))
+    for name in conversion.unread:
+        tensors = {name: (stored.shape(name), dtypes[name])}
+        planned.append(Planned(tensors, _copies(stored, tensors)))
+    return planned, conversion
+
+
+def merged_weights(
+    model: PreTrainedModel, source: Path, *, gather: Gather, dtype: torch.dtype
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield every weight as the model names it, adapters merged into it. For one process alone."""
+    stored = StoredTensors.of_whole_tensors(weight_files(source))
+    conversion = conversion_of(model, stored, grown=vocabulary_weights(model, named_weights(model)))
+    refuse_misfits(model, source, conversion)
+    changed, adapters = changed_weights(model), adapters_of(model)
+    changed |= adapters.keys()
+    for group in conversion.groups:
+        make = _collect(group, conversion, stored, changed, adapters, lambda name: gather(name, dtype))
+        yield from ((name, tensor.to(dtype)) for name, tensor in make(dtype).items())
+
+
+def _collect(
+    group: Group,
+    conversion: Conversion,
+    stored: StoredTensors,
+    changed: set[str],
+    adapters: Mapping[str, Callable[[], Adapter]],
+    gather: Callable[[str], torch.Tensor],
+) -> Callable[[torch.dtype], dict[str, torch.Tensor]]:
+    """Gather what was trained of a group; return how its weights are made of that and of the files, in a dtype."""
+    gathered = {name: gather(name) for name in group.weights if name in changed and name not in adapters}
+    merges = {name: adapters[name]() for name in group.weights if name in adapters}
+
+    def make(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        if gathered.keys() == group.weights.keys():
+            return gathered
+        read = conversion.convert(group, stored.read)
+        return read | {name: each.merged_into(read[name], dtype) for name, each in merges.items()} | gathered
+
+    return make
+
+
+def _copies(stored: StoredTensors, tensors: Mapping[str, tuple[Any, torch.dtype]]) -> Callable[[], Make]:
+    """Tensors that stay as they are in the files, but for their dtype."""
+    return lambda: lambda: {name: stored.read(name).to(dtype) for name, (_, dtype) in tensors.items()}
 
 
 def convert_weights(source: Path, target: Path, dtype: torch.dtype | None) -> None:
-    """Every tensor of `source` in another dtype; one process alone calls it, in a world of one."""
+    """Write every tensor of `source` in another dtype; one process alone calls it, in a world of one."""
     stored = StoredTensors.of_whole_tensors(weight_files(source))
-
-    def collect(name: str, dtype: torch.dtype) -> Make:
-        return lambda: stored.read(name).to(dtype)
-
-    planned = {}
+    planned = []
     for name in stored.parts:
-        to = _target_dtype(DTYPES[stored.dtypes[name]], dtype)
-        planned[name] = Planned(stored.shape(name), to, partial(collect, name, to))
+        tensors = {name: (stored.shape(name), _target_dtype(DTYPES[stored.dtypes[name]], dtype))}
+        planned.append(Planned(tensors, _copies(stored, tensors)))
     write_files(planned, target, write=True)
 
 
-def write_files(planned: dict[str, Planned], target: Path, *, write: bool, beside: int = 0) -> None:
-    """model.safetensors, or several files of at most MAX_FILE_BYTES with an index. Every rank calls it.
+def write_files(planned: Sequence[Planned], target: Path, *, write: bool, beside: int = 0) -> None:
+    """Write model.safetensors, or several files of at most MAX_FILE_BYTES with an index. Every rank calls it.
 
     beside: bytes that will be written next to them. Raises InputError on every rank: before anything is written, where
     the file system has no room for all of it, and where the one that writes cannot read or write.
     """
-    total = sum(plan.size for plan in planned.values())
+    total = sum(plan.size for plan in planned)
     on_main_rank(f"writing {target}", lambda: check_room(target, total + beside))
-    files = list(_pack({name: plan.size for name, plan in planned.items()}, MAX_FILE_BYTES))
+    files = list(_pack(planned, MAX_FILE_BYTES))
     weight_map = {}
-    for number, names in enumerate(files, start=1):
+    for number, plans in enumerate(files, start=1):
         file = "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        collected = {}
-        for name in names:
-            make = planned[name].collect()
-            if write:
-                collected[name] = make
-        on_main_rank(f"writing {target / file}", partial(_write_file, collected, target / file))
-        weight_map |= dict.fromkeys(names, file)
+        tensors = {name: about for plan in plans for name, about in plan.tensors.items()}
+        growing = GrowingFile(target / file, tensors) if write else None
+        for plan in plans:
+            make = plan.collect()
+            if growing is not None:
+                growing.append(make)
+            del make
+        on_main_rank(f"writing {target / file}", growing.close if growing is not None else lambda: None)
+        weight_map |= dict.fromkeys(tensors, file)
     if len(files) > 1:
         index = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n"
         path = target / "model.safetensors.index.json"
         on_main_rank(f"writing {path}", lambda: path.write_text(index))
-
-
-def _write_file(collected: dict[str, Make], file: Path) -> None:
-    save_file({name: make().contiguous() for name, make in collected.items()}, file, metadata={"format": "pt"})
 
 
 def check_room(target: Path, weights: int) -> None:
@@ -181,35 +219,8 @@ def _target_dtype(stored: torch.dtype, asked: torch.dtype | None) -> torch.dtype
     return asked if asked is not None and stored.is_floating_point else stored
 
 
-def write_renamed_weights(
-    model: PreTrainedModel,
-    stored: StoredTensors,
-    target: Path,
-    *,
-    write: bool,
-    gather: Gather,
-    dtype: torch.dtype | None,
-) -> None:
-    """For a model whose weights transformers renames while loading: only it knows the way back.
-
-    The rank that writes holds the whole model, the others one tensor at a time.
-    """
-    weights = named_weights(model)
-    usual, _ = Counter(stored.dtypes.values()).most_common(1)[0]
-    dtypes = {name: _target_dtype(DTYPES[stored.dtypes.get(name, usual)], dtype) for name in weights}
-    total = sum(weight.numel() * dtypes[name].itemsize for name, weight in weights.items())
-    on_main_rank(f"writing {target}", lambda: check_room(target, total + _adapter_bytes(model)))
-    adapters, whole = _adapters(model), {}
-    for name in weights:
-        weight = gather(name, torch.float32 if name in adapters else dtypes[name])
-        adapter = adapters[name]() if name in adapters else None
-        if write:
-            whole[name] = adapter.merged_into(weight, dtypes[name]) if adapter else weight
-    save = partial(model.save_pretrained, target, state_dict=whole, max_shard_size=MAX_FILE_BYTES)
-    on_main_rank(f"writing {target}", save)
-
-
-def _adapters(model: PreTrainedModel) -> dict[str, Callable[[], Adapter]]:
+def adapters_of(model: PreTrainedModel) -> dict[str, Callable[[], Adapter]]:
+    """Return how to get the adapter of each adapted weight, by its name; to call one is a collective."""
     if not has_adapters(model):
         return {}
     from sft.model import lora  # needs peft, which other runs do not
@@ -223,14 +234,14 @@ def _adapter_bytes(model: PreTrainedModel) -> int:
     return sum(weight.numel() * weight.itemsize for weight in trained)
 
 
-def _pack(sizes: dict[str, int], limit: int) -> Iterator[list[str]]:
-    """Names in order, in groups of at most `limit` bytes."""
-    group: list[str] = []
+def _pack(planned: Sequence[Planned], limit: int) -> Iterator[list[Planned]]:
+    """Plans in order, in groups of at most `limit` bytes."""
+    group: list[Planned] = []
     filled = 0
-    for name, size in sizes.items():
-        if group and filled + size > limit:
+    for plan in planned:
+        if group and filled + plan.size > limit:
             yield group
             group, filled = [], 0
-        group.append(name)
-        filled += size
+        group.append(plan)
+        filled += plan.size
     yield group

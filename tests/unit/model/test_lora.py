@@ -20,8 +20,7 @@ from sft.model import lora
 from sft.model.load import build_skeleton, load_weights
 from sft.model.names import named_weights, trained_weights
 from sft.model.pretrained import load_config
-from sft.model.write.weights import ROOM_FOR_SIDE_FILES, gather_from, write_renamed_weights, write_weights
-from sft.parallel.shards import StoredTensors
+from sft.model.write.weights import ROOM_FOR_SIDE_FILES, write_weights
 from sft.train.loss import token_ce_sum
 from sft.types import Sample
 from tests.assets import attention_on_cpu, tiny_model_dir
@@ -55,7 +54,7 @@ def adapted(source: Path, *, adapter: Path | None = None, seed: int = 1, dtype=t
     attention = attention_on_cpu(config, packed=False)
     model = build_skeleton(config, attention=attention, dtype=dtype, trust_remote_code=False)
     lora.add_adapters(model, **SETTINGS | settings)
-    load_weights(model, source, torch.device("cpu"), trust_remote_code=False)
+    load_weights(model, source, torch.device("cpu"))
     lora.start_adapters(model, seed=seed, adapter=str(adapter) if adapter else None)
     return model
 
@@ -157,10 +156,7 @@ def test_merged_weights_are_cast_once(stored: str, asked: str, tmp_path: Path) -
     adapter = lora.adapters(model)[name]()
     base = load_file(source / "model.safetensors")[name].float()
     expected = (base + adapter.scaling * (adapter.b @ adapter.a)).to(to)
-    tensors = StoredTensors.of_whole_tensors([source / "model.safetensors"])
     write_weights(model, source, tmp_path, write=True, dtype=to)
-    assert torch.equal(load_file(tmp_path / "model.safetensors")[name], expected)
-    write_renamed_weights(model, tensors, tmp_path, write=True, gather=gather_from(model), dtype=to)
     assert torch.equal(load_file(tmp_path / "model.safetensors")[name], expected)
 
 
@@ -352,10 +348,3 @@ def test_experts_are_not_adapted_and_that_is_said(tmp_path: Path, caplog: pytest
     assert load_file(source / "model.safetensors").keys() == load_file(tmp_path / "run" / "model.safetensors").keys()
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     torch.testing.assert_close(logits(merged), logits(model), rtol=0, atol=1e-5)
-
-    stored = StoredTensors.of_whole_tensors([source / "model.safetensors"])
-    # The way of models whose linear weights are renamed.
-    write_renamed_weights(model, stored, tmp_path / "run", write=True, gather=gather_from(model), dtype=None)
-    torch.testing.assert_close(
-        logits(AutoModelForCausalLM.from_pretrained(tmp_path / "run")), logits(model), rtol=0, atol=1e-5
-    )

@@ -24,7 +24,7 @@ def sharded(directory, sharding):
     attention = attention_on_cpu(config, packed=False)
     model = build_skeleton(config, attention=attention, dtype=torch.float32, trust_remote_code=False)
     shard(model, decoder_layers(model), build_mesh(1, "cpu").fsdp, sharding)
-    load_weights(model, directory, torch.device("cpu"), offload=sharding.offload, trust_remote_code=False)
+    load_weights(model, directory, torch.device("cpu"), offload=sharding.offload)
     return model
 
 

@@ -47,7 +47,7 @@ def model_on_meta(family, *, packed, wanted="auto", half=True, here=H100):
     attention = choose_attention(config, wanted=wanted, packed=packed, half=half, here=here)
     model = build_skeleton(config, attention=attention, dtype=torch.bfloat16, trust_remote_code=False)
     learn_logit_form(model)
-    return model
+    return model.to("meta")  # its buffers as well: meta stands for the device here
 
 
 def batch_on_meta(*lengths, packed):

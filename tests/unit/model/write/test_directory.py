@@ -204,7 +204,7 @@ def test_lora_leaves_a_repeated_lm_head_out_when_it_is_tied(tmp_path, world_of_o
         model, base="base", rank=2, alpha=4, targets=["q_proj"], dropout=0.0, use_rslora=False, use_dora=False,
         modules_to_save=[], dtype=torch.float32,
     )  # fmt: skip
-    load_weights(model, source, torch.device("cpu"), trust_remote_code=False)
+    load_weights(model, source, torch.device("cpu"))
     lora.start_adapters(model, seed=0, adapter=None)
     target = export_to(tmp_path / "target", model, source, world_of_one)
     assert headers(target).keys() == weights.keys()

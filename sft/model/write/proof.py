@@ -1,0 +1,91 @@
+"""Prove before the first step that a trained model can be written: with the names, shapes and dtypes of its source.
+
+A run that trains for a day and then cannot write its model is the worst failure; so the plan of the export is made at
+the start, from names and shapes alone, and held against the source's own files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import PreTrainedModel
+
+from sft.errors import InputError
+from sft.model.conversion import shortened
+from sft.model.load import model_class
+from sft.model.names import has_adapters
+from sft.model.pretrained import load_config, weight_files
+from sft.model.vocabulary import vocabulary_weights
+from sft.model.write.growing_file import DTYPES
+from sft.model.write.weights import adapters_of, plan_of
+from sft.parallel.shards import StoredTensors
+from sft.parallel.world import log
+
+
+def prove_export(model: PreTrainedModel, source: Path) -> None:
+    """Raise InputError unless the model that will be written has the tensors of `source`, each with shape and dtype.
+
+    model: a skeleton, with its adapters inside. Reads headers, and the numbers of a tied weight that is there twice.
+    """
+    stored = StoredTensors.of_whole_tensors(weight_files(source))
+    planned, conversion = plan_of(model, stored, source, gather=_nothing_yet, dtype=None)
+    will_be = {name: about for plan in planned for name, about in plan.tensors.items()}
+    expected = {name: (stored.shape(name), DTYPES[stored.dtypes[name]]) for name in stored.parts}
+    vocabulary = {id(weight) for weight in vocabulary_weights(model, conversion.parts.weights).values()}
+    may_grow = {
+        group.stored[0]
+        for group in conversion.groups
+        if any(id(conversion.parts.weights.get(name)) in vocabulary for name in group.weights)
+    }
+    changed = [
+        f"{name} (it would be {will_be[name]}, and is {expected[name]})"
+        for name in sorted(will_be.keys() & expected)
+        if will_be[name] != expected[name] and name not in may_grow
+    ]
+    problems = [
+        *shortened("left out", sorted(expected.keys() - will_be.keys() - conversion.repeated.keys())),
+        *shortened("invented", sorted(will_be.keys() - expected.keys())),
+        *shortened("changed", changed),
+    ]
+    if has_adapters(model):
+        merged = {name for group in conversion.groups for name in group.weights}
+        problems += shortened("adapted, but not written", sorted(adapters_of(model).keys() - merged))
+    if problems:
+        raise InputError(
+            f"{type(model).__name__} of {source} could be trained, but not written as it was read; nothing is trained:"
+            "\n  " + "\n  ".join(problems)
+        )
+    if conversion.unread:
+        log.info(
+            "%s has no place for %d tensors of %s; they are copied into the trained model as they are: %s.",
+            type(model).__name__,
+            len(conversion.unread),
+            source,
+            ", ".join(shortened("", conversion.unread)).removeprefix(": "),
+        )
+    for second, first in conversion.repeated.items():
+        if not _equal(stored, first, second):
+            raise InputError(
+                f"config.json of {source} says that {second} and {first} are one weight (tie_word_embeddings), but "
+                f"the files hold two different ones, and one would be lost; if the model is not tied, write "
+                f"tie_word_embeddings=false there, and otherwise save it again without {second}."
+            )
+
+
+def loading_report(directory: Path, *, trust_remote_code: bool) -> list[str]:
+    """Return what transformers itself finds wrong with the weights of `directory`, one line for each kind of wrong."""
+    opened = model_class(load_config(directory, trust_remote_code=trust_remote_code)).from_pretrained(
+        directory, device_map="meta", trust_remote_code=trust_remote_code, output_loading_info=True
+    )
+    _, report = cast(tuple[PreTrainedModel, dict[str, Any]], opened)
+    return [line for kind, names in report.items() for line in shortened(kind, sorted(map(str, names)))]
+
+
+def _nothing_yet(name: str, dtype: torch.dtype) -> torch.Tensor:
+    raise AssertionError(f"{name} has no numbers yet")
+
+
+def _equal(stored: StoredTensors, first: str, second: str) -> bool:
+    return torch.equal(stored.read(first), stored.read(second))
