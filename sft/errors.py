@@ -28,6 +28,11 @@ class BugError(Exception):
     """
 
 
+def said(error: BaseException) -> str:
+    """Return the text of an exception; the name of its type where it has none."""
+    return str(error).strip() or type(error).__name__
+
+
 def let_another_rank_speak() -> None:
     """Wait before exiting, on a rank whose message another one prints: torchrun ends all ranks at the first exit.
 

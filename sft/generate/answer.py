@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, TextStreamer
 
+from sft.data.chat.template import apply
 from sft.errors import InputError
 from sft.model.load import positions_of
 from sft.model.pretrained import weight_files
@@ -58,7 +59,7 @@ def chat_prompt(tokenizer: Any, messages: Sequence[dict[str, Any]], **variables:
             "with one (data.chat_template), put a chat_template.jinja beside its tokenizer.json, or let it continue "
             "plain text: --raw."
         )
-    text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False, **variables)
+    text = apply(tokenizer, tokenizer.get_chat_template(), list(messages), None, variables, "the question", True)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from sft.config import SftConfig
-from sft.data.chat.templates import add_missing_tokens, check_default, find_template, named_templates
+from sft.data.chat.framing import beginning_and_end, check_bos_once, check_bos_written, with_bos
+from sft.data.chat.template import chat_template
+from sft.data.chat.templates import NAMES, add_missing_tokens, check_default, find_template, named_templates
+from sft.data.chat.tokenizer import rust_tokenizer
 from sft.data.chat.variables import remarks
 from sft.data.dataset import Dataset, open_dataset, tokenise_files
 from sft.data.types import Supervision
@@ -19,13 +22,18 @@ from sft.parallel.world import World, log
 def open_tokenizer(config: SftConfig, source: Path) -> tuple[Any, str | None, dict[str, int]]:
     """(tokenizer, the template it was given in place of its own, ids of the special tokens that this one needed).
 
-    A tokenizer without a template gets ChatML. Raises InputError for data.chat_template that is none, and where LoRA
-    would leave the embeddings of new tokens untrained.
+    A tokenizer without a template gets ChatML. One line says what begins and what ends its texts and turns. Raises
+    InputError for data.chat_template that is none or leaves out bos, and where LoRA would leave the embeddings of new
+    tokens untrained.
     """
-    opened = _open_tokenizer(config, source)
-    for remark in remarks(opened[0], config.data.apply_chat_template_kwargs):
+    tokenizer, template, added = _open_tokenizer(config, source)
+    options = config.data.apply_chat_template_kwargs
+    for remark in remarks(tokenizer, options):
         log.warning("%s", remark)
-    return opened
+    rust_tokenizer(tokenizer)
+    check_bos_once(tokenizer, chat_template(tokenizer), options)
+    log.info("%s", beginning_and_end(tokenizer, chat_template(tokenizer), options))
+    return tokenizer, template, added
 
 
 def _open_tokenizer(config: SftConfig, source: Path) -> tuple[Any, str | None, dict[str, int]]:
@@ -36,7 +44,13 @@ def _open_tokenizer(config: SftConfig, source: Path) -> tuple[Any, str | None, d
         return tokenizer, None, {}
     if given is None:
         log.info("the tokenizer has no chat template: ChatML is used (data.chat_template=chatml).")
-    tokenizer.chat_template = find_template(given or "chatml", named_templates(tokenizer))
+    own, name = named_templates(tokenizer), given or "chatml"
+    template = find_template(name, own)
+    if name in NAMES:
+        template = with_bos(template, tokenizer)
+    elif name not in own:
+        check_bos_written(tokenizer, template, config.data.apply_chat_template_kwargs)
+    tokenizer.chat_template = template
     added = add_missing_tokens(tokenizer, tokenizer.chat_template)
     if added and config.model.lora_rank:
         raise InputError(

@@ -43,6 +43,7 @@ SAMPLES_FILE, FACTS_FILE = "samples.arrow", "facts.json"
 FILES = (SAMPLES_FILE, FACTS_FILE)
 NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 POLL_S = 0.05
+SAY_EVERY_S = 30.0
 ROWS_AT_ONCE = 256  # few, so that no process is still at its last ones while the others have none left
 ROWS_PER_PROCESS = 1024  # fewer are not worth a fork
 ROWS_PER_VERDICT = 1024  # whose problems are listed together
@@ -189,7 +190,7 @@ def _build(
     typed: list[str] = []
     num_rows = _count(source, max_rows)
     processes = processes_for(num_workers if source.is_plain else 1, -(-num_rows // ROWS_PER_PROCESS))
-    chunks = _chunks(source, max_rows, num_rows)
+    chunks = _chunks(source, max_rows, num_rows, say)
     parts = map_in_order(partial(tokenise, source=source, recipe=recipe), chunks, processes)
     try:
         with (
@@ -283,14 +284,26 @@ def _count(source: RowSource, max_rows: int | None) -> int:
     return source.count() if max_rows is None else min(source.count(), max_rows)
 
 
-def _chunks(source: RowSource, max_rows: int | None, num_rows: int) -> Iterator[list[Row]]:
-    """The rows in lists of ROWS_AT_ONCE; a progress bar where a person is watching."""
+def _chunks(source: RowSource, max_rows: int | None, num_rows: int, say: Callable[[str], None]) -> Iterator[list[Row]]:
+    """The rows in lists of ROWS_AT_ONCE; a progress bar where a person is watching, else a line now and then."""
     rows: Iterable = itertools.islice(source.read(), max_rows)
     console = Console(stderr=True)
-    disable = not console.is_terminal
     title = f"tokenising {source.name}"
-    watched = iter(track(rows, title, num_rows, console=console, transient=True, disable=disable))
+    if console.is_terminal:
+        watched = iter(track(rows, title, num_rows, console=console, transient=True))
+    else:
+        watched = _told(rows, title, num_rows, say)
     return iter(lambda: list(itertools.islice(watched, ROWS_AT_ONCE)), [])
+
+
+def _told(rows: Iterable[Row], title: str, num_rows: int, say: Callable[[str], None]) -> Iterator[Row]:
+    """The same rows; every SAY_EVERY_S it is said how many there were."""
+    due = time.monotonic() + SAY_EVERY_S
+    for number, row in enumerate(rows):
+        if time.monotonic() >= due:
+            say(f"{title}: {number:,} of {num_rows:,} rows")
+            due += SAY_EVERY_S
+        yield row
 
 
 def _listed(first: Sequence[str], num_bad: int, num_rows: int) -> str:

@@ -17,6 +17,7 @@ from sft.data.cache.arrow import lists_to_arrow, to_arrow
 from sft.data.chat.documents import encode_documents
 from sft.data.chat.encode import encode_batch
 from sft.data.chat.messages import is_data, is_silent
+from sft.data.chat.template import EndlessTemplateError
 from sft.data.chat.tokenizer import template_fingerprint, tokenizer_fingerprint
 from sft.data.chat.weights import message_weights
 from sft.data.rows.source import Item, RowSource
@@ -90,6 +91,8 @@ def tokenise(rows: Sequence[Row], source: RowSource, recipe: Recipe) -> Encoded:
         items = [source.convert(row) for row in rows]
         difficulties = _difficulties(rows, source)
         encoded = encode_items(items, recipe, source.max_length, counts)
+    except EndlessTemplateError:
+        raise
     except InputError:
         usable, items, difficulties, counts = [], [], [], Counter[str]()
         for row in rows:  # each by itself: fixing a file one message at a time is no fun

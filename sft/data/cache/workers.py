@@ -41,7 +41,7 @@ def map_in_order(
     """`function` of every input, in their order. Close it, or exhaust it, and no process is left.
 
     Forked: nothing is imported again, and `function` may be any closure; inputs and results are pickled. With one
-    process all happens in this one. Raises InputError if a process is lost.
+    process all happens in this one. Raises InputError if a process is lost, and the InputError that `function` raises.
     """
     if num_processes <= 1:
         yield from map(function, inputs)
@@ -83,7 +83,10 @@ def _results(children: dict[Connection, BaseProcess], inputs: Iterable[Any]) -> 
         elif at_work:
             for connection in wait(list(at_work)):
                 assert isinstance(connection, Connection)
-                done[at_work.pop(connection)] = _exchange(children[connection], connection.recv)
+                result = _exchange(children[connection], connection.recv)
+                if isinstance(result, InputError):
+                    raise result
+                done[at_work.pop(connection)] = result
                 idle.append(connection)
         else:
             return
@@ -113,6 +116,10 @@ def _serve(function: Callable[[Any], Any], connection: Connection, inherited: li
     gc.set_threshold(YOUNG_OBJECTS)
     try:
         while True:
-            connection.send(function(connection.recv()))
+            given = connection.recv()
+            try:
+                connection.send(function(given))
+            except InputError as error:  # for the parent to raise
+                connection.send(error)
     except (EOFError, ConnectionError):
         return

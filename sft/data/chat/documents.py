@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sft.data.chat.framing import frame_of, special_tokens
 from sft.data.chat.tokenizer import rust_tokenizer
 from sft.data.types import Document
 from sft.errors import InputError
@@ -16,6 +17,8 @@ from sft.types import Sample
 def encode_documents(documents: Sequence[Document], tokenizer: Any, max_length: int) -> list[list[Sample]]:
     """The samples of every document: its text as the tokenizer frames it (its bos, if it adds one), then eos.
 
+    A text that was rendered before gets nothing twice: one that begins with bos gets no other, and one that ends with a
+    special token, be there white space behind it, no eos.
     A document longer than max_length is several samples. Each begins with the last token of the one before, so
     that every token but the document's first is predicted, exactly once. A blank document has no samples.
     """
@@ -23,8 +26,17 @@ def encode_documents(documents: Sequence[Document], tokenizer: Any, max_length: 
     eos = tokenizer.eos_token_id
     if eos is None:
         raise InputError("plain text rows end with the tokenizer's eos token, and this tokenizer has none.")
-    encodings = backend.encode_batch([document.text for document in documents], add_special_tokens=True)
-    framed = [[*encoding.ids, eos] if encoding.ids[-1:] != [eos] else encoding.ids for encoding in encodings]
+    frame, bos, ends = frame_of(tokenizer), tokenizer.bos_token, special_tokens(tokenizer)
+    after = frame.after if eos in frame.after else [*frame.after, eos]
+    encodings = backend.encode_batch([document.text for document in documents], add_special_tokens=False)
+    framed = [
+        [
+            *([] if bos and document.text.lstrip().startswith(bos) else frame.before),
+            *encoding.ids,
+            *([] if document.text.rstrip().endswith(ends) else after),
+        ]
+        for document, encoding in zip(documents, encodings, strict=True)
+    ]
     return [
         _chunks(ids, max_length) if document.text.strip() else []
         for document, ids in zip(documents, framed, strict=True)

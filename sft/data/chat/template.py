@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from sft.data.chat.limits import TemplateLimitError, check_length, limited
 from sft.data.chat.messages import REASONING_KEYS
-from sft.errors import InputError
+from sft.errors import InputError, said
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,6 +64,10 @@ class TurnShapes:
         return list(dict.fromkeys([self.words.stop_token_id, self.calls.stop_token_id]))
 
 
+class EndlessTemplateError(InputError):
+    """A template that is not tried with one row after the other: each would take as long."""
+
+
 def chat_template(tokenizer: PreTrainedTokenizerBase, tools: list[dict[str, Any]] | None = None) -> str:
     """The tokenizer's template for conversations with or without tools. Raises InputError if it has none."""
     if not tokenizer.chat_template:
@@ -82,19 +87,28 @@ def apply(
     where: str,
     add_generation_prompt: bool = False,
 ) -> str:
-    """The text of the messages. Raises InputError naming `where` for whatever the template raises."""
+    """Return the text of the messages. Raises InputError naming `where` for whatever the template raises.
+
+    EndlessTemplateError for a template that takes more time or memory than any conversation needs.
+    """
     try:
-        text = tokenizer.apply_chat_template(
-            messages,
-            tools=tools,
-            chat_template=template,
-            add_generation_prompt=add_generation_prompt,
-            tokenize=False,
-            **options,
-        )
-        text.encode()  # a lone surrogate would fail later, among the texts of other rows
+        with limited():
+            text = tokenizer.apply_chat_template(
+                messages,
+                tools=tools,
+                chat_template=template,
+                add_generation_prompt=add_generation_prompt,
+                tokenize=False,
+                **options,
+            )
+        check_length(text).encode()  # a lone surrogate would fail later, among the texts of other rows
+    except TemplateLimitError as error:
+        raise EndlessTemplateError(
+            f"{where}: the chat template does not come to an end with this conversation: {error}. Look for a loop in "
+            "it, or set data.chat_template to another one."
+        ) from error
     except Exception as error:  # a template is a program of its own: whatever it raises is about this row
-        raise InputError(f"{where}: the chat template cannot render this conversation: {error}") from error
+        raise InputError(f"{where}: the chat template cannot render this conversation: {said(error)}") from error
     return text
 
 

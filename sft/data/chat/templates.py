@@ -56,7 +56,7 @@ def add_missing_tokens(tokenizer: Any, template: str) -> dict[str, int]:
 
     One that the vocabulary holds as an ordinary word keeps its id and becomes special.
     """
-    if template != find_template("chatml"):
+    if not template.endswith(find_template("chatml")):  # bos may stand before it
         return {}
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     missing = [token for token in CHATML_TOKENS if token not in special]

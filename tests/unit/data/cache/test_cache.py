@@ -211,6 +211,12 @@ def test_a_note_of_a_process_that_is_gone_tells_nothing(tmp_path, open_file, one
     assert notes.key_of_builder(tmp_path / "cache", 0) == file.key
 
 
+def test_off_a_terminal_tokenising_says_now_and_then_how_far_it_is(tmp_path, open_file, monkeypatch):
+    monkeypatch.setattr(cache, "SAY_EVERY_S", 0.0)
+    open_file(write_jsonl(tmp_path / "rows.jsonl", ROWS[:5]))
+    assert open_file.said[:5] == [f"tokenising rows.jsonl: {n} of 5 rows" for n in range(5)]
+
+
 def test_thoughts_that_were_never_opened_are_said_at_every_start(tmp_path, open_file):
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b</think>c"}]
     path = write_jsonl(tmp_path / "rows.jsonl", [{"messages": messages}] * 2)

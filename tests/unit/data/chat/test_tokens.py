@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from sft.data.chat import decoding, tokens
@@ -150,15 +150,16 @@ def test_prompts_end_as_a_server_tokenises_them_in_every_turn(template):
 @cache
 def llama2_style(template: str) -> PreTrainedTokenizerFast:
     """Every text begins with a space of the tokenizer's own, and "]{" and its like are one token."""
-    backend = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    crossing = ["]" + character for character in "{($\\</[*"]
+    characters = dict.fromkeys("▁[]INSTq/" + "".join(crossing) + "{}()x$frac<a>*Hi")
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *characters, *crossing]
+    vocab = {word: n for n, word in enumerate(words)}
+    merges = [(pair[0], pair[1]) for pair in crossing]
+    backend = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False)
-    backend.train_from_iterator(["[INST] q[/INST]{ ]( ]$ ]\\ ]< ]/ ][ ]* Hi don"] * 20, trainer)
-    backend = Tokenizer.from_str(backend.to_str().replace('"special": true', '"special": false'))
     backend.add_special_tokens(["<s>", "</s>", "<unk>"])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=template
