@@ -186,6 +186,7 @@ class FsdpConfig:
 @dataclass(frozen=True)
 class ModelConfig:
     partial_pretrain: Model
+    revision: Name | None
     external_lib: Text | None
     trust_remote_code: Flag
     strategy: Literal["fsdp2", "fsdp"]

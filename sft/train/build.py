@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sft import checkpoint
-from sft.config import SftConfig
+from sft.config import SftConfig, TrainerConfig
 from sft.data.chat.encode import stop_token_ids
 from sft.data.chat.tokenizer import template_fingerprint
 from sft.data.dataset import Dataset
@@ -150,7 +150,7 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
                 "steps_per_epoch": steps_per_epoch,
                 "fingerprint": fingerprint,
             },
-            keep=config.trainer.max_ckpt_to_keep,
+            keep=checkpoints_to_keep(trainer),
             in_background=config.trainer.async_save,
         ),
         total_steps=config.trainer.total_training_steps or config.trainer.total_epochs * steps_per_epoch,
@@ -165,6 +165,15 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
         if world.is_main
         else None,
     )
+
+
+def checkpoints_to_keep(trainer: TrainerConfig) -> int | None:
+    """Return how many of the newest checkpoints stay beside the best one; None: all.
+
+    Where only trainer.save_best asks for checkpoints, those that were the best once are not wanted any more.
+    """
+    only_the_best = trainer.save_best and trainer.save_freq in (-1, 0) and trainer.save_hf_freq in (-1, 0)
+    return 1 if only_the_best and trainer.max_ckpt_to_keep is None else trainer.max_ckpt_to_keep
 
 
 def fingerprint_of(config: SftConfig, inputs: Inputs) -> dict[str, Any]:
