@@ -19,9 +19,7 @@ SHARED = re.compile(
 """Keys that make it another run: what a checkpoint must share to be continued, and how the optimizer moves.
 
 How long a run is, on how many ranks, and what it writes are not among them: the same run goes on."""
-SAYS_NOTHING = re.compile(
-    r"(train|training|data|dataset|sft|all|part|file)?[\d_.*-]*([\d]+-of-[\d]+.*)?", re.IGNORECASE
-)
+SAYS_NOTHING = re.compile(r"(train|training|data|dataset|sft|all|part|file)?[\d_.*-]*(\d+-of-\d+.*)?", re.IGNORECASE)
 SUFFIXES = re.compile(r"(\.(parquet|jsonl?|csv|tsv|txt|arrow|gz|zst|bz2|xz))+$")
 LONGEST = 48
 

@@ -10,8 +10,6 @@ MASK = "***"
 # Only names that end so: max_tokens_per_gpu and balance_dp_token=true hold no secret and must stay readable.
 SECRET_NAME = re.compile(r"(token|secret|password|api[_-]?key)$", re.IGNORECASE)
 TOKENS_OF_TEXT = re.compile(r"(.*[._])?(bos|eos|eot|pad|sep|cls|unk|mask|max|min|num|image|stop)_token", re.IGNORECASE)
-    r"(^|.*[._])(bos|eos|eot|pad|sep|cls|unk|mask|max|min|num|image|stop|special)_token", re.IGNORECASE
-)
 SECRET_VALUE = re.compile(r"[\w.-]{16,}|(hf|sk|ghp)[_-].+")
 NO_SECRETS = {"", "true", "false", "null", "none"}
 PASSWORD_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
