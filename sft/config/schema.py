@@ -209,6 +209,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
+    name: Literal["adamw"]
     lr: Above0
     betas: Betas
     weight_decay: AtLeast0

@@ -28,7 +28,7 @@ from sft.track.hub import Hub, open_hub
 from sft.train import course
 from sft.train.forecast_memory import Footprint, explaining_memory, footprint_of_run
 from sft.train.inputs import Inputs, refuse_other_inputs
-from sft.train.optim import adamw
+from sft.train.optim import OPTIMIZERS
 from sft.train.reading import supervision_of
 from sft.train.resume import resume
 from sft.train.score import my_batches
@@ -124,8 +124,7 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
     sharding = sharding_of(config.model.fsdp_config, reduce_once=memory.reduce_once)
     with explaining_memory(memory, "loading the model"):
         place(model, config, inputs.source, mesh, sharding, world, grown=inputs.grown)
-    optim = config.optim
-    optimizer = adamw(model, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
+    optimizer = OPTIMIZERS[config.optim.name].build(model, config.optim)
     steps_per_epoch = plan.steps_per_epoch(len(inputs.train.mixture), config.data.train_batch_size)
     seed_rank(trainer.seed, world)
     state, began_with = resume(config, model, optimizer, inputs.source, world, fingerprint)
