@@ -17,8 +17,8 @@ from sft.parallel.shards import local_part
 from sft.parallel.world import World, process_group
 from sft.types import TrainState
 from tests.optimizers import Odd
+from tests.runs import ABOUT
 
-ABOUT = {"job_id": "job", "base_model": "org/base", "steps_per_epoch": 5, "fingerprint": {}}
 MAKERS = {"odd": lambda w: Odd(w), "momentum": lambda w: torch.optim.SGD(w, lr=0.1, momentum=0.9)}
 
 
@@ -52,7 +52,7 @@ def same(a, b):
 def save(directory, world, model, optimizer):
     directory.mkdir(parents=True, exist_ok=True)
     dist.barrier()
-    saver = Saver(directory, world=world, about=ABOUT, keep=None, in_background=True)
+    saver = Saver(directory, world=world, about=ABOUT | {"fingerprint": {}}, keep=None, in_background=True)
     return saver.save("STATE", TrainState(step=3, updates=3), model, optimizer, write_model=print, wait=True)
 
 

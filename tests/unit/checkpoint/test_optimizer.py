@@ -12,7 +12,7 @@ from sft.checkpoint.optimizer import keys_of
 from sft.errors import BugError
 from sft.parallel.shards import StoredTensors
 from tests.optimizers import Odd
-from tests.unit.checkpoint.conftest import ABOUT, small_model, start_run
+from tests.runs import ABOUT, small_model, start_run
 
 MAKERS = {
     "momentum": lambda weights: torch.optim.SGD(weights, lr=1e-2, momentum=0.9),
