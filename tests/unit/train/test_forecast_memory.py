@@ -73,7 +73,7 @@ def stand_in(monkeypatch, *, reduce_gradients="auto", offload=False, micro_batch
     monkeypatch.setattr("sft.train.forecast_memory.model_size", lambda *_: MODEL)
     monkeypatch.setattr("sft.train.forecast_memory.decoder_layers", lambda _: [])
     model = SimpleNamespace(fsdp_config=fsdp, gradient_checkpointing_kind="full", enable_gradient_checkpointing=False)
-    return SimpleNamespace(model=model, trainer=trainer)
+    return SimpleNamespace(model=model, trainer=trainer, optim=SimpleNamespace(name="adamw"))
 
 
 @pytest.mark.parametrize(
