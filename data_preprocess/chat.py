@@ -28,8 +28,10 @@ SHAREGPT_ROLES = {
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 TEXT_KEYS = (*REASONING_KEYS, "tool_call_id", "name")
 TEXT_PARTS = ("text", "input_text", "output_text")
-SWITCHES = ("train", "trainable")
+SWITCHES = ("train", "trainable", "training", "loss")
 WEIGHTS = ("weight", "loss_weight")
+OTHER_MASKS = ("loss_mask", "masked", "loss_scale")
+"""What sft reads besides. They have several types in one corpus, and no place in the file: such rows are unusable."""
 
 
 def conversation(
@@ -104,6 +106,8 @@ def _message(raw: Any, where: str, notes: dict[str, None]) -> Message:
         raise UnusableRowError("a message has no content", f"{where} is {raw!r:.80}")
     for keys, kind in ((TEXT_KEYS, str), (SWITCHES, bool), (WEIGHTS, int | float)):
         message |= {key: _of_kind(raw[key], kind, f"{where}.{key}") for key in keys if key in raw}
+    if masks := [key for key in OTHER_MASKS if raw.get(key) is not None]:
+        raise UnusableRowError("a message has a mask; write it as train", f"{where} has {masks}")
     for key in sorted(set(raw) - set(MESSAGE_FIELDS)):
         notes[f"the key {key!r} of messages is left out"] = None
     return message

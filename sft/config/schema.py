@@ -129,6 +129,38 @@ class MultiturnConfig:
 
 
 @dataclass(frozen=True)
+class ColumnsConfig:
+    prompt: Text | None
+    response: Text | None
+    messages: Text | None
+    text: Text | None
+    tools: Text | None
+    enable_thinking: Text | None
+    system: Text | None
+    history: Text | None
+    context: Text | None
+    reasoning: Text | None
+    weight: Text | None
+
+
+@dataclass(frozen=True)
+class RolesConfig:
+    system: Keys
+    user: Keys
+    assistant: Keys
+    tool: Keys
+
+
+@dataclass(frozen=True)
+class MessageKeysConfig:
+    role: Text | None
+    content: Text | None
+    reasoning: Text | None
+    tool_calls: Text | None
+    weight: Text | None
+
+
+@dataclass(frozen=True)
 class CustomClassConfig:
     path: UserPath | None
     name: Text | None
@@ -154,6 +186,11 @@ class DataConfig:
     response_dict_keys: Keys
     multiturn: MultiturnConfig
     text_key: Text
+    columns: ColumnsConfig
+    ignore_columns: Keys
+    roles: RolesConfig
+    message_keys: MessageKeysConfig
+    ignore_message_keys: Keys
     max_length: Length
     truncation: Literal["error", "left", "right", "drop"]
     balance_dp_token: Flag
@@ -186,7 +223,6 @@ class FsdpConfig:
 @dataclass(frozen=True)
 class ModelConfig:
     partial_pretrain: Model
-    revision: Name | None
     external_lib: Text | None
     trust_remote_code: Flag
     strategy: Literal["fsdp2", "fsdp"]
@@ -209,7 +245,6 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    name: Literal["adamw"]
     lr: Above0
     betas: Betas
     weight_decay: AtLeast0

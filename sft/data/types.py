@@ -16,14 +16,26 @@ class RowError(InputError):
     """One row cannot be used; the message names file:row, what was found and what was expected."""
 
 
+class ConfigMistake(RowError):
+    """A row shows that the configuration is wrong for its file: data.bad_rows=drop does not excuse it."""
+
+
 @dataclass(frozen=True)
 class Conversation:
-    """The chat of one row. `where` ("train.jsonl:12") names it in messages."""
+    """The chat of one row. `where` ("train.jsonl:12") names it in messages.
+
+    given:   how many messages stand in the row's prompt column: they are history, whoever says them
+    prefill: of messages[given], an assistant's, the words that its content begins with and that the prompt gave
+    weight:  of the whole row, by which those of its messages are multiplied
+    """
 
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] | str | None = None
     template_options: Mapping[str, Any] = field(default_factory=dict)
     where: str = "conversation"
+    given: int = 0
+    prefill: str = ""
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -32,6 +44,7 @@ class Document:
 
     text: str
     where: str
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -199,6 +199,8 @@ def _build(
             pa.ipc.new_file(sink, schema_of(source)) as writer,
         ):
             for part in parts:
+                if part.mistakes and bad_rows == "drop":
+                    raise InputError(f"{part.mistakes[0]} (data.bad_rows=drop leaves out bad rows, not this.)")
                 writer.write_batch(part.batch)
                 first_bad = (first_bad + part.bad)[:MAX_BAD_ROWS_SHOWN]
                 untrained = (untrained + part.untrained)[:MAX_PLACES]

@@ -21,7 +21,7 @@ from sft.data.chat.template import EndlessTemplateError
 from sft.data.chat.tokenizer import template_fingerprint, tokenizer_fingerprint
 from sft.data.chat.weights import message_weights
 from sft.data.rows.source import Item, RowSource
-from sft.data.types import Conversation, Document, Row, Supervision
+from sft.data.types import ConfigMistake, Conversation, Document, Row, Supervision
 from sft.errors import InputError
 from sft.types import Sample
 
@@ -79,6 +79,7 @@ class Encoded:
     rows: int
     batch: pa.RecordBatch  # of schema_of(source), a sample each
     bad: list[str]  # what is wrong with each row that cannot be used
+    mistakes: list[str]  # those among them that are the configuration's: no row to leave out
     untrained: list[str]  # rows without samples: nothing in them is trained
     typed: list[str]  # rows whose text, other than the assistant's, spells a special token
     counts: Counter[str]  # see encode_batch
@@ -86,7 +87,7 @@ class Encoded:
 
 def tokenise(rows: Sequence[Row], source: RowSource, recipe: Recipe) -> Encoded:
     """The samples of some rows of `source`; rows that cannot be used are left out and named."""
-    usable, items, difficulties, encoded, bad, counts = rows, [], [], [], [], Counter[str]()
+    usable, items, difficulties, encoded, bad, mistakes, counts = rows, [], [], [], [], [], Counter[str]()
     try:
         items = [source.convert(row) for row in rows]
         difficulties = _difficulties(rows, source)
@@ -104,10 +105,11 @@ def tokenise(rows: Sequence[Row], source: RowSource, recipe: Recipe) -> Encoded:
                 usable.append(row)
             except InputError as error:
                 bad.append(_bounded(str(error)))
+                mistakes += bad[-1:] if isinstance(error, ConfigMistake) else []
     places = [where for where, _ in usable]
     untrained = [where for where, samples in zip(places, encoded, strict=True) if not samples]
     typed = [where for where, item in zip(places, items, strict=True) if _spells(recipe.special_tokens, item)]
-    return Encoded(len(rows), _to_arrow(usable, encoded, difficulties, source), bad, untrained, typed, counts)
+    return Encoded(len(rows), _to_arrow(usable, encoded, difficulties, source), bad, mistakes, untrained, typed, counts)
 
 
 def _difficulties(rows: Sequence[Row], source: RowSource) -> list[float]:
@@ -149,7 +151,7 @@ def _refuse_silence(conversation: Conversation, supervision: Supervision) -> Non
     silent = [k for k, message in enumerate(conversation.messages) if is_silent(message)]
     if not silent:
         return
-    weights = message_weights(conversation.messages, supervision.train_on, conversation.where)
+    weights = message_weights(conversation.messages, supervision.train_on, conversation.where, given=conversation.given)
     for k in silent:
         if weights[k] > 0:
             content = conversation.messages[k].get("content")

@@ -9,6 +9,7 @@ import numpy as np
 
 from sft.data.chat.framing import frame_of, special_tokens
 from sft.data.chat.tokenizer import rust_tokenizer
+from sft.data.chat.weights import weighted
 from sft.data.types import Document
 from sft.errors import InputError
 from sft.types import Sample
@@ -38,7 +39,7 @@ def encode_documents(documents: Sequence[Document], tokenizer: Any, max_length: 
         for document, encoding in zip(documents, encodings, strict=True)
     ]
     return [
-        _chunks(ids, max_length) if document.text.strip() else []
+        weighted(_chunks(ids, max_length), document.weight) if document.text.strip() else []
         for document, ids in zip(documents, framed, strict=True)
     ]
 

@@ -18,6 +18,7 @@ from sft.data.chat.render import Rendering, render, template_options
 from sft.data.chat.template import chat_template, turn_shapes
 from sft.data.chat.tokenizer import rust_tokenizer, template_fingerprint, tokenizer_fingerprint
 from sft.data.chat.tokens import tokens_of
+from sft.data.chat.weights import weighted
 from sft.data.types import Conversation, Supervision
 from sft.types import Sample
 
@@ -73,6 +74,7 @@ def encode_batch(
     texts = list(chain.from_iterable(renderings))
     samples = iter(_sample(*tokens, text) for tokens, text in zip(tokens_of(texts, backend), texts, strict=True))
     rows = [[next(samples) for _ in of_one] for of_one in renderings]
+    rows = [weighted(row, conversation.weight) for row, conversation in zip(rows, conversations, strict=True)]
     if counts is not None:
         for unrolled in (row for row in rows if len(row) > 1):
             counts["unrolled rows"] += 1

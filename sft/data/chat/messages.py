@@ -7,10 +7,15 @@ Templates meet these in silence: they print `None`, encode twice, or render noth
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
+from sft.data.chat.meaning import KINDS, dangers
+from sft.data.chat.values import is_empty, path_of_non_json, plain
 from sft.data.chat.weights import WEIGHT_KEYS
+from sft.data.types import ConfigMistake
 from sft.errors import InputError
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython", "observation")
@@ -18,9 +23,26 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipytho
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 """Names of the reasoning, the one that counts first (transformers' order)."""
 
+THOUGHTS = ("thought", "thoughts", "thinking_content", "thinking_blocks", "reasoning_text", "reasoning_details")
+"""Other names of the reasoning: text, or a list of parts, of which no template knows. They become REASONING_KEYS[0]."""
+
+WORDS = ("text", "value", "message", "parts")
+"""Where a message may have words besides its content."""
+
+READ_KEYS = frozenset(
+    {"role", "content", "tool_calls", "tool_call_id", "name", *REASONING_KEYS, *THOUGHTS, *WEIGHT_KEYS}
+)
+"""The keys of a message that we read. Others are harmless, or dangerous (meaning.py), or read by the chat template."""
+
 TEXT_PARTS = ("text", "input_text", "output_text")
-THOUGHT_PARTS = ("thinking", "reasoning")
-"""Types of the parts of a content, and of the thoughts among them."""
+THOUGHT_PARTS = ("thinking", "reasoning", "reasoning.text")
+TEXT_KEYS = ("text", "content", "value", "input_text", "output_text")
+"""Types of the parts of a content, and of the thoughts among them; and where a part has its text."""
+
+CALL_KEYS = frozenset({"id", "type", "index", "function", "name", "arguments", "parameters", "input", "args"})
+ARGUMENTS = ("arguments", "parameters", "args", "input")
+RESULTS = ("result", "results", "output", "outputs", "response", "returns", "observation")
+"""The keys of a tool call: all that are read, where its arguments stand, and where its result would."""
 
 RESULT_ROLES = ("tool", "function", "ipython", "observation")
 """Who brings the result of a call."""
@@ -31,23 +53,37 @@ Part = tuple[bool, str]
 """Whether it is a thought, and its words."""
 
 
-def clean_messages(messages: Sequence[Mapping[str, Any]], where: str) -> list[dict[str, Any]]:
-    """Copies with plain text contents and object arguments, without nulls and loss weights.
+def clean_messages(messages: Sequence[Mapping[str, Any]], where: str, template: str = "") -> list[dict[str, Any]]:
+    """Return copies with plain text contents and object arguments, without nulls and loss weights.
 
     A message has a role we know and a content; that of the assistant's tool calls may be left out, and is "" then.
-    Raises InputError naming `where` and the message.
+    template: whose keys of a message count as read
+    Raises InputError naming `where` and the message; ConfigMistake for a key that means something and is not read.
     """
-    return [_clean_message(message, f"{where}: messages[{k}]") for k, message in enumerate(messages)]
+    read = READ_KEYS | keys_read_by(template)
+    return [_clean_message(message, f"{where}: messages[{k}]", read) for k, message in enumerate(messages)]
 
 
-def clean_tools(tools: Sequence[Mapping[str, Any]] | str | None, where: str) -> list[dict[str, Any]] | None:
-    """The tools' schemas, from a list or from JSON text; None if there are none."""
-    if not tools:
+def clean_tools(tools: Any, where: str) -> list[dict[str, Any]] | None:
+    """Return the tools' schemas from a list, one schema, or JSON text of either; None if there are none."""
+    schemas = _opened(plain(tools), f"{where}: tools") if isinstance(tools, str) else plain(tools)
+    if is_empty(schemas):
         return None
-    schemas: Any = _from_json(tools, f"{where}: tools") if isinstance(tools, str) else tools
+    schemas = [schemas] if isinstance(schemas, dict) else schemas
+    if isinstance(schemas, list):
+        schemas = [_opened(schema, f"{where}: tools[{n}]") for n, schema in enumerate(schemas)]
     if not isinstance(schemas, list) or not all(isinstance(schema, dict) for schema in schemas):
         raise InputError(f"{where}: tools must be a list of JSON schemas, or that list as JSON text; found {tools!r}.")
-    return schemas or None
+    schemas = [_with_parameters(schema, f"{where}: tools[{n}]") for n, schema in enumerate(schemas)]
+    _refuse_non_json(schemas, f"{where}: tools")
+    return schemas
+
+
+@lru_cache(maxsize=64)
+def keys_read_by(template: str) -> frozenset[str]:
+    """Return the names that a template takes out of messages (and other objects): `message.name`, `message['name']`."""
+    found = re.findall(r"\.([a-z_]\w*)(?!\w*\()|\[['\"](\w+)['\"]\]|['\"](\w+)['\"] in \w+", template)
+    return frozenset(name for names in found for name in names if name)
 
 
 def is_silent(message: Any) -> bool:
@@ -57,7 +93,7 @@ def is_silent(message: Any) -> bool:
     content = message.get("content")
     if isinstance(content, str) and content.strip():
         return False
-    if any((_words(message.get(key)) or "").strip() for key in REASONING_KEYS):
+    if any(not is_empty(message.get(key)) for key in (*REASONING_KEYS, *THOUGHTS)):
         return False
     parts = _parts(content)
     return parts is not None and not any(words.strip() for _, words in parts)
@@ -76,25 +112,25 @@ def is_data(message: Any) -> bool:
     return isinstance(content, Mapping)
 
 
-def _clean_message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _clean_message(message: Mapping[str, Any], where: str, read: frozenset[str]) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise InputError(f"{where} must be an object with role and content, found {message!r}.")
     cleaned = {
         # Arguments and results may be null, and then mean it.
-        key: value if key == "tool_calls" or (key == "content" and is_data(message)) else without_nulls(value)
+        key: value
+        if type(value) is str
+        else plain(value, drop_nulls=not (key == "tool_calls" or (key == "content" and is_data(message))))
         for key, value in message.items()
         if value is not None
     }
+    if not cleaned.keys() <= _NO_QUESTION:
+        _refuse_unread(cleaned, where, read)
     for key in WEIGHT_KEYS:
         cleaned.pop(key, None)
     role = cleaned.get("role")
     if role not in ROLES:
         raise InputError(f"{where} has the role {role!r}; expected one of {', '.join(ROLES)}.")
-    for key in REASONING_KEYS:
-        if key in cleaned:
-            cleaned[key] = _words(stated := cleaned[key])
-            if cleaned[key] is None:
-                raise InputError(f"{where}.{key} must be text, or a list of parts of text; found {stated!r}.")
+    _gather_reasoning(cleaned, where)
     if is_data(cleaned):
         cleaned["content"] = _as_json(cleaned["content"], where)
     elif "content" in cleaned:
@@ -102,35 +138,109 @@ def _clean_message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
         if thought.strip():
             _refuse_another(thought, cleaned, where)
             cleaned[REASONING_KEYS[0]] = thought
-    if role == "assistant" and cleaned.get("tool_calls"):
-        if not isinstance(cleaned["tool_calls"], list):
-            raise InputError(f"{where}.tool_calls must be a list, found {cleaned['tool_calls']!r}.")
-        cleaned["tool_calls"] = [
-            _clean_tool_call(call, f"{where}.tool_calls[{n}]") for n, call in enumerate(cleaned["tool_calls"])
-        ]
+    calls = _opened(cleaned.pop("tool_calls", None), f"{where}.tool_calls")
+    if calls not in (None, "", "null", [], {}):
+        calls = [calls] if isinstance(calls, dict) else calls
+        if not isinstance(calls, list):
+            raise InputError(f"{where}.tool_calls must be a list, found {calls!r}.")
+        if role != "assistant":
+            raise InputError(f"{where} ({role}) calls tools, which only the assistant does; found {calls!r}.")
+        cleaned["tool_calls"] = [_clean_tool_call(call, f"{where}.tool_calls[{n}]") for n, call in enumerate(calls)]
         cleaned.setdefault("content", "")  # many templates read it without asking whether it is there
     elif "content" not in cleaned:
         raise InputError(f"{where} ({role}) has no content{' and no tool_calls' if role == 'assistant' else ''}.")
+    if not cleaned.keys() <= _NO_QUESTION:
+        _refuse_non_json(cleaned, where)
     return cleaned
 
 
+_NO_QUESTION = frozenset({"role", "content"})
+
+
+def _refuse_unread(message: Mapping[str, Any], where: str, read: frozenset[str]) -> None:
+    """Raise ConfigMistake for the keys of a message that nobody reads and that would change the sample."""
+    found = {key: kind for key, kind in dangers(message, READ_KEYS).items() if key not in read or kind == "media"}
+    others = [key for key in WORDS if key not in read and not is_empty(message.get(key))]
+    found |= {key: "words" for key in others if message[key] != message.get("content")}
+    if not found:
+        return
+    told = "; ".join(f"{key!r} looks like {KINDS[kind]} ({_shown(message[key])})" for key, kind in found.items())
+    readable = {key: kind for key, kind in found.items() if kind != "weight" or isinstance(message[key], int | float)}
+    ways_out = [f"data.message_keys.{_FIELD_OF[kind]}={key}" for key, kind in readable.items() if kind in _FIELD_OF]
+    way_in = f"Have them read by {', '.join(ways_out)}, or leave" if ways_out else "Leave"
+    raise ConfigMistake(
+        f"{where} has keys that nobody reads and that mean something: {told}. "
+        f"{way_in} them out by "
+        f"data.ignore_message_keys=[{','.join(found)}]."
+    )
+
+
+_FIELD_OF = {"reasoning": "reasoning", "tools": "tool_calls", "weight": "weight", "words": "content"}
+"""The field of data.message_keys by which a key of this kind is read."""
+
+
+def _gather_reasoning(message: dict[str, Any], where: str) -> None:
+    """Make the reasoning text, and give that of another name the first name of all."""
+    for key in REASONING_KEYS:
+        if key in message:
+            message[key] = _words(stated := message[key])
+            if message[key] is None:
+                raise InputError(f"{where}.{key} must be text, or a list of parts of text; found {stated!r}.")
+    for key in THOUGHTS:
+        stated = message.pop(key, None)
+        if is_empty(stated):
+            continue
+        parts = _parts([stated] if isinstance(stated, Mapping) else stated)
+        if parts is None or message["role"] != "assistant":
+            raise InputError(
+                f"{where}.{key} ({message['role']}) must be the assistant's thought, text or a list of parts of text; "
+                f"found {stated!r}. data.ignore_message_keys=[{key}] leaves it out."
+            )
+        thought = "".join(words for _, words in parts)
+        _refuse_another(thought, message, where, stated_by=key)
+        if not any(message.get(name, "").strip() for name in REASONING_KEYS):
+            message[REASONING_KEYS[0]] = thought
+
+
 def _clean_tool_call(call: Any, where: str) -> dict[str, Any]:
-    call = _present(call)
-    function = _present(call.get("function", call)) if isinstance(call, dict) else None
+    call = _present(_opened(call, where))
+    function = _present(_opened(call.get("function", call), where)) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise InputError(f"{where} must name a function, found {call!r}.")
-    arguments = function.get("arguments", {})
+    for struct in (call, function):
+        unread = [*dangers(struct, CALL_KEYS), *(key for key in RESULTS if not is_empty(struct.get(key)))]
+        if unread:
+            raise InputError(
+                f"{where} has {', '.join(map(repr, unread))}, which no chat template reads; expected a name and its "
+                "arguments. Write a result as a message of the role tool."
+            )
+    stated = {key: function[key] for key in ARGUMENTS if key in function}
+    if len(stated) > 1:
+        raise InputError(f"{where} states its arguments by {' and '.join(stated)}; keep one.")
+    arguments = next(iter(stated.values()), {})
     if isinstance(arguments, str):
         # As text, some templates print them as they are and others encode them once more, as a JSON string.
         arguments = _from_json(arguments, f"{where}: arguments") if arguments.strip() not in ("", "null") else {}
     if not isinstance(arguments, dict):
         raise InputError(f"{where}: arguments must be an object, found {arguments!r}.")
-    function = {**function, "arguments": arguments}
+    others = {key: value for key, value in function.items() if key not in stated}
+    function = {**others, "arguments": arguments}
     return {**call, "function": function} if "function" in call else function
+
+
+def _with_parameters(schema: dict[str, Any], where: str) -> dict[str, Any]:
+    """The schema with its parameters as an object, where they are JSON text."""
+    if isinstance(schema.get("function"), str | dict):
+        function = _opened(schema["function"], where)
+        return {**schema, "function": _with_parameters(function, where)} if isinstance(function, dict) else schema
+    if isinstance(schema.get("parameters"), str):
+        return {**schema, "parameters": _opened(schema["parameters"], f"{where}.parameters")}
+    return schema
 
 
 def _thought_and_text(content: Any, role: str, where: str) -> tuple[str, str]:
     """The thoughts and the words of a content, text or parts. Only the assistant thinks, and before it speaks."""
+    _check_parts(content, where)
     parts = _parts(content)
     if parts is None or (role != "assistant" and any(is_thought for is_thought, _ in parts)):
         expected = 'text or a list of {"type": "text"} parts' + ", or thoughts before them" * (role == "assistant")
@@ -146,11 +256,25 @@ def _thought_and_text(content: Any, role: str, where: str) -> tuple[str, str]:
     return thought, text
 
 
-def _refuse_another(thought: str, message: Mapping[str, Any], where: str) -> None:
+def _check_parts(content: Any, where: str) -> None:
+    """Raise ConfigMistake for a part of text with a key that means something and that nobody reads."""
+    for n, part in enumerate(content if isinstance(content, list) else ()):
+        if not isinstance(part, Mapping) or part.get("type") not in (*TEXT_PARTS, *THOUGHT_PARTS):
+            continue
+        if found := dangers(part, ("type", *TEXT_KEYS, *THOUGHT_PARTS)):
+            told = "; ".join(f"{key!r} looks like {KINDS[kind]} ({_shown(part[key])})" for key, kind in found.items())
+            raise ConfigMistake(
+                f"{where}.content[{n}]: {told}, and a part has none of its own. Give it to the message, or take it out."
+            )
+
+
+def _refuse_another(
+    thought: str, message: Mapping[str, Any], where: str, *, stated_by: str = "a part of its content"
+) -> None:
     others = [key for key in REASONING_KEYS if message.get(key, "").strip() not in ("", thought.strip())]
     if others:
         raise InputError(
-            f"{where} states its reasoning more than once, and differently: a part of its content and "
+            f"{where} states its reasoning more than once, and differently: {stated_by} and "
             f"{' and '.join(others)}; keep one."
         )
 
@@ -170,8 +294,11 @@ def _part(part: Any) -> Part | None:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind not in (*TEXT_PARTS, *THOUGHT_PARTS):
         return None
-    keys = ("text",) if kind in TEXT_PARTS else (*THOUGHT_PARTS, "text")
-    words = _words(next((part[key] for key in keys if part.get(key) is not None), ""))
+    keys = TEXT_KEYS if kind in TEXT_PARTS else (*THOUGHT_PARTS, *TEXT_KEYS)
+    stated = [part[key] for key in keys if part.get(key) is not None]
+    if not stated:  # Arrow's null; but words of another key are not to be lost
+        return None if any(not is_empty(value) for key, value in part.items() if key != "type") else (False, "")
+    words = _words(stated[0]) if all(text == stated[0] for text in stated) else None
     return None if words is None else (kind in THOUGHT_PARTS, words)
 
 
@@ -196,15 +323,26 @@ def _present(value: Any) -> Any:
     return {key: item for key, item in value.items() if item is not None} if isinstance(value, Mapping) else value
 
 
-def without_nulls(value: Any) -> Any:
-    """The value without the dict keys that hold None, at any depth."""
-    if isinstance(value, str):  # nearly every one
-        return value
-    if isinstance(value, Mapping):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list | tuple):
-        return [without_nulls(item) for item in value]
+def _opened(value: Any, where: str) -> Any:
+    """The object or list that JSON text holds; other values as they are."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+        return _from_json(value, where)
     return value
+
+
+def _refuse_non_json(value: Any, where: str) -> None:
+    found = path_of_non_json(value, where)
+    if found is not None:
+        path, thing = found
+        raise InputError(
+            f"{path} is {_shown(thing)}, which JSON cannot say, so no chat template can show it; expected text, "
+            "numbers, true, false, null, lists and objects."
+        )
+
+
+def _shown(value: Any) -> str:
+    shown = repr(value)
+    return f"{type(value).__name__} {shown[:80]}{'…' if len(shown) > 80 else ''}"
 
 
 def _from_json(text: str, where: str) -> Any:

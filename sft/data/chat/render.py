@@ -16,7 +16,7 @@ from sft.data.chat.proof import (
     thoughts_never_opened,
 )
 from sft.data.chat.template import chat_template, reasoning_key, turn_shapes
-from sft.data.chat.turns import ChatInTemplate, Span
+from sft.data.chat.turns import ChatInTemplate, Span, behind_prefill
 from sft.data.chat.weights import message_weights
 from sft.data.types import Conversation, Supervision
 from sft.errors import InputError
@@ -59,7 +59,7 @@ def render(
     where = conversation.where
     chat = chat_in_template(conversation, tokenizer, supervision)
     messages = chat.messages
-    weights = message_weights(conversation.messages, supervision.train_on, where)
+    weights = message_weights(conversation.messages, supervision.train_on, where, given=conversation.given)
     for k, message in enumerate(messages):
         if message["role"] == "assistant" and weights[k] > 0:
             check_reply_is_speech(message, chat.shapes, k, where)
@@ -71,6 +71,8 @@ def render(
     as_sampled = chat.plain_turns(trained, weights) or [chat.turn(k, weights[k]) for k in trained]
     if not as_sampled:
         return []
+    if conversation.prefill:
+        as_sampled = [behind_prefill(turn, conversation.given, conversation.prefill, where) for turn in as_sampled]
     text, last = as_sampled[-1]
     check_prompt_is_whole(messages[: last.turn], text[: last.start], where)
     chat.check_tools(last.turn + 1, text[: last.start])
@@ -92,7 +94,7 @@ def chat_in_template(
     where = conversation.where
     tools = clean_tools(conversation.tools, where)
     template = chat_template(tokenizer, tools)
-    messages = clean_messages(conversation.messages, where)
+    messages = clean_messages(conversation.messages, where, template)
     _name_reasoning(messages, reasoning_key(template), where)
     options = template_options(template, conversation.template_options, supervision)
     shapes = turn_shapes(tokenizer, template, options)

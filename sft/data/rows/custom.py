@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from sft.config import DataConfig
-from sft.data.chat.messages import without_nulls
+from sft.data.chat.values import plain
 from sft.data.rows.cells import few, short
 from sft.data.rows.files import fingerprint_file
 from sft.data.rows.formats import Columns, to_conversation
@@ -101,7 +101,7 @@ def to_item(row: Row, columns: Columns, template_options: Mapping[str, Any], voc
     if "messages" not in item:
         raise RowError(f"{where} has neither messages nor input_ids; found {few(item)}.")
     # Whether it comes from Arrow, where null says that a struct has no such key, only the class knows.
-    return to_conversation((where, without_nulls(item)), columns, template_options)
+    return to_conversation((where, plain(item, drop_nulls=True)), columns, template_options)
 
 
 def to_sample(item: Mapping[str, Any], where: str, vocabulary: int) -> Sample:

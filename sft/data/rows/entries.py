@@ -5,17 +5,20 @@ from __future__ import annotations
 import glob
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sft.config import DataConfig
 from sft.data.chat.variables import variables
+from sft.data.rows.cells import few
 from sft.data.rows.custom import rows_of_class
 from sft.data.rows.files import expand_files, names_of
 from sft.data.rows.formats import Columns
 from sft.data.rows.source import RowSource, differences, draw, rows_of_file
+from sft.errors import InputError
 
 DATA_SUFFIXES = (".parquet", ".jsonl", ".json")
 
@@ -49,7 +52,9 @@ def parts_of_files(
     paths = _expand(files, say)
     open_files = partial(_open, config, say=say, sorted_by=sorted_by, variables=variables(tokenizer))
     parts = [Part(name, open_files(part, columns)) for name, part in zip(short_names(files), paths, strict=True)]
-    for line in differences([source for part in parts for source in part.sources]):
+    sources = [source for part in parts for source in part.sources]
+    _refuse_absent(columns, sources)
+    for line in differences(sources):
         say(line)
     return parts
 
@@ -59,7 +64,7 @@ def parts_of_mixture(
 ) -> list[Part]:
     """The rows of every source of data.mixture; `seed` draws them where the source has none of its own."""
     assert config.mixture is not None, "the config door let null pass for data.train_files"
-    columns, parts = columns_of(config), []
+    columns, parts, opened = columns_of(config), [], list[RowSource]()
     from_paths = short_names([source.path for source in config.mixture])
     names = unique(source.name or name for source, name in zip(config.mixture, from_paths, strict=True))
     paths = _expand([source.path for source in config.mixture], say)
@@ -68,28 +73,58 @@ def parts_of_mixture(
         form = source.format or config.format
         turns = columns.multiturn and form in ("auto", "messages", "sharegpt")  # chats beside plain text
         rows = open_files(part, replace(columns, format=form, multiturn=turns))
+        opened += rows
         for line in differences(rows):
             say(line)
         if source.rows is not None:
             own_seed = seed if source.seed is None else source.seed
             rows = draw(rows, source.rows, seed=own_seed, name=source.path)
         parts.append(Part(name, rows, source.weight, source.fraction))
+    _refuse_absent(columns, opened)
     return parts
 
 
 def columns_of(config: DataConfig) -> Columns:
+    """Return where rows keep what, as data.* says it: data.columns over the older keys."""
+    columns = config.columns
+    keys = {"reasoning": "reasoning_content"}
     return Columns(
         format=config.format,
-        prompt_key=config.prompt_key,
-        response_key=config.response_key,
+        prompt_key=columns.prompt or config.prompt_key,
+        response_key=columns.response or config.response_key,
         prompt_dict_keys=tuple(config.prompt_dict_keys or ()),
         response_dict_keys=tuple(config.response_dict_keys or ()),
         multiturn=config.multiturn.enable,
-        messages_key=config.multiturn.messages_key,
-        tools_key=config.multiturn.tools_key,
-        enable_thinking_key=config.multiturn.enable_thinking_key,
-        text_key=config.text_key,
+        messages_key=columns.messages or config.multiturn.messages_key,
+        tools_key=columns.tools or config.multiturn.tools_key,
+        enable_thinking_key=columns.enable_thinking or config.multiturn.enable_thinking_key,
+        text_key=columns.text or config.text_key,
+        system_key=columns.system,
+        history_key=columns.history,
+        context_key=columns.context,
+        reasoning_key=columns.reasoning,
+        weight_key=columns.weight,
+        ignored=config.ignore_columns,
+        ignored_message_keys=config.ignore_message_keys,
+        roles=tuple((theirs, ours) for ours, names in asdict(config.roles).items() for theirs in names),
+        message_keys=tuple(
+            (keys.get(ours, ours), theirs) for ours, theirs in asdict(config.message_keys).items() if theirs
+        ),
     )
+
+
+def _refuse_absent(columns: Columns, sources: Sequence[RowSource]) -> None:
+    """Raise InputError for a column that the user named and that no row of any file has."""
+    for knob, column in columns.named_columns():
+        if any(column in source.columns_found for source in sources):
+            continue
+        if not any(column in cells for source in sources for _, cells in source.read()):
+            found = {name for source in sources for name in source.columns_found}
+            close = get_close_matches(column, sorted(found), n=1)
+            raise InputError(
+                f"{knob}={column} names a column that no row of {', '.join(source.name for source in sources[:3])} "
+                f"has; {f'did you mean {close[0]}? ' if close else ''}found {few(found)}."
+            )
 
 
 def _expand(entries: Sequence[str], say: Callable[[str], None]) -> list[dict[Path, str]]:

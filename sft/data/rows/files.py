@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sft.data.chat.messages import without_nulls
+from sft.data.chat.values import plain
 from sft.data.rows import hub
 from sft.data.types import Row, RowError
 from sft.errors import InputError
@@ -187,7 +187,7 @@ def _read_parquet(path: Path, name: str) -> Iterator[Row]:
             return
         for row in rows:
             # In Arrow every struct has the keys of all its siblings: null says that it has no such key.
-            yield f"{name}:{index}", {column: without_nulls(value) for column, value in row.items()}
+            yield f"{name}:{index}", {column: plain(value, drop_nulls=True) for column, value in row.items()}
             index += 1
 
 

@@ -1,174 +1,314 @@
-"""Rows of many shapes -> Conversations and Documents: one small function for each shape.
+"""Rows of many shapes -> Conversations and Documents: one small function for each shape, one entry in FORMATS.
 
-`recognise` (recognise.py) settles, once per file, which of them reads its rows.
+To add a format: write its function, and its entry. `recognise` (recognise.py) settles, once per file, which of them
+reads its rows; the schema, the YAML comment and the docs are held to the entries by a test.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from sft.data.rows.cells import Cells, few, nested, optional_text, parsed, present, short, text
-from sft.data.types import Conversation, Document, Row, RowError
+from sft.data.chat.values import is_empty, plain
+from sft.data.rows.cells import Cells, nested, optional_text, parsed, short, text
+from sft.data.rows.columns import TEMPLATE_KWARGS_KEY, Columns, refuse_unread
+from sft.data.rows.speakers import (
+    SHAREGPT_ROLES,
+    Messages,
+    as_tools,
+    messages_of,
+    messages_of_sharegpt,
+    tools_lifted_from,
+    turns_in,
+)
+from sft.data.types import ConfigMistake, Conversation, Document, Row, RowError
 
-Messages = list[dict[str, Any]]
+__all__ = ["FORMATS", "SHAREGPT_ROLES", "Columns", "Format", "Turns", "columns_read", "to_conversation", "to_document"]
 
-TEMPLATE_KWARGS_KEY = "chat_template_kwargs"
-"""Column of a row's own variables for the chat template: a struct, or a JSON object as text."""
 
-SHAREGPT_ROLES = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "function_call": "assistant",
-    "tool": "tool",
-    "observation": "tool",
-    "function_response": "tool",
-}
+@dataclass
+class Turns:
+    """The messages of a row; given, prefill: as in Conversation."""
+
+    messages: Messages
+    given: int = 0
+    prefill: str = ""
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Where a row keeps what: its format, and the columns of the formats whose columns can be named.
+class Format:
+    """A shape of rows.
 
-    format:   a key of FORMATS, or "text"; "auto" until `recognise` has seen the file
-    by_names: prompt_key and response_key are not the user's, but well-known names that the file has
+    needs:   columns without which a row is not of this format; for those that can be named, their default names
+    reads:   what more it reads, where it is there
+    convert: makes the turns; raises RowError for a row that it cannot read
+    example: a row, for the docs
     """
 
-    format: str
-    prompt_key: str
-    response_key: str
-    prompt_dict_keys: tuple[str, ...]
-    response_dict_keys: tuple[str, ...]
-    multiturn: bool
-    messages_key: str
-    tools_key: str
-    enable_thinking_key: str
-    text_key: str
-    by_names: bool = False
-
-    def fingerprint(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
+    name: str
+    needs: tuple[str, ...]
+    reads: tuple[str, ...]
+    convert: Callable[[Cells, str, Columns], Turns]
+    example: dict[str, Any]
 
 
 def to_document(row: Row, columns: Columns) -> Document:
-    """The plain text of one row; all of its tokens are trained."""
-    where, cells = row
-    return Document(text(cells, columns.text_key, where, knob="data.text_key"), where)
+    """Return the plain text of one row; all of its tokens are trained."""
+    where, cells = _without_ignored(row, columns)
+    refuse_unread(cells, where, columns, columns_read(columns))
+    return Document(text(cells, columns.text_key, where, knob="data.text_key"), where, _weight(cells, where, columns))
 
 
 def to_conversation(row: Row, columns: Columns, template_options: Mapping[str, Any]) -> Conversation:
-    """The messages, tools and template options of one row. Raises RowError for a row its format cannot read."""
-    where, cells = row
-    messages = FORMATS[columns.format](cells, where, columns)
+    """Return the messages, tools and template options of one row.
+
+    Raises RowError for a row that its format cannot read, ConfigMistake for columns that mean something, unread.
+    """
+    where, cells = _without_ignored(row, columns)
+    refuse_unread(cells, where, columns, columns_read(columns))
+    turns = FORMATS[columns.format].convert(cells, where, columns)
+    tools = _tools(cells, where, columns, turns.messages)
+    if columns.reasoning_key is not None:
+        _add_reasoning(cells, where, columns.reasoning_key, turns.messages)
+    before = _before(cells, where, columns, turns.messages)
     return Conversation(
-        messages, cells.get(columns.tools_key), _options(cells, where, columns, template_options), where
+        [*before, *turns.messages] if before else turns.messages,
+        tools,
+        _options(cells, where, columns, template_options),
+        where,
+        given=turns.given + len(before) if turns.given or turns.prefill else 0,
+        prefill=turns.prefill,
+        weight=_weight(cells, where, columns),
     )
 
 
-def of_messages(cells: Cells, where: str, columns: Columns) -> Messages:
-    """OpenAI's list of {role, content, ...}, or JSON text of it. Its older `function_call` is a tool call."""
-    messages = []
-    for k, message in enumerate(_turns(cells, columns.messages_key, where)):
-        if isinstance(message, dict) and "role" in message and "value" in message and "content" not in message:
-            raise RowError(
-                f"{where}: {columns.messages_key}[{k}] has no 'content', but {few(message)}; rename 'value'."
-            )
-        if isinstance(message, dict) and message.get("function_call") and not message.get("tool_calls"):
-            message = {**message, "tool_calls": [{"type": "function", "function": message["function_call"]}]}
-            del message["function_call"]
-        messages.append(message)
-    return messages
+def columns_read(columns: Columns) -> frozenset[str]:
+    """Return the columns that make the messages of a row."""
+    match columns.format:
+        case "prompt_response":
+            return frozenset({columns.prompt_key, columns.response_key})
+        case "messages" | "sharegpt":
+            return frozenset({columns.messages_key})
+        case "text":
+            return frozenset({columns.text_key})
+    return frozenset(FORMATS[columns.format].needs + FORMATS[columns.format].reads)
 
 
-def of_sharegpt(cells: Cells, where: str, columns: Columns) -> Messages:
-    """A list of {from, value}: human, gpt, system, function_call, observation; a `system` column stands before it."""
-    messages = []
-    for k, turn in enumerate(_turns(cells, columns.messages_key, where)):
-        speaker = turn.get("from") if isinstance(turn, dict) else None
-        if not isinstance(speaker, str) or speaker not in SHAREGPT_ROLES:
-            raise RowError(
-                f"{where}: {columns.messages_key}[{k}] is from {short(speaker)}, expected one of "
-                f"{', '.join(SHAREGPT_ROLES)}."
-            )
-        if "value" not in turn:
-            raise RowError(
-                f"{where}: {columns.messages_key}[{k}] has no 'value'; found {few(turn)}, expected from and value."
-            )
-        more = {key: value for key, value in turn.items() if key not in ("from", "value")}
-        if speaker == "function_call":
-            calls = _calls(turn.get("value"), f"{where}: {columns.messages_key}[{k}]")
-            messages.append(more | {"role": "assistant", "tool_calls": calls})
-        else:
-            messages.append(more | {"role": SHAREGPT_ROLES[speaker], "content": turn.get("value")})
-    return _after_system(cells, "system", where, messages)
+def of_messages(cells: Cells, where: str, columns: Columns) -> Turns:
+    """OpenAI's list of {role, content, ...}, or JSON text of it."""
+    key = columns.messages_key
+    return Turns(_with_context(cells, where, columns, messages_of(turns_in(cells, key, where), where, key, columns)))
 
 
-def of_prompt_response(cells: Cells, where: str, columns: Columns) -> Messages:
-    """One column asks, one answers: text or lists of messages, at the end of data.*_dict_keys where they are nested."""
-    prompt = _led_to(cells, where, "data.prompt_key", columns.prompt_key, columns.prompt_dict_keys, columns)
-    response = _led_to(cells, where, "data.response_key", columns.response_key, columns.response_dict_keys, columns)
+def of_sharegpt(cells: Cells, where: str, columns: Columns) -> Turns:
+    """A list of {from, value}."""
+    key = columns.messages_key
+    messages = messages_of_sharegpt(turns_in(cells, key, where), where, key, columns)
+    return Turns(_with_context(cells, where, columns, messages))
+
+
+def of_prompt_response(cells: Cells, where: str, columns: Columns) -> Turns:
+    """One column asks, one answers: text or lists of messages, at the end of data.*_dict_keys where they are nested.
+
+    What the prompt holds is given, the assistant's words too. A prompt that ends with them is a prefill: the response
+    goes on behind its last character.
+    """
+    prompt = _led_to(cells, where, "prompt_key", columns)
+    response = _led_to(cells, where, "response_key", columns)
     if isinstance(prompt, str):
         prompt = [_asked(prompt, where, f"data.prompt_key={columns.prompt_key}")]
-    if not isinstance(prompt, list):
+    elif not isinstance(prompt, list):
         raise RowError(
             f"{where}: data.prompt_key={columns.prompt_key} leads to {short(prompt)}, "
             "expected text or a list of messages; nested columns are reached by data.prompt_dict_keys."
         )
+    else:
+        prompt = messages_of(prompt, where, columns.prompt_key, columns)
     if isinstance(response, str):
         response = [{"role": "assistant", "content": response}]
-    if not isinstance(response, list) or not response:
+    elif not isinstance(response, list) or not response:
         raise RowError(
             f"{where}: data.response_key={columns.response_key} leads to {short(response)}, "
             "expected text or a list of messages."
         )
-    return [*prompt, *response]
+    else:
+        response = messages_of(response, where, columns.response_key, columns)
+    return _joined(_with_context(cells, where, columns, prompt), response, where)
 
 
-def of_alpaca(cells: Cells, where: str, columns: Columns) -> Messages:
-    """instruction, input (may be empty), output; also `system`, and `history`: a list of earlier [question, answer]."""
-    history, pairs = [], parsed(cells.get("history")) or []
-    if not isinstance(pairs, list):
-        raise RowError(f"{where}: column 'history' holds {short(pairs)}, expected a list of [question, answer].")
-    for k, pair in enumerate(pairs):
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise RowError(f"{where}: history[{k}] is {short(pair)}, expected [question, answer].")
-        history += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
-    return _after_system(cells, "system", where, [*history, *_pair(cells, where, "instruction", "input", "output")])
+def of_alpaca(cells: Cells, where: str, columns: Columns) -> Turns:
+    """instruction, input (may be empty), output."""
+    return Turns(_with_context(cells, where, columns, _pair(cells, where, "instruction", "input", "output")))
 
 
-def of_dolly(cells: Cells, where: str, columns: Columns) -> Messages:
+def of_dolly(cells: Cells, where: str, columns: Columns) -> Turns:
     """instruction, context or input (either may be empty), response."""
     filled = [key for key in ("context", "input") if optional_text(cells, key, where).strip()]
     if len(filled) > 1:
         raise RowError(f"{where}: both 'context' and 'input' hold text, expected one of them; join or empty one.")
-    return _pair(cells, where, "instruction", filled[0] if filled else None, "response")
+    return Turns(_pair(cells, where, "instruction", filled[0] if filled else None, "response"))
 
 
-def of_openorca(cells: Cells, where: str, columns: Columns) -> Messages:
+def of_openorca(cells: Cells, where: str, columns: Columns) -> Turns:
     """system_prompt (may be empty), question, response."""
-    return _after_system(cells, "system_prompt", where, _pair(cells, where, "question", None, "response"))
+    return Turns(_with_context(cells, where, columns, _pair(cells, where, "question", None, "response")))
 
 
-FORMATS: dict[str, Callable[[Cells, str, Columns], Messages]] = {
-    "messages": of_messages,
-    "sharegpt": of_sharegpt,
-    "prompt_response": of_prompt_response,
-    "alpaca": of_alpaca,
-    "dolly": of_dolly,
-    "openorca": of_openorca,
+_ASKED, _SAID = {"role": "user", "content": "Name a prime."}, {"role": "assistant", "content": "Seven."}
+
+FORMATS = {
+    form.name: form
+    for form in (
+        Format("messages", ("messages",), (), of_messages, {"messages": [_ASKED, _SAID]}),
+        Format(
+            "sharegpt",
+            ("conversations",),
+            (),
+            of_sharegpt,
+            {"conversations": [{"from": "human", "value": "Name a prime."}, {"from": "gpt", "value": "Seven."}]},
+        ),
+        Format(
+            "prompt_response",
+            ("question", "answer"),
+            (),
+            of_prompt_response,
+            {"question": "Name a prime.", "answer": "Seven."},
+        ),
+        Format(
+            "alpaca",
+            ("instruction", "output"),
+            ("input",),
+            of_alpaca,
+            {"instruction": "Is it a prime?", "input": "7", "output": "Yes."},
+        ),
+        Format(
+            "dolly",
+            ("instruction", "response"),
+            ("context", "input"),
+            of_dolly,
+            {"instruction": "Who won?", "context": "Blue beat red.", "response": "Blue."},
+        ),
+        Format(
+            "openorca",
+            ("system_prompt", "question", "response"),
+            (),
+            of_openorca,
+            {"system_prompt": "Be brief.", "question": "Name a prime.", "response": "Seven."},
+        ),
+    )
 }
+"""Formats of chats. Beside them there is plain text (`to_document`)."""
+
+
+def _without_ignored(row: Row, columns: Columns) -> Row:
+    where, cells = row
+    if not columns.ignored:
+        return row
+    return where, {column: value for column, value in cells.items() if column not in columns.ignored}
+
+
+def _tools(cells: Cells, where: str, columns: Columns, messages: Messages) -> Any:
+    """The tools of the row: of their column, or of the message that holds them."""
+    stated = [key for key in columns.those_used_as("tools") if not is_empty(cells.get(key))]
+    if len(stated) > 1:
+        raise RowError(f"{where}: the columns {' and '.join(stated)} both hold tools, expected one; take one out.")
+    lifted = tools_lifted_from(messages, where)
+    if lifted is not None and stated:
+        raise RowError(f"{where}: tools both in the column {stated[0]!r} and in a message, expected one; take one out.")
+    if not stated:
+        return as_tools(lifted) if lifted is not None else cells.get(columns.tools_key)
+    (key,) = stated
+    return cells[key] if key == columns.tools_key else as_tools(cells[key])
+
+
+def _before(cells: Cells, where: str, columns: Columns, messages: Messages) -> Messages:
+    """What columns put before the messages of a row: the system prompt, which must be the first, and earlier turns."""
+    history = _history(cells, where, columns)
+    stated = [(key, optional_text(cells, key, where)) for key in columns.those_used_as("system") if key in cells]
+    stated = [(key, said) for key, said in stated if said.strip()]
+    if not stated and not history:
+        return []
+    first = messages[0] if messages and isinstance(messages[0], dict) else {}
+    if len({said for _, said in stated}) > 1:
+        raise RowError(f"{where}: {' and '.join(key for key, _ in stated)} hold different system prompts; keep one.")
+    if first.get("role") == "system":
+        if stated and stated[0][1] != first.get("content"):
+            raise RowError(
+                f"{where}: a system message both in the column {stated[0][0]!r} and in the first turn; keep one."
+            )
+        if history:
+            raise RowError(f"{where}: a system message stands behind the turns of the column 'history'; move it.")
+        return []
+    return [*({"role": "system", "content": said} for _, said in stated[:1]), *history]
+
+
+def _history(cells: Cells, where: str, columns: Columns) -> Messages:
+    """Earlier turns: a list of [question, answer], or of messages."""
+    stated = [key for key in columns.those_used_as("history") if not is_empty(cells.get(key))]
+    if not stated:
+        return []
+    (key,) = stated
+    pairs = parsed(cells[key])
+    if not isinstance(pairs, list):
+        raise RowError(f"{where}: column {key!r} holds {short(pairs)}, expected a list of [question, answer].")
+    if all(isinstance(turn, dict) for turn in pairs):
+        read = messages_of_sharegpt if "from" in pairs[0] else messages_of
+        return read(pairs, where, key, columns)
+    history: Messages = []
+    for k, pair in enumerate(pairs):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise RowError(f"{where}: {key}[{k}] is {short(pair)}, expected [question, answer].")
+        history += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+    return history
+
+
+def _add_reasoning(cells: Cells, where: str, key: str, messages: Messages) -> None:
+    """Give the thought of its column to the last message of the assistant's."""
+    thought = optional_text(cells, key, where)
+    replies = [k for k, message in enumerate(messages) if message.get("role") == "assistant"]
+    if thought.strip() and replies:
+        k = replies[-1]
+        if not is_empty(messages[k].get("reasoning_content")):
+            raise RowError(f"{where}: reasoning both in the column {key!r} and in the last reply; keep one.")
+        messages[k] = {**messages[k], "reasoning_content": thought}
+
+
+def _with_context(cells: Cells, where: str, columns: Columns, messages: Messages) -> Messages:
+    """Put the documents of data.columns.context behind the last question, after a blank line."""
+    if columns.context_key is None or not (context := optional_text(cells, columns.context_key, where)).strip():
+        return messages
+    asked = [k for k, message in enumerate(messages) if isinstance(message, dict) and message.get("role") == "user"]
+    if len(asked) != 1 or not isinstance(question := messages[asked[0]].get("content"), str):
+        raise RowError(
+            f"{where}: data.columns.context={columns.context_key} belongs to one question of text, and the row has "
+            f"{len(asked)}; write it into the messages."
+        )
+    k = asked[0]
+    return [*messages[:k], {**messages[k], "content": f"{question}\n\n{context}"}, *messages[k + 1 :]]
+
+
+def _weight(cells: Cells, where: str, columns: Columns) -> float:
+    """The weight of the whole row, 1 if it states none."""
+    stated = [key for key in columns.those_used_as("weight") if not is_empty(cells.get(key))]
+    for key in stated:
+        weight = plain(cells[key])
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+            raise ConfigMistake(
+                f"{where}: column {key!r} holds {short(weight)}, expected the weight of the row in the loss, a number "
+                f"of at least 0; data.ignore_columns=[{key}] leaves it out."
+            )
+    weights = {float(plain(cells[key])) for key in stated}
+    if len(weights) > 1:
+        raise RowError(f"{where}: the columns {' and '.join(stated)} state different weights of the row; keep one.")
+    return weights.pop() if weights else 1.0
 
 
 def _options(cells: Cells, where: str, columns: Columns, template_options: Mapping[str, Any]) -> dict[str, Any]:
     """data.apply_chat_template_kwargs, over them the row's own, over those its thinking switch."""
-    of_row = parsed(cells.get(TEMPLATE_KWARGS_KEY))
+    of_row = plain(parsed(cells.get(TEMPLATE_KWARGS_KEY)))
     if not isinstance(of_row or {}, dict):
         raise RowError(f"{where}: column {TEMPLATE_KWARGS_KEY!r} holds {short(of_row)}, expected a JSON object.")
     options = {**template_options, **{key: value for key, value in (of_row or {}).items() if value is not None}}
@@ -186,33 +326,42 @@ def _options(cells: Cells, where: str, columns: Columns, template_options: Mappi
     return options
 
 
-def _led_to(cells: Cells, where: str, knob: str, key: str, dict_keys: tuple[str, ...], columns: Columns) -> Any:
-    """What a column of `prompt_response` holds."""
-    return nested(cells, where, knob, key, dict_keys, in_text=opens_text(columns, key, dict_keys))
+def _led_to(cells: Cells, where: str, name: str, columns: Columns) -> Any:
+    """What the column of prompt_key or response_key (name) holds."""
+    key, dict_name = getattr(columns, name), name.replace("_key", "_dict_keys")
+    dict_keys = getattr(columns, dict_name)
+    value = nested(cells, where, f"data.{name}", key, dict_keys, in_text=opens_text(columns, key, dict_keys))
+    if columns.names(dict_name) and dict_keys and value is cells.get(key):
+        raise ConfigMistake(
+            f"{where}: data.{dict_name}={list(dict_keys)} leads into {key}, which holds {short(value)}, expected a "
+            f"struct or a JSON object with {dict_keys[0]!r}; data.{dict_name}=[] reads the column as it is."
+        )
+    return value
 
 
 def opens_text(columns: Columns, key: str, dict_keys: tuple[str, ...]) -> bool:
-    """Whether dict keys lead into a column that holds JSON as text, too.
+    """Return True if a column of JSON text should be parsed before `dict_keys` are applied.
 
     Only where the user named it, and not after what it would hold: an answer, in `answer`, may be a JSON object.
     """
-    return not columns.by_names and key not in dict_keys and bool(dict_keys)
+    return key not in columns.guessed and key not in dict_keys and bool(dict_keys)
 
 
-def _turns(cells: Cells, key: str, where: str) -> list[Any]:
-    turns = parsed(present(cells, key, where, "data.multiturn.messages_key"))
-    if not isinstance(turns, list) or not turns:
-        raise RowError(f"{where}: column {key!r} holds {short(turns)}, expected a list of messages.")
-    return turns
-
-
-def _calls(value: Any, where: str) -> list[dict[str, Any]]:
-    """ShareGPT's function_call: a JSON object {name, arguments}, or a list of them, as text."""
-    calls = parsed(value)
-    calls = [calls] if isinstance(calls, dict) else calls
-    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        raise RowError(f"{where} (function_call) holds {short(value)}, expected JSON of a name and its arguments.")
-    return [{"type": "function", "function": call} for call in calls]
+def _joined(prompt: Messages, response: Messages, where: str) -> Turns:
+    """The prompt and the response; the words of the assistant's that end the prompt begin its reply."""
+    if not prompt or not isinstance(prompt[-1], dict) or prompt[-1].get("role") != "assistant":
+        answered = any(isinstance(message, dict) and message.get("role") == "assistant" for message in prompt)
+        return Turns([*prompt, *response], given=len(prompt) if answered else 0)
+    begun, reply = prompt[-1], response[0]
+    is_reply = isinstance(reply, dict) and reply.get("role") == "assistant"
+    prefill, rest = begun.get("content"), reply.get("content") if is_reply else None
+    if begun.get("tool_calls") or not isinstance(prefill, str) or not isinstance(rest, str):
+        raise RowError(
+            f"{where}: the prompt ends with a message of the assistant's, which the response goes on with; expected "
+            f"text in both, found {short(begun)} and {short(reply)}."
+        )
+    whole = {**{key: value for key, value in begun.items() if key != "prefix"}, **reply, "content": prefill + rest}
+    return Turns([*prompt[:-1], whole, *response[1:]], given=len(prompt) - 1, prefill=prefill)
 
 
 def _pair(cells: Cells, where: str, key: str, more_key: str | None, response_key: str) -> Messages:
@@ -226,12 +375,3 @@ def _asked(question: str, where: str, found_in: str) -> dict[str, Any]:
     if not question.strip():
         raise RowError(f"{where}: {found_in} asks nothing (it is blank), expected a question. Take the row out.")
     return {"role": "user", "content": question}
-
-
-def _after_system(cells: Cells, key: str, where: str, messages: Messages) -> Messages:
-    system = optional_text(cells, key, where)
-    if not system.strip():
-        return messages
-    if messages and messages[0]["role"] == "system":
-        raise RowError(f"{where}: a system message both in the column {key!r} and in the first turn; keep one of them.")
-    return [{"role": "system", "content": system}, *messages]

@@ -1,6 +1,6 @@
 """Which format a file has: from its columns and first rows, settled once for all of its rows.
 
-The first that fits wins:
+Columns that the user named come first, and nothing takes their place. Then the first that fits wins:
 
     1. the columns of data.prompt_key and data.response_key, both there   (not with data.multiturn.enable)
     2. a list of messages in data.multiturn.messages_key, or in one of CHATS: {role, content} or {from, value}
@@ -15,41 +15,46 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 
+from sft.data.chat.values import is_empty
 from sft.data.chat.variables import unread
 from sft.data.rows.cells import few, parsed, short
-from sft.data.rows.formats import TEMPLATE_KWARGS_KEY, Columns, opens_text
+from sft.data.rows.columns import KNOBS, TEMPLATE_KWARGS_KEY, Columns, refuse_unread
+from sft.data.rows.formats import FORMATS, columns_read, opens_text
 from sft.data.types import Row
 from sft.errors import InputError
 
 ROWS_LOOKED_AT = 100
 
 CHATS = ("conversations", "conversation")
-PROMPTS = ("prompt", "question", "query", "problem", "instruction")
+PROMPTS = ("prompt", "question", "query", "problem", "instruction", "input")
 RESPONSES = ("response", "answer", "completion", "output", "solution")
 
-NAMED = {
-    "alpaca": ("instruction", "output"),
-    "dolly": ("instruction", "response"),
-    "openorca": ("system_prompt", "question", "response"),
-}
-"""The columns that a format needs; what more it reads stands in READS."""
-
-READS = {
-    "alpaca": ("instruction", "input", "output", "system", "history"),
-    "dolly": ("instruction", "context", "input", "response"),
-    "openorca": ("system_prompt", "question", "response"),
-}
+CHOSEN_BY_SHAPE = ("messages", "sharegpt", "prompt_response")
+"""Formats whose columns can be named; the others are known by the names of theirs."""
 
 
 def recognise(rows: Sequence[Row], columns: Columns, name: str) -> Columns:
-    """`columns` with the format and the columns that the file's first rows show.
+    """Return `columns` with the format and the columns that the file's first rows show.
 
-    Raises InputError, with the columns found and what each format needs, where no format fits or several do.
+    Raises InputError, with the columns found and what each format needs, where no format fits or several do, where
+    none of the columns is there that the user named, and where columns mean something and nobody reads them.
     """
-    found = {column for _, cells in rows for column in cells}
+    found = {column for _, cells in rows for column in cells} - {*columns.ignored}
+    settled = _settled(found, rows, columns, name)
+    if columns.format != "auto" and "label" in found:  # who insists on the format trains good and bad replies
+        settled = replace(settled, ignored=(*settled.ignored, "label"))
+    for where, cells in rows:
+        kept = {column: value for column, value in cells.items() if column not in settled.ignored}
+        refuse_unread(kept, where, settled, columns_read(settled))
+    return settled
+
+
+def _settled(found: set[str], rows: Sequence[Row], columns: Columns, name: str) -> Columns:
     fitting: list[Columns] = []
-    for step in (_named_by_user, _chats, _named_by_format, _known_pair, _text):
+    steps = (_named_by_user,) if _is_named(columns) else (_by_defaults, _chats, _named_by_format, _known_pair, _text)
+    for step in steps:
         fitting = [fit for fit in step(found, rows, columns) if columns.format in ("auto", fit.format)]
         if fitting:
             break
@@ -65,12 +70,41 @@ def recognise(rows: Sequence[Row], columns: Columns, name: str) -> Columns:
             f"{' and '.join(_told(fit) for fit in fitting)}; choose by {'' if one_format else 'data.format, or by '}"
             "data.prompt_key and data.response_key."
         )
+    if absent := [key for key in _named(columns) if getattr(columns, key) not in found]:
+        raise InputError(f"{rows[0][0]}: {insisted}{_without_named(found, columns, absent, name)}")
     wanted = _needs(columns)
     needed = "".join(f"\n  {form}: {need}" for form, need in wanted.items() if columns.format in ("auto", form))
     raise InputError(
         f"{rows[0][0]}: {insisted}{name} has no such columns; found {few(found)}, expected:{needed}\n"
         "Name its columns by data.prompt_key and data.response_key, data.multiturn.messages_key or data.text_key, "
         f"or convert it.{_of_preferences(found, rows)}"
+    )
+
+
+def _named(columns: Columns) -> list[str]:
+    """The keys of columns that make a conversation, as far as the user named them and the format reads them."""
+    pair = () if columns.multiturn else ("prompt_key", "response_key")
+    of_format = {
+        "auto": (*pair, "messages_key", *(() if columns.multiturn else ("text_key",))),
+        "prompt_response": pair,
+        "messages": ("messages_key",),
+        "sharegpt": ("messages_key",),
+        "text": ("text_key",),
+    }
+    return [key for key in of_format.get(columns.format, ()) if columns.names(key)]
+
+
+def _is_named(columns: Columns) -> bool:
+    return bool(_named(columns))
+
+
+def _without_named(found: set[str], columns: Columns, absent: Sequence[str], name: str) -> str:
+    told = " and ".join(f"{KNOBS[key]}={getattr(columns, key)}" for key in absent)
+    close = [match for key in absent for match in get_close_matches(getattr(columns, key), sorted(found), n=1)]
+    guess = f"did you mean {' and '.join(close)}? " if close else ""
+    return (
+        f"{told} names no column of {name}; {guess}found {few(found)}. A column that is named is not guessed; files "
+        "of another format say so in data.mixture (path, format)."
     )
 
 
@@ -88,17 +122,29 @@ def verdict(
     variables: that the chat template reads; None: not known
     """
     found = list(dict.fromkeys(column for _, cells in rows for column in cells))
-    read = {*_read(columns), columns.tools_key, columns.enable_thinking_key, TEMPLATE_KWARGS_KEY}
+    empty = {column for column in found if all(is_empty(cells.get(column)) for _, cells in rows)}
+    made_of = columns_read(columns)
+    used = {column: use for column, use in columns.used.items() if column in found and column not in made_of}
     if variables is not None and "enable_thinking" not in variables:
-        read.remove(columns.enable_thinking_key)
-    if columns.format == "text":
-        read = {columns.text_key}
-    read |= {sorted_by} if sorted_by else set()
-    others = [column for column in found if column not in read]
-    told = f"{name}: {columns.format} (columns {', '.join(column for column in found if column in read)}"
+        used.pop(columns.enable_thinking_key, None)
+    others = [column for column in found if column not in made_of and column not in used and column != sorted_by]
+    read = [column for column in found if column not in others and column not in columns.ignored]
+    told = f"{name}: {columns.format} (columns {', '.join(read)}"
+    told += "".join(f"; {use} from {column}" for column, use in used.items() if _needs_telling(column, use, columns))
     told += "".join(_out_of_text(rows, columns))
     told += "".join(f"; {clause}" for clause in _unread_variables(rows, columns, variables))
-    return told + (f"; not read: {', '.join(others[:8])}{', …' if len(others) > 8 else ''})" if others else ")")
+    # Sorted by danger: what was left out by request, what would matter if it were not empty, the rest.
+    ignored = [column for column in found if column in columns.ignored]
+    told += f"; ignored: {', '.join(ignored)}" if ignored else ""
+    rest = [column for column in others if column not in ignored]
+    rest.sort(key=lambda column: (column in empty, found.index(column)))
+    shown = [f"{column} (empty)" if column in empty else column for column in rest[:8]]
+    return told + (f"; not read: {', '.join(shown)}{', …' if len(rest) > 8 else ''})" if rest else ")")
+
+
+def _needs_telling(column: str, use: str, columns: Columns) -> bool:
+    """Whether the name of a column does not say by itself what it is read as."""
+    return column != use and use not in ("enable_thinking", TEMPLATE_KWARGS_KEY) and column not in columns.ignored
 
 
 def _out_of_text(rows: Sequence[Row], columns: Columns) -> Iterator[str]:
@@ -131,16 +177,21 @@ def _made_for_something_else(found: set[str], rows: Sequence[Row], columns: Colu
             f"single messages of conversations, not whole ones ({told}); expected a conversation per row: follow "
             "parent_id and write a list of {role, content}. data.format=text trains each text by itself."
         )
-    if columns.format == "prompt_response" and any(isinstance(cells.get("label"), bool) for _, cells in rows):
+    has_label = "label" in found  # and is not ignored
+    if (
+        columns.format == "prompt_response"
+        and has_label
+        and any(isinstance(cells.get("label"), bool) for _, cells in rows)
+    ):
         return (
             f"good and bad replies, told apart by the column 'label' ({told}), and all of them would be trained. Keep "
-            "the rows with label true and take the column out; data.format=prompt_response trains all rows."
+            "the rows with label true and take the column out; data.ignore_columns=[label] trains all rows."
         )
     if columns.format in ("messages", "sharegpt"):
         turns = next(
             (parsed(cells[columns.messages_key]) for _, cells in rows if cells.get(columns.messages_key)), None
         )
-        if isinstance(turns, list) and turns and all(isinstance(turn, str) for turn in turns):
+        if isinstance(turns, list) and turns and all(isinstance(parsed(turn), str) for turn in turns):
             return (
                 f"column {columns.messages_key!r} holds a list of texts ({short(turns[0])}) that do not say who "
                 "speaks; expected messages, each with role and content. Convert it."
@@ -159,32 +210,66 @@ def _of_preferences(found: set[str], rows: Sequence[Row]) -> str:
 
 
 def _named_by_user(found: set[str], rows: Sequence[Row], columns: Columns) -> list[Columns]:
+    """The formats of the columns that the user named, where they are there."""
+    named, fits = _named(columns), list[Columns]()
+    if "messages_key" in named and columns.messages_key in found:
+        fits.append(_chat(columns.messages_key, rows, columns))
+    if {"prompt_key", "response_key"} & {*named}:
+        fits += _pairs(found, columns)
+    if "text_key" in named and columns.text_key in found:
+        fits.append(replace(columns, format="text"))
+    return fits
+
+
+def _pairs(found: set[str], columns: Columns) -> list[Columns]:
+    """A pair of which at least one column is named: the other by its default, or by a well-known name."""
+    prompts = _names(columns, "prompt_key", PROMPTS, found)
+    responses = _names(columns, "response_key", RESPONSES, found)
+    return [_pair(columns, p, r) for p in prompts for r in responses if p != r or r == columns.response_key]
+
+
+def _names(columns: Columns, key: str, known: Sequence[str], found: set[str]) -> list[str]:
+    own = getattr(columns, key)
+    if columns.names(key) or own in found:
+        return [own] if own in found else []
+    return [name for name in known if name in found]
+
+
+def _pair(columns: Columns, prompt: str, response: str) -> Columns:
+    own = (columns.prompt_key, columns.response_key)
+    guessed = tuple(name for name in (prompt, response) if name not in own)
+    return replace(columns, format="prompt_response", prompt_key=prompt, response_key=response, guessed=guessed)
+
+
+def _by_defaults(found: set[str], rows: Sequence[Row], columns: Columns) -> list[Columns]:
     if columns.multiturn or not {columns.prompt_key, columns.response_key} <= found:
         return []
     return [replace(columns, format="prompt_response")]
 
 
+def _chat(key: str, rows: Sequence[Row], columns: Columns) -> Columns:
+    turns = next((parsed(cells[key]) for _, cells in rows if cells.get(key)), None)
+    first = parsed(turns[0]) if isinstance(turns, list) and turns else None
+    sharegpt = isinstance(first, dict) and "from" in first and "role" not in first and not columns.message_keys
+    return replace(columns, format="sharegpt" if sharegpt else "messages", messages_key=key)
+
+
 def _chats(found: set[str], rows: Sequence[Row], columns: Columns) -> list[Columns]:
-    for key in (columns.messages_key, *CHATS):
-        if key in found:
-            turns = next((parsed(cells[key]) for _, cells in rows if cells.get(key)), None)
-            first = turns[0] if isinstance(turns, list) and turns else None
-            sharegpt = isinstance(first, dict) and "from" in first and "role" not in first
-            return [replace(columns, format="sharegpt" if sharegpt else "messages", messages_key=key)]
-    return []
+    return [_chat(key, rows, columns) for key in (columns.messages_key, *CHATS) if key in found][:1]
 
 
 def _named_by_format(found: set[str], rows: Sequence[Row], columns: Columns) -> list[Columns]:
     if columns.multiturn:
         return []
-    return [replace(columns, format=form) for form, needed in NAMED.items() if set(needed) <= found]
+    known = [form for form in FORMATS.values() if form.name not in CHOSEN_BY_SHAPE]
+    return [replace(columns, format=form.name) for form in known if set(form.needs) <= found]
 
 
 def _known_pair(found: set[str], rows: Sequence[Row], columns: Columns) -> list[Columns]:
     if columns.multiturn:
         return []
     return [
-        replace(columns, format="prompt_response", prompt_key=prompt, response_key=response, by_names=True)
+        _pair(columns, prompt, response)
         for prompt in [name for name in PROMPTS if name in found]
         for response in [name for name in RESPONSES if name in found]
     ]
@@ -196,20 +281,12 @@ def _text(found: set[str], rows: Sequence[Row], columns: Columns) -> list[Column
     return [replace(columns, format="text")]
 
 
-def _read(columns: Columns) -> tuple[str, ...]:
-    """The columns that make the conversation."""
-    match columns.format:
-        case "prompt_response":
-            return (columns.prompt_key, columns.response_key)
-        case "messages":
-            return (columns.messages_key,)
-        case "sharegpt":
-            return (columns.messages_key, "system")
-    return READS.get(columns.format, ())
-
-
 def _told(columns: Columns) -> str:
-    return f"{columns.format} ({', '.join(NAMED.get(columns.format) or _read(columns))})"
+    form = FORMATS.get(columns.format)
+    of_name = form.needs if form and form.name not in CHOSEN_BY_SHAPE else None
+    pair = (columns.prompt_key, columns.response_key)
+    read = of_name or (pair if columns.format == "prompt_response" else columns_read(columns))
+    return f"{columns.format} ({', '.join(read)})"
 
 
 def _needs(columns: Columns) -> dict[str, str]:
@@ -221,6 +298,8 @@ def _needs(columns: Columns) -> dict[str, str]:
         "prompt_response": f"{columns.prompt_key!r} and {columns.response_key!r}, or {pair}",
         "messages": f"{chat}, each with role and content",
         "sharegpt": f"{chat}, each with from and value",
-        **{form: ", ".join(map(repr, needed)) for form, needed in NAMED.items()},
+        **{
+            form.name: ", ".join(map(repr, form.needs)) for form in FORMATS.values() if form.name not in CHOSEN_BY_SHAPE
+        },
         "text": f"{columns.text_key!r}",
     }

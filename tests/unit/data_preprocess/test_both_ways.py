@@ -12,11 +12,12 @@ from data_preprocess.convert import convert
 from data_preprocess.source import open_source
 from sft.data.chat import messages
 from sft.data.chat.encode import encode_batch
-from sft.data.chat.weights import FLAGS, NUMBERS
+from sft.data.chat.weights import WEIGHT_KEYS
 from sft.data.rows import formats
 from sft.data.rows.files import read_rows
 from sft.data.rows.formats import to_conversation
 from sft.data.rows.recognise import CHATS
+from sft.data.types import Supervision
 from tests.assets import tiny_tokenizer, write_jsonl
 from tests.rows import columns
 
@@ -33,13 +34,14 @@ def test_both_rooms_know_the_same_names():
     assert chat.ROLES == messages.ROLES
     assert chat.SHAREGPT_ROLES == formats.SHAREGPT_ROLES
     assert chat.REASONING_KEYS == messages.REASONING_KEYS
-    assert (chat.SWITCHES, chat.WEIGHTS) == (FLAGS, NUMBERS)
+    assert {*chat.SWITCHES, *chat.WEIGHTS, *chat.OTHER_MASKS} == set(WEIGHT_KEYS)
     assert ("messages", *CHATS) == multiturn.MESSAGES_KEYS
     assert set(exchange.FURTHER_COLUMNS) == {"tools", "enable_thinking", formats.TEMPLATE_KWARGS_KEY}
 
 
-def samples(path, tokenizer, columns):
-    encoded = encode_batch([to_conversation(row, columns, {}) for row in read_rows(path)], tokenizer)
+def samples(path, tokenizer, columns, train_on="assistant"):
+    rows = [to_conversation(row, columns, {}) for row in read_rows(path)]
+    encoded = encode_batch(rows, tokenizer, Supervision(train_on))
     return [(sample.input_ids.tolist(), sample.loss_weights.tolist()) for of_row in encoded for sample in of_row]
 
 
@@ -80,6 +82,9 @@ def test_prompt_and_messages_give_equal_samples(corpus):
     tokenizer = tiny_tokenizer()
     expected = samples(path, tokenizer, BY_MESSAGES)
     assert len(expected) == 2 and all(sum(weights) for _, weights in expected)
+    name, _ = corpus
+    if name == "multiturn":  # replies inside the prompt are given: only the last one is trained
+        expected = samples(path, tokenizer, BY_MESSAGES, train_on="last_assistant")
     assert samples(path, tokenizer, by("prompt")) == expected
 
 

@@ -443,7 +443,7 @@ def test_an_unusable_row_is_named_with_what_is_wrong(chatml, messages, message):
 
 
 def test_tools_that_are_no_list_of_schemas_are_an_error(chatml):
-    for tools in ('{"name": "f"}', "[1]", "not json"):
+    for tools in ("[1]", "not json", 7):
         with pytest.raises(InputError, match="row: tools"):
             encode_batch([Conversation([user("a"), assistant("b")], tools=tools, where="row")], chatml)
 
@@ -590,18 +590,10 @@ def test_a_turn_without_the_stop_token_is_an_error():
         encode([user("a"), assistant("b"), user("c"), assistant("d")], tokenizer)
 
 
-def test_a_prompt_that_changes_with_the_reply_is_trained_as_it_was_served():
+def test_a_prompt_that_changes_with_the_reply_is_an_error():
     tokenizer = tiny_tokenizer("{%- if messages | length > 3 %}{{- 'Now: ' }}{%- endif %}" + CHATML)
-    samples = encode([user("a"), assistant("b"), user("c"), assistant("d")], tokenizer)
-    assert spoken(samples, tokenizer) == [["b<|im_end|>", "d<|im_end|>"]]
-    assert not tokenizer.decode(samples[0].input_ids).startswith("Now: ")
-
-
-def test_a_prompt_whose_question_changes_with_the_reply_is_an_error():
-    loud = "(message.content | upper if message.content == 'word' and loop.last else message.content) +"
-    tokenizer = tiny_tokenizer(CHATML.replace("message.content +", loud))
-    with pytest.raises(MaskError, match=r"messages\[1\].*changes the prompt"):
-        encode([user("word"), assistant("b")], tokenizer)
+    with pytest.raises(MaskError, match=r"messages\[3\].*changes the prompt"):
+        encode([user("a"), assistant("b"), user("c"), assistant("d")], tokenizer)
 
 
 def test_a_tokenizer_without_offsets_is_an_error():

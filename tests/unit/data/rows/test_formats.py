@@ -1,21 +1,28 @@
 """Rows of every format -> messages, and the verdict which format a file has."""
 
 import json
+from pathlib import Path
+from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sft.config import load_config
+from sft.config.schema import Format as FormatName
 from sft.data.chat.encode import encode_batch
 from sft.data.rows import formats
+from sft.data.rows.columns import DEFAULT_KEYS
+from sft.data.rows.entries import columns_of
 from sft.data.rows.files import read_rows
-from sft.data.rows.recognise import NAMED, READS, recognise, verdict
+from sft.data.rows.recognise import recognise, verdict
 from sft.data.rows.source import differences, rows_of_file
 from sft.data.types import RowError
 from sft.errors import InputError
 from tests.assets import tiny_tokenizer, write_jsonl
 from tests.rows import COLUMNS, ROW, columns
 
+ROOT = Path(__file__).parents[4]
 QUESTION, ANSWER = {"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}
 MESSAGES = [QUESTION, ANSWER]
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -219,10 +226,9 @@ def test_the_verdict_names_what_is_read_and_what_is_not():
         "a.jsonl: prompt_response (columns extra_info; question out of the JSON text of extra_info; "
         "answer out of the JSON text of extra_info; not read: id)"
     )
-    rows = [("a.jsonl:1", {"text": "a", "system": "b"})]
+    rows = [("a.jsonl:1", {"text": "a", "title": "b"})]
     assert (
-        verdict(rows, recognise(rows, COLUMNS, "a.jsonl"), "a.jsonl")
-        == "a.jsonl: text (columns text; not read: system)"
+        verdict(rows, recognise(rows, COLUMNS, "a.jsonl"), "a.jsonl") == "a.jsonl: text (columns text; not read: title)"
     )
 
 
@@ -278,7 +284,7 @@ def test_the_verdict_names_what_is_read_and_what_is_not():
         (
             {"prompt": "a", "completion": "b", "label": False},
             {},
-            ["f.jsonl:1: good and bad replies", "'label'", "data.format=prompt_response"],
+            ["f.jsonl:1: good and bad replies", "'label'", "data.ignore_columns=[label]"],
         ),
         (
             {"conversations": ["a", "b"], "source": "x"},
@@ -303,10 +309,28 @@ def test_whoever_insists_on_a_format_gets_it():
         assert recognise([("f.jsonl:1", cells)], columns(format=form), "f.jsonl").format == form
 
 
-def test_what_a_format_needs_it_reads():
-    assert NAMED.keys() == READS.keys()
-    assert all(set(NAMED[form]) <= set(READS[form]) for form in NAMED)
-    assert {*NAMED, "prompt_response", "messages", "sharegpt"} == set(formats.FORMATS)
+def test_schema_yaml_and_docs_know_every_format():
+    """One entry in FORMATS is all that a format is: what else lists them is held to it here."""
+    names = [*formats.FORMATS, "text"]
+    assert sorted(get_args(FormatName)) == sorted(["auto", *names])
+    yaml = (ROOT / "conf/data/sft.yaml").read_text()
+    (comment,) = [line for line in yaml.splitlines() if line.startswith("format:")]
+    assert [name for name in names if f" {name}," not in comment and f" {name};" not in comment] == []
+    docs = (ROOT / "docs/data.md").read_text()
+    for form in formats.FORMATS.values():
+        (row,) = [line for line in docs.splitlines() if line.startswith(f"| `{form.name}` |")]
+        assert f"`{json.dumps(form.example)}` |" in row
+        assert [column for column in (*form.needs, *form.reads) if column not in row] == []
+        settled = recognise([("f:1", form.example)], COLUMNS, "f")
+        assert settled.format == form.name
+
+
+def test_the_defaults_are_those_of_the_yaml():
+    """What differs from them counts as named by the user."""
+    data = load_config(["model.partial_pretrain=org/name", "data.train_files=org/name", "data.val_files=null"]).data
+    own = columns_of(data)
+    assert {key: getattr(own, key) for key in DEFAULT_KEYS} == DEFAULT_KEYS
+    assert [key for key in DEFAULT_KEYS if own.names(key)] == [] and list(own.named_columns()) == []
 
 
 @pytest.mark.parametrize(

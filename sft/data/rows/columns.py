@@ -1,0 +1,161 @@
+"""Which columns of a row are read, and as what; and the rule for all others: harmless, or the run stops."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import Any
+
+from sft.data.chat.meaning import KINDS, dangers, words_of
+from sft.data.rows.cells import short
+from sft.data.types import ConfigMistake
+
+READING = 2
+"""Raise when equal rows come to be read in another way: the token cache is filled anew."""
+
+DEFAULT_KEYS = {
+    "prompt_key": "question",
+    "response_key": "answer",
+    "prompt_dict_keys": ("question",),
+    "response_dict_keys": ("answer",),
+    "messages_key": "messages",
+    "tools_key": "tools",
+    "enable_thinking_key": "enable_thinking",
+    "text_key": "text",
+}
+"""The keys of conf/data/sft.yaml that name columns. What differs was named by the user, and is insisted on."""
+
+KNOBS = {
+    "prompt_key": "data.prompt_key",
+    "response_key": "data.response_key",
+    "messages_key": "data.multiturn.messages_key",
+    "text_key": "data.text_key",
+    "tools_key": "data.multiturn.tools_key",
+    "enable_thinking_key": "data.multiturn.enable_thinking_key",
+    "system_key": "data.columns.system",
+    "history_key": "data.columns.history",
+    "context_key": "data.columns.context",
+    "reasoning_key": "data.columns.reasoning",
+    "weight_key": "data.columns.weight",
+}
+
+TEMPLATE_KWARGS_KEY = "chat_template_kwargs"
+"""Column of a row's own variables for the chat template: a struct, or a JSON object as text."""
+
+SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
+HISTORY_COLUMNS = ("history",)
+TOOLS_COLUMNS = ("functions",)
+WEIGHT_COLUMNS = ("weight", "loss_weight", "sample_weight")
+"""Columns that any chat format reads where they are there; of tools besides data.multiturn.tools_key."""
+
+WAYS_IN = {
+    "system": "data.columns.system",
+    "tools": "data.columns.tools",
+    "history": "data.columns.history",
+    "weight": "data.columns.weight",
+    "reasoning": "data.columns.reasoning",
+    "context": "data.columns.context",
+}
+"""By kind of meaning (meaning.KINDS), the key that has a column read as such."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a row keeps what: its format, and the columns that can be named.
+
+    format:       a name of FORMATS, or "text"; "auto" until `recognise` has seen the file
+    guessed:      the columns of prompt_key and response_key that are not the user's, but well-known names
+    roles:        (their name, ours) of who speaks
+    message_keys: (our name, theirs) of the keys of a message
+    """
+
+    format: str
+    prompt_key: str
+    response_key: str
+    prompt_dict_keys: tuple[str, ...]
+    response_dict_keys: tuple[str, ...]
+    multiturn: bool
+    messages_key: str
+    tools_key: str
+    enable_thinking_key: str
+    text_key: str
+    guessed: tuple[str, ...] = ()
+    system_key: str | None = None
+    history_key: str | None = None
+    context_key: str | None = None
+    reasoning_key: str | None = None
+    weight_key: str | None = None
+    ignored: tuple[str, ...] = ()
+    ignored_message_keys: tuple[str, ...] = ()
+    roles: tuple[tuple[str, str], ...] = ()
+    message_keys: tuple[tuple[str, str], ...] = ()
+
+    def fingerprint(self) -> str:
+        return json.dumps([READING, asdict(self)], sort_keys=True)
+
+    def names(self, key: str) -> bool:
+        """Return True if the user named this one ("prompt_key", ...): then nothing else takes its place."""
+        return getattr(self, key) not in (None, DEFAULT_KEYS.get(key))
+
+    def named_columns(self) -> Iterator[tuple[str, str]]:
+        """Yield (knob, column) for each column that the user named and that a row may lack."""
+        of_format = ("prompt_key", "response_key", "messages_key", "text_key")  # `recognise` looks for these
+        for field in fields(self):
+            if field.name in KNOBS and field.name not in of_format and self.names(field.name):
+                yield KNOBS[field.name], getattr(self, field.name)
+
+    @cached_property
+    def used(self) -> dict[str, str]:
+        """What columns are read as, beside those that make the messages: {"system_prompt": "system", ...}."""
+        if self.format == "text":
+            return dict.fromkeys(_one_of(self.weight_key, WEIGHT_COLUMNS), "weight")
+        return {
+            **dict.fromkeys(_one_of(self.system_key, SYSTEM_COLUMNS), "system"),
+            **dict.fromkeys(_one_of(self.history_key, HISTORY_COLUMNS), "history"),
+            **dict.fromkeys(_one_of(self.weight_key, WEIGHT_COLUMNS), "weight"),
+            **dict.fromkeys([self.tools_key, *(() if self.names("tools_key") else TOOLS_COLUMNS)], "tools"),
+            **dict.fromkeys([key for key in (self.context_key,) if key], "context"),
+            **dict.fromkeys([key for key in (self.reasoning_key,) if key], "reasoning"),
+            self.enable_thinking_key: "enable_thinking",
+            TEMPLATE_KWARGS_KEY: TEMPLATE_KWARGS_KEY,
+        }
+
+    def those_used_as(self, use: str) -> list[str]:
+        """Return the columns that are read as this, the first choice first."""
+        return [column for column, as_what in self.used.items() if as_what == use]
+
+
+def _one_of(named: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    return known if named is None else (named,)
+
+
+def meaning_left_out(cells: Mapping[str, Any], columns: Columns, read: frozenset[str]) -> dict[str, str]:
+    """Return {column: kind} of the columns that nobody reads and that mean something.
+
+    read: those that make the messages. Whoever asked for the chosen replies has said what is to be with the others.
+    """
+    if cells.keys() <= read:
+        return {}
+    found = dangers(cells, read | columns.used.keys())
+    asked = {word for key in read for word in words_of(key)}
+    return {name: kind for name, kind in found.items() if kind != "preference" or "chosen" not in asked}
+
+
+def refuse_unread(cells: Mapping[str, Any], where: str, columns: Columns, read: frozenset[str]) -> None:
+    """Raise ConfigMistake naming every column that nobody reads and that would change the samples if it were read."""
+    if not (found := meaning_left_out(cells, columns, read)):
+        return
+    told = "; ".join(f"{name!r} looks like {KINDS[kind]} ({short(cells[name])})" for name, kind in found.items())
+    readable = {name: kind for name, kind in found.items() if kind in WAYS_IN and columns.format != "text"}
+    ways_in = [
+        f"{WAYS_IN[kind]}={name}"
+        for name, kind in readable.items()
+        if kind != "weight" or isinstance(cells[name], int | float)
+    ]
+    way_in = f"Have them read by {' '.join(ways_in)}, or leave" if ways_in else "Leave"
+    raise ConfigMistake(
+        f"{where} has columns that nobody reads and that mean something: {told}. {way_in} them out by "
+        f"data.ignore_columns=[{','.join(found)}]."
+    )

@@ -1,0 +1,67 @@
+"""Names that promise meaning, in any spelling; and values that keep no promise."""
+
+import pytest
+
+from sft.data.chat.meaning import kind_of, words_of
+
+DANGEROUS = [
+    ("system", "Be brief.", "system"),
+    ("systemPrompt", "Be brief.", "system"),
+    ("SYSTEM-MESSAGE", "Be brief.", "system"),
+    ("systemprompt", "Be brief.", "system"),
+    ("available_tools", [{"name": "f"}], "tools"),
+    ("function-definitions", '[{"name": "f"}]', "tools"),
+    ("chat_history", [["a", "b"]], "history"),
+    ("previousMessages", [{"role": "user"}], "history"),
+    ("lossMask", [0, 1], "weight"),
+    ("loss-mask", 0, "weight"),
+    ("is_trainable", False, "weight"),
+    ("train", False, "weight"),
+    ("labels", [-100, 5], "weight"),
+    ("sample_weights", [1.0], "weight"),
+    ("chain_of_thought", "First, ...", "reasoning"),
+    ("CoT", "First, ...", "reasoning"),
+    ("thinking", False, "reasoning"),
+    ("image_url", "a.png", "media"),
+    ("Audios", ["a.wav"], "media"),
+    ("label", True, "preference"),
+    ("label", "false", "preference"),
+    ("kto_tag", False, "preference"),
+    ("rejected_response", "no", "preference"),
+    ("retrieved-passages", ["a"], "context"),
+    ("context", "a", "context"),
+    ("channel", "analysis", "routing"),
+    ("eot", False, "routing"),
+    ("prefix", True, "prefill"),
+]
+HARMLESS = [
+    *(
+        ("id", 1),
+        ("source", "web"),
+        ("score", 0.5),
+        ("url", "http://a"),
+        ("category", "system"),
+        ("metadata", {"a": 1}),
+    ),
+    *(("system", ""), ("system", None), ("tools", "[]"), ("tools", "null"), ("images", []), ("history", [[None]])),
+    *(("system_id", "a7"), ("system_fingerprint", "fp"), ("num_tools", 3), ("has_images", True), ("image_count", 2)),
+    *(("history", float("nan")), ("label", "positive"), ("label", 3), ("used_in_training", "yes"), ("reasoning", "on")),
+    *(("reasoning_tokens", 100), ("chosen_score", 4.5), ("eot", True), ("ipython", False), ("prefix", False)),
+    *(("ecosystem", "linux"), ("constraint", "short"), ("prompt_id", "x"), ("timestamp", "2024-01-01"), ("level", 3)),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "kind"), DANGEROUS)
+def test_what_means_something(name, value, kind):
+    assert kind_of(name, value) == kind
+
+
+@pytest.mark.parametrize(("name", "value"), HARMLESS)
+def test_what_is_harmless(name, value):
+    assert kind_of(name, value) is None
+
+
+def test_all_spellings_are_the_same_words():
+    assert {words_of(name) for name in ("lossMask", "loss_mask", "loss-mask", "LOSS_MASK", "LossMask", "lossmask")} == {
+        ("loss", "mask")
+    }

@@ -1,0 +1,197 @@
+"""Every column is read, or harmless, or stops the run with the way out; a column that is named is never guessed."""
+
+import pytest
+
+from sft.data.rows.formats import to_conversation, to_document
+from sft.data.rows.recognise import recognise, verdict
+from sft.data.types import ConfigMistake, RowError
+from sft.errors import InputError
+from tests.assets import write_jsonl
+from tests.rows import ROW, columns
+
+QUESTION, ANSWER = {"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}
+CHAT = {"messages": [QUESTION, ANSWER]}
+SYSTEM = {"role": "system", "content": "Be brief."}
+EARLIER = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
+ROWS = {
+    "messages": CHAT,
+    "sharegpt": {"conversations": [{"from": "human", "value": "1 + 1?"}, {"from": "gpt", "value": "2"}]},
+    "prompt_response": ROW,
+    "alpaca": {"instruction": "1 + 1?", "output": "2"},
+    "dolly": {"instruction": "1 + 1?", "response": "2"},
+    "openorca": {"system_prompt": "", "question": "1 + 1?", "response": "2"},
+}
+
+
+def converted(cells, **changes):
+    return to_conversation(("f:1", cells), recognise([("f:1", cells)], columns(**changes), "f"), {})
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_all_formats_read_system_history_tools_and_weight(row):
+    more = {"system_message": "Be brief.", "history": [["Hi.", "Hello."]], "weight": 0.5}
+    functions = {"functions": [{"name": "f", "parameters": {}}]}
+    conversation = converted({**row, **more, **functions})
+    assert conversation.messages == [SYSTEM, *EARLIER, QUESTION, ANSWER]
+    assert conversation.tools == [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    assert (conversation.weight, conversation.given) == (0.5, 0)
+    named = {"rules": "Be brief.", "turns": EARLIER, "api": [{"name": "f"}], "how_much": 2}
+    keys = {"system_key": "rules", "history_key": "turns", "tools_key": "api", "weight_key": "how_much"}
+    conversation = converted({**row, **named}, **keys)
+    assert conversation.messages == [SYSTEM, *EARLIER, QUESTION, ANSWER]
+    assert (conversation.tools, conversation.weight) == ([{"name": "f"}], 2.0)
+
+
+@pytest.mark.parametrize(
+    ("more", "kind", "way_out"),
+    [
+        ({"personaSystem": "Be brief."}, "a system prompt", "data.columns.system=personaSystem"),
+        ({"available_tools": [{"name": "f"}]}, "tools", "data.columns.tools=available_tools"),
+        ({"chat_history": [["a", "b"]]}, "earlier turns", "data.columns.history=chat_history"),
+        ({"loss_mask": [0, 1]}, "a mask or a weight", "Leave them out"),
+        ({"train": False}, "a mask or a weight", "data.columns.weight=train"),
+        ({"rationale": "Hm."}, "reasoning", "data.columns.reasoning=rationale"),
+        ({"images": ["a.png"]}, "pictures, sound or video", "Leave them out"),
+        ({"kto_tag": False}, "a preference", "Leave them out"),
+        ({"chosen": "a", "rejected": "b"}, "a preference", "data.ignore_columns=[chosen,rejected]"),
+        ({"documents": ["a"]}, "documents", "data.columns.context=documents"),
+    ],
+)
+def test_a_column_that_means_something_stops_the_run(more, kind, way_out):
+    for row in (CHAT, ROW):
+        with pytest.raises(ConfigMistake) as caught:
+            converted({**row, **more})
+        told = str(caught.value)
+        assert kind in told and way_out in told and f"data.ignore_columns=[{','.join(more)}]" in told
+        assert converted({**row, **more}, ignored=tuple(more)).messages[-1] == ANSWER
+        assert converted({**row, **dict.fromkeys(more)}).messages[-1] == ANSWER  # null in every row
+
+
+def test_a_column_that_shows_in_a_later_row_stops_the_run_and_drop_does_not_excuse_it(open_rows_of):
+    rows = [ROW] * 300
+    for bad_rows in ("error", "drop"):
+        with pytest.raises(InputError, match=r"rows.jsonl:301 has columns that nobody reads .*'images'"):
+            open_rows_of([*rows, {**ROW, "images": ["a.png"]}], bad_rows=bad_rows)
+    assert open_rows_of([*rows, {**ROW, "answer": ""}], bad_rows="drop").facts["bad rows"] == 1
+
+
+@pytest.fixture
+def open_rows_of(tmp_path, open_file):
+    return lambda rows, **more: open_file(write_jsonl(tmp_path / "rows.jsonl", rows), **more)
+
+
+def test_plain_text_has_the_same_rule():
+    cells = {"text": "a", "weight": 2, "title": "b"}
+    settled = recognise([("f:1", cells)], columns(), "f")
+    assert to_document(("f:1", cells), settled).weight == 2
+    with pytest.raises(ConfigMistake, match="'audio' looks like"):
+        to_document(("f:1", {**cells, "audio": "a.wav"}), settled)
+
+
+def test_whoever_asks_for_the_chosen_has_answered_for_the_rejected():
+    pairs = {"prompt": "1 + 1?", "chosen": "2", "rejected": "3"}
+    assert converted(pairs, prompt_key="prompt", response_key="chosen").messages == [QUESTION, ANSWER]
+
+
+def test_the_verdict_says_what_was_read_as_what():
+    cells = {**ROW, "system_prompt": "a", "id": 1, "images": [], "label": True}
+    settled = recognise([("f:1", cells)], columns(ignored=("label",)), "f")
+    assert verdict([("f:1", cells)], settled, "f") == (
+        "f: prompt_response (columns question, answer, system_prompt; system from system_prompt; ignored: label; "
+        "not read: id, images (empty))"
+    )
+
+
+@pytest.mark.parametrize(
+    ("cells", "changes", "fragments"),
+    [
+        ({**ROW, "response": "c"}, {"response_key": "sumary"}, ["data.response_key=sumary names no column of f"]),
+        (ROW, {"prompt_key": "qestion"}, ["data.prompt_key=qestion names", "did you mean question?"]),
+        ({**ROW, **CHAT}, {"messages_key": "mesages"}, ["messages_key=mesages names", "did you mean messages?"]),
+        ({**ROW, "text": "a"}, {"text_key": "txt"}, ["data.text_key=txt names", "did you mean text?"]),
+        (
+            {**CHAT, "text": "a"},
+            {"prompt_key": "q", "response_key": "a"},
+            ["data.prompt_key=q and data.response_key=a"],
+        ),
+        (
+            CHAT,
+            {"prompt_key": "q", "format": "prompt_response"},
+            ["data.format=prompt_response, but data.prompt_key=q"],
+        ),
+    ],
+)
+def test_a_named_column_that_is_not_there_is_not_replaced_by_a_guess(cells, changes, fragments):
+    with pytest.raises(InputError) as caught:
+        recognise([("f:1", cells)], columns(**changes), "f")
+    assert [fragment for fragment in fragments if fragment not in str(caught.value)] == []
+
+
+def test_a_named_column_wins_over_every_other_format():
+    many = {**ROW, **CHAT, "chat": [QUESTION, {**ANSWER, "content": "two"}], "body": "words", "why": "because"}
+    assert converted(many, messages_key="chat").messages[-1]["content"] == "two"
+    assert recognise([("f:1", many)], columns(text_key="body"), "f").format == "text"
+    settled = recognise([("f:1", many)], columns(response_key="why"), "f")
+    assert (settled.format, settled.prompt_key, settled.response_key) == ("prompt_response", "question", "why")
+    assert converted({"query": "1 + 1?", "reply": "2"}, response_key="reply").messages == [QUESTION, ANSWER]
+
+
+def test_named_dict_keys_lead_somewhere():
+    with pytest.raises(ConfigMistake, match=r"data.response_dict_keys=\['final'\] leads into answer, which holds str"):
+        converted(ROW, response_dict_keys=("final",))
+
+
+def test_the_assistants_words_in_the_prompt_are_given():
+    prompt = [QUESTION, ANSWER, QUESTION]
+    conversation = converted({"prompt": prompt, "completion": [ANSWER]})
+    assert (conversation.messages, conversation.given) == ([*prompt, ANSWER], 3)
+    assert converted({"prompt": prompt, "completion": "2", "system": "Be brief."}).given == 4
+    prefix = {"role": "assistant", "content": "The sum", "prefix": True}
+    for completion in (" is 2.", [{"role": "assistant", "content": " is 2."}]):
+        conversation = converted({"prompt": [QUESTION, prefix], "completion": completion})
+        assert conversation.messages == [QUESTION, {"role": "assistant", "content": "The sum is 2."}]
+        assert (conversation.given, conversation.prefill) == (1, "The sum")
+    with pytest.raises(RowError, match="the prompt ends with a message of the assistant's"):
+        converted({"prompt": [QUESTION, prefix], "completion": [QUESTION]})
+
+
+def test_context_and_reasoning_where_they_are_named():
+    cells = {**ROW, "context": "CREATE TABLE t", "rationale": "Add them."}
+    conversation = converted(cells, context_key="context", reasoning_key="rationale")
+    assert conversation.messages == [
+        {"role": "user", "content": "1 + 1?\n\nCREATE TABLE t"},
+        {**ANSWER, "reasoning_content": "Add them."},
+    ]
+
+
+def test_tools_inside_a_message_are_those_of_the_conversation():
+    tools = [{"name": "f"}]
+    conversation = converted({"messages": [{**SYSTEM, "tools": tools}, QUESTION, ANSWER]})
+    assert conversation.messages == [SYSTEM, QUESTION, ANSWER] and conversation.tools[0]["function"] == tools[0]
+    with pytest.raises(RowError, match="tools both in the column 'tools' and in a message"):
+        converted({"messages": [{**SYSTEM, "tools": tools}, QUESTION, ANSWER], "tools": tools})
+
+
+def test_the_same_system_prompt_twice_is_one():
+    cells = {"messages": [SYSTEM, QUESTION, ANSWER], "system": "Be brief."}
+    assert converted(cells).messages == cells["messages"]
+    with pytest.raises(RowError, match="both in the column 'system' and in the first turn"):
+        converted({**cells, "system": "Be long."})
+    with pytest.raises(RowError, match="different system prompts"):
+        converted({**CHAT, "system": "a", "system_prompt": "b"})
+
+
+@pytest.mark.parametrize("weight", ["much", -1, float("inf"), True])
+def test_a_weight_of_a_row_is_a_number(weight):
+    with pytest.raises(ConfigMistake, match=r"column 'weight' holds .*data.ignore_columns=\[weight\]"):
+        converted({**ROW, "weight": weight})
+
+
+def test_roles_and_keys_of_ones_own():
+    turns = [{"who": "Kunde", "says": "1 + 1?", "mask": 1}, {"who": "bot", "says": "2", "why": "Add."}]
+    keys = (("role", "who"), ("content", "says"), ("reasoning_content", "why"))
+    roles = (("Kunde", "user"), ("bot", "assistant"))
+    changes = {"message_keys": keys, "roles": roles, "ignored_message_keys": ("mask",)}
+    assert converted({"messages": turns}, **changes).messages == [QUESTION, {**ANSWER, "reasoning_content": "Add."}]
+    with pytest.raises(ConfigMistake, match=r"messages\[0\] has no 'who' \(data.message_keys.role\)"):
+        converted({"messages": [{"role": "user", "says": "a"}]}, **changes)

@@ -1,0 +1,189 @@
+"""Rows of other trainers' documentation: each is read as its trainer reads it, or refused with its reason."""
+
+import json
+
+import pytest
+
+from sft.data.chat.encode import encode_batch
+from sft.data.rows.formats import to_conversation
+from sft.data.rows.recognise import recognise
+from sft.errors import InputError
+from tests.assets import tiny_tokenizer
+from tests.rows import columns
+
+SYSTEM, ASKED, SAID = "Be brief.", "1 + 1?", "2"
+CHAT = [{"role": "user", "content": ASKED}, {"role": "assistant", "content": SAID}]
+WITH_SYSTEM = [{"role": "system", "content": SYSTEM}, *CHAT]
+EARLIER = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
+FUNCTION = {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+CALL_TEXT = json.dumps(CALL["function"])
+CALLED = [CHAT[0], {"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": "2"}, CHAT[1]]
+
+READ = {
+    "TRL language modeling": ({"text": "Seven is a prime."}, None),
+    "TRL prompt-completion": ({"prompt": ASKED, "completion": SAID}, CHAT),
+    "TRL conversational prompt-completion": ({"prompt": CHAT[:1], "completion": CHAT[1:]}, CHAT),
+    "TRL tools": ({"messages": CHAT, "tools": json.dumps([{"type": "function", "function": FUNCTION}])}, CHAT),
+    "TRL template switches": ({"prompt": CHAT[:1], "completion": CHAT[1:], "chat_template_kwargs": {"a": 1}}, CHAT),
+    "axolotl chat_template": ({"messages": CHAT}, CHAT),
+    "axolotl alpaca_w_system": ({"instruction": ASKED, "input": "", "output": SAID, "system": SYSTEM}, WITH_SYSTEM),
+    "axolotl completion": ({"text": "Seven is a prime."}, None),
+    "axolotl load_camel_ai": ({"instruction": ASKED, "output": SAID, "text": "all"}, CHAT),
+    "LLaMA-Factory alpaca": (
+        {"instruction": ASKED, "input": "", "output": SAID, "system": SYSTEM, "history": [["Hi.", "Hello."]]},
+        [WITH_SYSTEM[0], *EARLIER, *CHAT],
+    ),
+    "LLaMA-Factory sharegpt": (
+        {
+            "conversations": [
+                {"from": "human", "value": ASKED},
+                {"from": "function_call", "value": CALL_TEXT},
+                {"from": "observation", "value": "2"},
+                {"from": "gpt", "value": SAID},
+            ],
+            "system": SYSTEM,
+            "tools": json.dumps([FUNCTION]),
+        },
+        [WITH_SYSTEM[0], *CALLED],
+    ),
+    "LLaMA-Factory openai": ({"messages": WITH_SYSTEM}, WITH_SYSTEM),
+    "LLaMA-Factory pretraining": ({"text": "document"}, None),
+    "torchtune instruct": ({"input": ASKED, "output": SAID}, CHAT),
+    "torchtune chat": ({"conversations": [{"from": "human", "value": ASKED}, {"from": "gpt", "value": SAID}]}, CHAT),
+    "torchtune openai": ({"messages": CHAT}, CHAT),
+    "ms-swift messages": ({"messages": WITH_SYSTEM}, WITH_SYSTEM),
+    "ms-swift sharegpt": ({"system": SYSTEM, "conversation": CHAT}, WITH_SYSTEM),
+    "ms-swift query-response": (
+        {"system": SYSTEM, "history": [["Hi.", "Hello."]], "query": ASKED, "response": SAID},
+        [WITH_SYSTEM[0], *EARLIER, *CHAT],
+    ),
+    "ms-swift alpaca": ({"system": SYSTEM, "instruction": ASKED, "input": "", "output": SAID}, WITH_SYSTEM),
+    "ms-swift agent": (
+        {
+            "tools": json.dumps([{"type": "function", "function": FUNCTION}]),
+            "messages": [
+                CHAT[0],
+                {"role": "tool_call", "content": CALL_TEXT},
+                {"role": "tool_response", "content": "2"},
+                CHAT[1],
+            ],
+        },
+        CALLED,
+    ),
+    "ms-swift parallel calls": (
+        {"messages": [CHAT[0], *[{"role": "tool_call", "content": CALL_TEXT}] * 2, {"role": "tool", "content": "2"}]},
+        [CHAT[0], {"role": "assistant", "tool_calls": [CALL, CALL]}, CALLED[2]],
+    ),
+    "OpenAI fine-tuning": ({"messages": [CHAT[0], {**CHAT[1], "weight": 1}]}, [CHAT[0], {**CHAT[1], "weight": 1}]),
+    "OpenAI tools": (
+        {
+            "messages": [
+                CHAT[0],
+                {"role": "assistant", "tool_calls": [{"id": "c1", **CALL}]},
+                {"role": "tool", "tool_call_id": "c1", "content": "2"},
+            ],
+            "parallel_tool_calls": False,
+            "tools": [{"type": "function", "function": FUNCTION}],
+        },
+        [
+            CHAT[0],
+            {"role": "assistant", "tool_calls": [{"id": "c1", **CALL}]},
+            {"role": "tool", "tool_call_id": "c1", "content": "2"},
+        ],
+    ),
+    "OpenAI functions": (
+        {
+            "messages": [CHAT[0], {"role": "assistant", "function_call": CALL["function"]}],
+            "functions": [FUNCTION],
+        },
+        CALLED[:2],
+    ),
+    "OpenAI developer": (
+        {"messages": [{"role": "developer", "content": SYSTEM}, *CHAT]},
+        [{"role": "developer", "content": SYSTEM}, *CHAT],
+    ),
+    "verl multiturn": ({"messages": CHAT, "tools": None, "enable_thinking": False}, CHAT),
+    "verl GSM8K": ({"extra_info": {"question": ASKED, "answer": SAID}, "prompt": CHAT[:1], "ability": "math"}, CHAT),
+    "Nemotron v1": (
+        {
+            **{"input": CHAT[:1], "output": SAID, "category": "math", "license": "cc", "reasoning": "off"},
+            **{"generator": "m", "used_in_training": "yes", "version": "v1", "system_prompt": SYSTEM},
+        },
+        WITH_SYSTEM,
+    ),
+    "Nemotron v2": (
+        {"uuid": "u", "license": "cc", "generator": "m", "category": "chat", "reasoning": "on", "messages": CHAT},
+        CHAT,
+    ),
+    "Tulu 3": ({"id": "a", "messages": CHAT, "source": "ai2", "prompt": ASKED, "constraints": []}, CHAT),
+    "OpenThoughts": (
+        {"system": SYSTEM, "conversations": [{"from": "user", "value": ASKED}, {"from": "assistant", "value": SAID}]},
+        WITH_SYSTEM,
+    ),
+    "UltraChat": ({"prompt": ASKED, "prompt_id": "a", "messages": CHAT}, CHAT),
+    "Dolly": ({"instruction": ASKED, "context": "", "response": SAID, "category": "qa"}, CHAT),
+    "OpenOrca": ({"id": "a", "system_prompt": SYSTEM, "question": ASKED, "response": SAID}, WITH_SYSTEM),
+    "MetaMath": ({"type": "a", "query": ASKED, "original_question": "b", "response": SAID}, CHAT),
+    "Magpie": (
+        {"uuid": "a", "conversations": [{"from": "human", "value": ASKED}, {"from": "gpt", "value": SAID}], "score": 1},
+        CHAT,
+    ),
+}
+NEEDS_A_KEY = {
+    "verl GSM8K": {"prompt_key": "extra_info", "response_key": "extra_info"},
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_it_is_read(name):
+    cells, messages = READ[name]
+    settled = recognise([("f:1", cells)], columns(**NEEDS_A_KEY.get(name, {})), "f")
+    if messages is None:
+        assert settled.format == "text"
+        return
+    conversation = to_conversation(("f:1", cells), settled, {})
+    assert conversation.messages == messages
+    if "tools" in cells or "functions" in cells:
+        assert bool(conversation.tools) == bool(cells.get("tools") or cells.get("functions"))
+
+
+REFUSED = {
+    "TRL preference": ({"prompt": ASKED, "chosen": SAID, "rejected": "3"}, "data.response_key=chosen"),
+    "TRL implicit preference": ({"chosen": CHAT, "rejected": CHAT}, "data.multiturn.messages_key=chosen"),
+    "TRL unpaired preference": ({"prompt": ASKED, "completion": SAID, "label": True}, "good and bad replies"),
+    "TRL vision": ({"messages": CHAT, "images": ["a.png"]}, "pictures"),
+    "axolotl turn detail": (
+        {"messages": [CHAT[0], {**CHAT[1], "train_detail": [{"begin_offset": 0, "end_offset": 0, "train": False}]}]},
+        "train_detail",
+    ),
+    "axolotl input_output": ({"segments": [{"label": True, "text": "a"}]}, "no such columns"),
+    "LLaMA-Factory DPO": (
+        {"instruction": ASKED, "input": "", "chosen": SAID, "rejected": "3"},
+        "data.prompt_key=instruction data.response_key=chosen",
+    ),
+    "LLaMA-Factory DPO sharegpt": (
+        {"conversations": [{"from": "human", "value": ASKED}], "chosen": {"from": "gpt"}, "rejected": {"from": "gpt"}},
+        "a preference",
+    ),
+    "LLaMA-Factory KTO": ({"instruction": ASKED, "input": "", "output": SAID, "kto_tag": True}, "'kto_tag' looks like"),
+    "LLaMA-Factory multimodal": ({"messages": CHAT, "images": ["a.png"]}, "pictures, sound or video"),
+    "ms-swift RLHF": ({"messages": CHAT, "rejected_response": "3"}, "a preference"),
+    "ms-swift KTO": ({"messages": CHAT, "label": False}, "'label' looks like a preference"),
+    "ms-swift multimodal": ({"messages": CHAT, "audios": ["a.wav"]}, "pictures, sound or video"),
+    "OpenAI DPO": (
+        {"input": {"messages": CHAT[:1]}, "preferred_output": CHAT[1:], "non_preferred_output": CHAT[1:]},
+        "no such columns",
+    ),
+    "NeMo": ({"mask": "User", "system": "", "conversations": [{"from": "User", "value": "a"}]}, "'mask' looks like"),
+    "pretokenised": ({"messages": CHAT, "loss_mask": [0, 1]}, "a mask or a weight"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_it_is_refused_with_its_reason(name):
+    cells, reason = REFUSED[name]
+    with pytest.raises(InputError) as caught:
+        settled = recognise([("f:1", cells)], columns(), "f")
+        encode_batch([to_conversation(("f:1", cells), settled, {})], tiny_tokenizer())
+    assert reason in str(caught.value)
