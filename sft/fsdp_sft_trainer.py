@@ -116,6 +116,7 @@ def run(config: SftConfig, head_start: HeadStart | None = None) -> RunResult:
     if reason := why_on_the_cpu():
         log.warning("training on the CPU: %s", reason)
     seed_everything(config.trainer.seed)
+    log.info("run directory: %s", config.trainer.default_local_dir)
     check_loggers(list(config.trainer.logger))
     inputs = read_inputs(config, world, head_start)
     run_dir = Path(config.trainer.default_local_dir)

@@ -219,6 +219,49 @@ FAMILIES = [
         eos="<|END_OF_TURN_TOKEN|>",
     ),
     Family(
+        "mistral_v3_style.jinja", lambda c: " " + c + "</s>", ("</s>",), ("[INST]", "[/INST]"), bos="<s>", eos="</s>"
+    ),
+    Family(
+        "gemma4_style.jinja",
+        lambda c: c.strip() + "<turn|>",
+        ("<turn|>",),
+        ("<|turn>", "<turn|>", "<|channel>", "<channel|>"),
+        bos="<bos>",
+        eos="<turn|>",
+        keeps_history=False,
+    ),
+    Family(
+        "nemotron3_style.jinja",
+        lambda c: "</think>" + c + "<|im_end|>",
+        IM_END,
+        plain_tokens=THINK,
+        thought=lambda t, c: f"{t}\n</think>\n{c}<|im_end|>",
+        keeps_history=False,
+    ),
+    Family(
+        "deepseek_r1_style.jinja",
+        lambda c: "\n</think>\n\n" + c + "<｜end▁of▁sentence｜>",
+        ("<｜end▁of▁sentence｜>",),
+        ("<｜User｜>", "<｜Assistant｜>"),
+        plain_tokens=THINK,
+        bos="<｜begin▁of▁sentence｜>",
+        eos="<｜end▁of▁sentence｜>",
+        thought=lambda t, c: f"{t}\n</think>\n\n{c}<｜end▁of▁sentence｜>",
+        keeps_history=False,
+    ),
+    Family(
+        "gptoss_style.jinja",
+        lambda c: "<|channel|>final<|message|>" + c + "<|return|>",
+        ("<|return|>", "<|call|>"),
+        ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>"),
+        eos="<|return|>",
+        thought=lambda t, c: (
+            f"<|channel|>analysis<|message|>{t}<|end|><|start|>assistant<|channel|>final<|message|>{c}<|return|>"
+        ),
+        calls=' to=functions.price<|channel|>commentary json<|message|>{"symbol": "BAC"}<|call|>',
+        keeps_history=False,
+    ),
+    Family(
         "minimind_style.jinja",
         lambda c: c.lstrip("\n") + "<|im_end|>",
         IM_END,

@@ -2,7 +2,7 @@
 
     <run>/checkpoints.jsonl                the ledger: one line per committed checkpoint
     <run>/global_step_N/
-        state/rank_00000.safetensors       a rank's part of trained weights and their moments; tensors only, no pickle
+        state/rank_00000.safetensors       a rank's part of trained weights and optimizer state; tensors only, no pickle
         state/rng_00000.safetensors        a rank's random state
         huggingface/                       the model, ready to load
         manifest.json                      step, counters, world, fingerprint, size and sha256 of every file
@@ -16,6 +16,7 @@ name was complete when it was written, and the hashes tell whether it still is.
     state     what it holds of model and optimizer         tidy    which ones stay in the run directory
     manifest  what its files must be                       init    weights of another run's checkpoint
     ledger    checkpoints.jsonl                            promote a model out of the run
+    optimizer what any optimizer remembers, by name
 
 Why not torch.distributed.checkpoint: its metadata is a pickle, and it loads flipped bits without a word. Boxes in
 safetensors files need neither, and reading a model uses the same code (sft/parallel/shards.py).

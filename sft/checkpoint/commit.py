@@ -102,7 +102,7 @@ class Saver:
         on_main_rank(f"saving {final}", lambda: self._make_aside(writing.aside, STATE_DIR if kind != "SAMPLER" else ""))
         if kind != "STATE":
             write_model(writing.aside / MODEL_DIR)
-        snapshot = self._snapshot(final, model, optimizer) if kind != "SAMPLER" else None
+        snapshot = self._snapshot(final, model, optimizer, state.updates) if kind != "SAMPLER" else None
         write = self._write_files(snapshot, writing.aside, kind)
         self._writing = replace(writing, files=self._thread.submit(write))
         return None if in_background else self.settle()
@@ -140,11 +140,13 @@ class Saver:
         aside.mkdir()  # not its parents: a run directory that is gone, unmounted say, is not begun again elsewhere
         (aside / subdirectory).mkdir(exist_ok=True)
 
-    def _snapshot(self, final: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Snapshot:
+    def _snapshot(
+        self, final: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, updates: int
+    ) -> Snapshot:
         """Nothing is written from self._memory any more: whatever was begun has been settled."""
         taken: list[Snapshot] = []
         on_every_rank(
-            f"saving {final}", lambda: taken.append(Snapshot(model, optimizer, self._world, memory=self._memory))
+            f"saving {final}", lambda: taken.append(Snapshot(model, optimizer, updates, self._world, self._memory))
         )
         return taken[0]
 

@@ -10,7 +10,7 @@ import torch
 
 from sft.checkpoint.find import verify
 from sft.checkpoint.manifest import MODEL_DIR, checkpoints_of, has_model, has_state, read_manifest
-from sft.checkpoint.state import fill
+from sft.checkpoint.state import fill, named
 from sft.errors import InputError
 from sft.model.names import trained_weights
 from sft.parallel.world import World, on_main_rank
@@ -55,7 +55,7 @@ def find_origin(name: str, run_dir: Path, *, with_adapters: bool, world: World) 
 
 def start_from(origin: Origin, model: torch.nn.Module) -> None:
     """Bring the weights of an origin that is state into the model. Raises CheckpointError for another model's."""
-    fill({f"model/{name}": weight for name, weight in trained_weights(model).items()}, origin.path)
+    fill(named(trained_weights(model)), origin.path)
 
 
 def _part_to_use(checkpoint: Path, with_adapters: bool) -> Origin:

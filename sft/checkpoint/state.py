@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sft.checkpoint.manifest import STATE_DIR, CheckpointError, read_manifest
+from sft.checkpoint.optimizer import MODEL, remembered, restore
 from sft.files import let_others_read
 from sft.model.names import trained_weights
 from sft.parallel.host_memory import HostMemory
@@ -17,23 +18,25 @@ from sft.parallel.shards import LocalParts, StoredTensors, copy_local_parts
 from sft.parallel.world import World, log
 from sft.types import TrainState
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
 
 class Snapshot:
     """A copy in CPU memory of what this rank saves: training may go on while it is written.
 
-    memory: the copy is made there, so it must be written before the next one is made; None: in memory of its own
+    updates: how often the optimizer moved. memory: the copy is made there, so it must be written before the next one
+    is made; None: in memory of its own
     """
 
     def __init__(
         self,
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
+        updates: int,
         world: World,
         memory: HostMemory | None = None,
     ):
-        self._parts: LocalParts = copy_local_parts(_state_tensors(model, optimizer), memory)
+        weights = trained_weights(model)  # frozen ones are read from the model again
+        moments = remembered(weights, optimizer, updates)
+        self._parts: LocalParts = copy_local_parts(named(weights) | moments.cut, memory, own=moments.own)
         self._random_state = _random_state(world)
         self._file_names = _file_names(world.rank)
 
@@ -66,8 +69,11 @@ def load(
             raise CheckpointError(_another_run(checkpoint, changed))
         log.warning("trainer.resume_force=true: %s is continued although %s", checkpoint, "; ".join(changed.values()))
     state = TrainState.of(manifest["state"])
-    _create_moments(optimizer, state.updates)
-    fill(_state_tensors(model, optimizer), checkpoint)
+    weights, random_state = trained_weights(model), _random_state(world)
+    stored = stored_state(named(weights), checkpoint)
+    restore(weights, optimizer, state.updates, stored, str(checkpoint))
+    stored.copy_into(named(weights))
+    _restore_random_state(random_state)  # an optimizer may have drawn numbers
     if manifest["world_size"] == world.size:
         _restore_random_state(load_file(checkpoint / _file_names(world.rank)[1]))
     return state
@@ -93,26 +99,9 @@ def stored_state(tensors: Mapping[str, torch.Tensor], checkpoint: Path) -> Store
     return stored
 
 
-def _state_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    weights = trained_weights(model)  # frozen ones are read from the model again
-    tensors = {f"model/{name}": weight for name, weight in weights.items()}
-    for name, weight in weights.items():
-        for moment in MOMENTS:
-            if (moments := optimizer.state.get(weight)) is not None:
-                tensors[f"{moment}/{name}"] = moments[moment]
-    return tensors
-
-
-def _create_moments(optimizer: torch.optim.Optimizer, updates: int) -> None:
-    """Give AdamW the state it creates in its first step, so that there is something to load into."""
-    if updates == 0:
-        return
-    for group in optimizer.param_groups:
-        for weight in group["params"]:
-            optimizer.state[weight] = {
-                "step": torch.full((), float(updates), device=weight.device),
-                **{moment: torch.zeros_like(weight) for moment in MOMENTS},
-            }
+def named(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the weights by the names that they have in a checkpoint."""
+    return {f"{MODEL}/{name}": weight for name, weight in weights.items()}
 
 
 def _random_state(world: World) -> dict[str, torch.Tensor]:

@@ -21,9 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from sft.config import trainers, verl
 from sft.config.expectations import expectations
 from sft.config.problems import ConfigError
-from sft.config.verl import GROUPS
 
 PACKAGE = Path(__file__).resolve().parent.parent
 CONFIG_DIR = next((path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir()), PACKAGE / "conf")
@@ -84,7 +84,7 @@ def force(overrides: Sequence[str], unusable: dict[str, str], config_dirs: Seque
             forced.append(f"++{text.lstrip('+')}" if sets else text)
         elif sets and not isinstance(override.value(), str | list | Sweep):
             unusable[text] = f"{text!r} sets a whole group; choose a file of it (--help lists them) or set single keys."
-        elif chooses_verls_group(text):
+        elif text.lstrip("+") in verl.TODAYS_GROUPS | trainers.GROUPS:
             continue
         elif sets and (problem := _missing_file(override, directories)):
             unusable[text] = problem
@@ -94,7 +94,7 @@ def force(overrides: Sequence[str], unusable: dict[str, str], config_dirs: Seque
 
 
 def chooses_verls_group(override: str) -> bool:
-    return override.lstrip("+") in GROUPS
+    return override.lstrip("+") in verl.TODAYS_GROUPS
 
 
 def _missing_file(override: Override, directories: Sequence[str | Path]) -> str | None:

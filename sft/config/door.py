@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,11 @@ from sft.config.checks.data import misshaped
 from sft.config.checks.run import check
 from sft.config.compose import chooses_verls_group, compose, key_of
 from sft.config.expectations import expectations
-from sft.config.names import ACCUMULATION, ALIASES, Names, other_defaults
+from sft.config.names import FOREIGN, Names, like, other_defaults
 from sft.config.problems import ConfigError, Report, shown
+from sft.config.run_name import fill_names
 from sft.config.schema import SftConfig
-from sft.config.secrets import is_secret, without_secrets
+from sft.config.secrets import holds_secret, without_secrets
 
 log = logging.getLogger("sft")
 
@@ -62,8 +62,7 @@ def checked(
     names.divide(world_size, world_size // sp if type(sp) is int and 1 <= sp <= world_size else world_size)
     if any(map(chooses_verls_group, overrides)) and (told := other_defaults(flat, given | names.settled)):
         warn(told)
-    if flat.get("data.mixture") is not None and flat.get("data.train_files") == _defaults()["data.train_files"]:
-        flat["data.train_files"] = None  # a default gives way
+    fill_names(flat)
     for key in [key for key in flat if key not in expectations()]:
         report.problem(_unknown(key, flat.pop(key)))
         # One complaint is enough where a section was given a value: its keys are not "missing" as well.
@@ -116,6 +115,7 @@ def read_config(file: Path) -> SftConfig:
         raise ConfigError([f"{file} cannot be read ({error}); give the directory of a run."]) from error
     report = Report(log.warning)
     flat = _defaults() | (flatten(values) if isinstance(values, Mapping) else {"": values})
+    fill_names(flat)
     for key in [key for key in flat if key not in expectations()]:
         report.problem(f"{file}: {_unknown(key, flat.pop(key))}")
     config, _ = _typed(flat, report)
@@ -143,6 +143,7 @@ def _typed(flat: Mapping[str, Any], report: Report) -> tuple[SftConfig, set[str]
         for sentence in sentences or [_mistyped(key, flat)]:
             report.problem(sentence)
     stand_ins = _defaults() | {"model.partial_pretrain": "org/name"}  # required: its default is no model either
+    fill_names(stand_ins)
     return schema.validate_python(_nest({**flat, **{key: stand_ins[key] for key in wrong}})), wrong
 
 
@@ -180,17 +181,14 @@ def _unknown(key: str, value: Any) -> str:
     if sections:
         inside = ", ".join(name.removeprefix(f"{key}.") for name in known if name.startswith(f"{key}."))
         return f"{key}={shown(value)} is a section, not a value; set a key of it: {inside}."
-    if is_secret(key):
+    if holds_secret(key, value):
         return (
             f"{key} looks like a secret, and others can read a command line: leave it out and set what the library "
             "reads from the environment (WANDB_API_KEY, HF_TOKEN, MLFLOW_TRACKING_TOKEN, ...)."
         )
     leaf = key.rpartition(".")[2]
-    by_leaf = {name.rpartition(".")[2]: name for name in known}
-    namesakes = [name for name in known if name.rpartition(".")[2] == leaf]
-    similar = get_close_matches(key, known, n=2, cutoff=0.7)
-    similar_leaves = [by_leaf[name] for name in get_close_matches(leaf, by_leaf, n=2, cutoff=0.7)]
-    aliases = get_close_matches(key, [*ALIASES, *ACCUMULATION], n=2, cutoff=0.7)
-    if suggestions := namesakes or similar or similar_leaves or aliases:
-        return f"{key} is not a key; did you mean {' or '.join(suggestions)}?"
+    if near := like(key):
+        return f"{key} is not a key; did you mean {' or '.join(near)}?"
+    if leaf in FOREIGN:
+        return f"{key} is not a key; of {leaf}: {FOREIGN[leaf].reason}."
     return f"{key} is not a key; --help lists all of them."

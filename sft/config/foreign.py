@@ -58,7 +58,7 @@ def as_key(key: str, convert: Callable[[Any], Any] = lambda value: value, reason
         converted = convert(value)
         return None if converted is None else Reading({key: converted})
 
-    return Foreign(reads, reason)
+    return Foreign(reads, reason or f"{key} says it")
 
 
 def is_off(value: Any) -> bool:

@@ -3,35 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-from sft.config import verl
+from sft.config import trainers, verl
+from sft.config.expectations import expectations
 from sft.config.foreign import Foreign
 from sft.config.problems import Report, choices, multiples_around, shown
 
-ALIASES = verl.ALIASES | {
-    "dataset": "data.train_files",
-    "batch_size": "data.train_batch_size",
-    "max_seq_len": "data.max_length",
-    "max_seq_length": "data.max_length",
-    "base_model": "model.partial_pretrain",
-    "lora_r": "model.lora_rank",
-    "gradient_checkpointing": "model.enable_gradient_checkpointing",
-    "learning_rate": "optim.lr",
-    "weight_decay": "optim.weight_decay",
-    "warmup_ratio": "optim.warmup_steps_ratio",
-    "log_path": "trainer.default_local_dir",
-    "epochs": "trainer.total_epochs",
-    "sft_max_steps": "trainer.total_training_steps",
-    "max_steps": "trainer.total_training_steps",
-    "seed": "trainer.seed",
-    "save_steps": "trainer.save_freq",
-    "eval_steps": "trainer.test_freq",
-    "early_stopping_patience": "trainer.early_stop_patience",
-}
+ALIASES = (
+    verl.ALIASES
+    | trainers.ALIASES
+    | {
+        "dataset": "data.train_files",
+        "batch_size": "data.train_batch_size",
+        "max_seq_len": "data.max_length",
+        "max_seq_length": "data.max_length",
+        "base_model": "model.partial_pretrain",
+        "lora_r": "model.lora_rank",
+        "gradient_checkpointing": "model.enable_gradient_checkpointing",
+        "learning_rate": "optim.lr",
+        "weight_decay": "optim.weight_decay",
+        "warmup_ratio": "optim.warmup_steps_ratio",
+        "log_path": "trainer.default_local_dir",
+        "epochs": "trainer.total_epochs",
+        "sft_max_steps": "trainer.total_training_steps",
+        "max_steps": "trainer.total_training_steps",
+        "seed": "trainer.seed",
+        "save_steps": "trainer.save_freq",
+        "eval_steps": "trainer.test_freq",
+        "early_stopping_patience": "trainer.early_stop_patience",
+    }
+)
 """Another name -> the key that takes its value as it is."""
 
-FOREIGN: dict[str, Foreign] = verl.FOREIGN
+FOREIGN: dict[str, Foreign] = verl.FOREIGN | trainers.FOREIGN
 """Keys of other trainers whose value is translated, has no effect, or is refused with a reason."""
 
 MICRO_BATCH = "data.micro_batch_size_per_gpu"
@@ -42,11 +48,15 @@ OTHER_VALUES: dict[str, dict[Any, Any]] = {
     "data.max_tokens_per_gpu": {-1: None},
     "model.fsdp_config.model_dtype": {"float32": "fp32", "bfloat16": "bf16"},
     "model.fsdp_config.compute_dtype": {"float32": "fp32", "bfloat16": "bf16"},
-    "optim.lr_scheduler": {"constant_with_warmup": "constant", "warmup_stable_decay": "wsd"},
+    "optim.lr_scheduler": {
+        "constant_with_warmup": "constant",
+        "cosine_with_min_lr": "cosine",
+        "warmup_stable_decay": "wsd",
+    },
     "trainer.max_ckpt_to_keep": {-1: None},
     "trainer.test_freq": {"after_each_epoch": -1, "epoch": -1},
     "trainer.total_training_steps": {-1: None},
-    "trainer.logger": {"tracking": "wandb", "file": "jsonl"},
+    "trainer.logger": {"tracking": "wandb", "file": "jsonl", "none": "console"},
 }
 """Other words for the values of our own keys: {key: {theirs: ours}}; of a list, for each of its items."""
 
@@ -80,6 +90,7 @@ class Names:
     ) -> None:
         self._values, self._given, self._defaults, self._report = values, given, defaults, report
         self._micro_batch: list[Claim] = []
+        self._per_device: list[Claim] = []
         self.settled: set[str] = set()
         """Our keys that other names have set."""
 
@@ -94,6 +105,8 @@ class Names:
         for name in [name for name in ALIASES if name in values]:
             written, value = self._take(name)
             claims.setdefault(ALIASES[name], []).append(Claim(name, written, value))
+        for name in [name for name in trainers.PER_DEVICE if name in values]:
+            self._per_device.append(Claim(name, *self._take(name)))
         for name in [name for name in values if name not in self._defaults() and foreign(name)]:
             self._read(name, claims, fills)
         if limits := [name for name in verl.LIMITS_OF_A_TURN if name in values]:
@@ -110,7 +123,8 @@ class Names:
         """Replace the names whose meaning depends on the number of ranks and on what `settle` has found."""
         if verl.SHARD_GROUP in self._values:
             self._divide_into_shard_groups(world_size, dp)
-        claims = self._micro_batch
+        claims = self._micro_batch + self._per_device
+        self._multiply(dp)
         for name in ACCUMULATION:
             if name in self._values:
                 written, steps = self._take(name)
@@ -176,6 +190,19 @@ class Names:
                 self._report.warn(f"{key}={shown(value)} is read as {key}={shown(ours)}.")
                 self._values[key] = ours
 
+    def _multiply(self, dp: int) -> None:
+        """Where a micro-batch is given as other trainers do, and no step: samples x accumulation x dp make the step."""
+        steps = next((self._values[name] for name in ACCUMULATION if name in self._values), 1)
+        if self._is_set("data.train_batch_size") or not _is_count(steps):
+            return
+        claims = [
+            claim._replace(value=claim.value * steps * dp, tail=f": micro-batch x accumulation {steps} x dp={dp}")
+            for claim in self._per_device
+            if _is_count(claim.value)
+        ]
+        if claims:
+            self._agree("data.train_batch_size", claims)
+
     def _divide_into_shard_groups(self, world_size: int, dp: int) -> None:
         written, ranks = self._take(verl.SHARD_GROUP)
         if type(ranks) is not int:
@@ -216,6 +243,27 @@ def other_defaults(values: Mapping[str, Any], given: set[str]) -> str | None:
         if key not in given and values.get(key) != theirs
     ]
     return f"Defaults that are others than in today's verl: {', '.join(left)}." if left else None
+
+
+def like(key: str) -> list[str]:
+    """Return at most two keys that `key` may have been meant for: of that name elsewhere, or of a similar one."""
+    leaf, known = key.rpartition(".")[2], list(expectations())
+    if leaf in ALIASES:
+        return [ALIASES[leaf]]
+    if namesakes := [name for name in known if name.rpartition(".")[2] == leaf]:
+        return namesakes[:2]
+    if leaf in FOREIGN:
+        return []
+    keys = {name.rpartition(".")[2]: name for name in known}
+    others = {name: name for name in (*ALIASES, *ACCUMULATION) if "." not in name}
+    for names in (keys, others):
+        if near := get_close_matches(leaf, names, n=2, cutoff=LEAST_SIMILARITY):
+            return [names[name] for name in near]
+    return []
+
+
+LEAST_SIMILARITY = 0.75
+"""Below it a guess is no help: optim.learn is not trainer.seed."""
 
 
 def _other(value: Any, words: Mapping[Any, Any]) -> Any:

@@ -223,6 +223,7 @@ class FsdpConfig:
 @dataclass(frozen=True)
 class ModelConfig:
     partial_pretrain: Model
+    revision: Name | None
     external_lib: Text | None
     trust_remote_code: Flag
     strategy: Literal["fsdp2", "fsdp"]
@@ -245,6 +246,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
+    name: Literal["adamw"]
     lr: Above0
     betas: Betas
     weight_decay: AtLeast0

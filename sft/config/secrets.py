@@ -9,6 +9,8 @@ from typing import Any
 MASK = "***"
 # Only names that end so: max_tokens_per_gpu and balance_dp_token=true hold no secret and must stay readable.
 SECRET_NAME = re.compile(r"(token|secret|password|api[_-]?key)$", re.IGNORECASE)
+TOKENS_OF_TEXT = re.compile(r"(.*[._])?(bos|eos|eot|pad|sep|cls|unk|mask|max|min|num|image|stop)_token", re.IGNORECASE)
+SECRET_VALUE = re.compile(r"[\w.-]{16,}|(hf|sk|ghp)[_-].+")
 NO_SECRETS = {"", "true", "false", "null", "none"}
 PASSWORD_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
 
@@ -24,6 +26,13 @@ def without_secrets(config: Mapping[str, Any]) -> dict[str, Any]:
 def is_secret(name: str) -> bool:
     """Whether a name says that its value is for few eyes."""
     return SECRET_NAME.search(name) is not None
+
+
+def holds_secret(name: str, value: Any) -> bool:
+    """Return True if name and value together look like a secret: an api key does, `pad_token=<pad>` does not."""
+    if not is_secret(name) or str(value).lower() in NO_SECRETS or not isinstance(value, str):
+        return False
+    return TOKENS_OF_TEXT.fullmatch(name) is None or SECRET_VALUE.fullmatch(value) is not None
 
 
 def masked(name: str, value: Any) -> Any:

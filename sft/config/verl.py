@@ -6,7 +6,7 @@ from typing import Any
 
 from sft.config.foreign import NOTHING, Foreign, Reading, no_effect, not_offered, only
 
-GROUPS = {"engine=fsdp", "engine=fsdp2", "optim=fsdp", "model=hf_model"}
+TODAYS_GROUPS = {"engine=fsdp", "engine=fsdp2", "optim=fsdp", "model=hf_model"}
 """Group files of today's verl. They mean what is chosen here anyway."""
 
 ALIASES = {
@@ -145,7 +145,7 @@ FOREIGN: dict[str, Foreign] = {
            "GPUs of CUDA are used where there are any (for the CPU: CUDA_VISIBLE_DEVICES='')", "trainer.device"),
     **only(_is_count, "torchrun --nproc-per-node decides", "trainer.n_gpus_per_node"),
     **only(_is_count, "torchrun --nnodes decides", "trainer.nnodes"),
-    **not_offered("torch.profiler is not part of this trainer; metrics.jsonl has the times of each step",
-                  "profiler trainer.profile_steps trainer.profile_interval"),
+    **not_offered("trainer.profile_steps=[10,12] records these steps (docs/performance.md)",
+                  "profiler trainer.profile_interval"),
     **not_offered("heads for several tokens are not trained", "model.mtp"),
 }  # fmt: skip

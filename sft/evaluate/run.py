@@ -70,7 +70,7 @@ def evaluate(config: SftConfig, options: Options, world: World) -> Numbers:
         importlib.import_module(config.model.external_lib)
     if config.model.lora_rank and not config.model.lora_adapter_path:
         config = replace(config, model=replace(config.model, lora_rank=0))  # new adapters would add nothing
-    source = find_model(config.model.partial_pretrain)
+    source = find_model(config.model.partial_pretrain, config.model.revision)
     tokenizer, _, new_tokens = open_tokenizer(config, source)
     val = open_val(config, tokenizer, world)
     with process_group(world, timedelta(seconds=config.trainer.timeout_s)):

@@ -12,7 +12,8 @@ import torch
 from transformers import PreTrainedModel
 
 from sft.checkpoint import MODEL_DIR
-from sft.checkpoint.state import MOMENTS, fill, stored_state
+from sft.checkpoint.optimizer import keys_of
+from sft.checkpoint.state import fill, stored_state
 from sft.config.secrets import without_secrets
 from sft.data.chat.encode import stop_token_ids
 from sft.data.chat.tokenizer import template_fingerprint
@@ -145,15 +146,16 @@ def _write_pt(saved: Saved, target: Path, base: Path | None, dtype: torch.dtype 
         trained = dtype or NAMED[saved.config.model.fsdp_config.model_dtype]
         model_state = _model_state(saved, model, source, trained)
         stored = stored_state({}, saved.state)
-        for moment in MOMENTS:
-            keys = [key for key in stored.parts if key.startswith(f"{moment}/")]
-            optimizer_state[moment] = {
-                key.removeprefix(f"{moment}/"): stored.read_whole(key, DTYPES[stored.dtypes[key]]) for key in keys
+        for remembered in sorted(keys_of(stored)):
+            keys = [key for key in stored.parts if key.startswith(f"{remembered}/")]
+            optimizer_state[remembered] = {
+                key.removeprefix(f"{remembered}/"): stored.read_whole(key, DTYPES[stored.dtypes[key]]) for key in keys
             }
         optimizer_state["updates"] = saved.manifest["state"]["updates"]
     else:
         model_state = _stored_model_state(saved, dtype)
-    tensors = [*model_state.values(), *(t for moment in MOMENTS for t in optimizer_state.get(moment, {}).values())]
+    remembered = [state for state in optimizer_state.values() if isinstance(state, dict)]
+    tensors = [*model_state.values(), *(tensor for state in remembered for tensor in state.values())]
     check_room(target.parent, sum(tensor.nbytes for tensor in tensors))
     content = {
         "model_state": model_state,

@@ -50,7 +50,8 @@ class Saved:
     def base(self, given: Path | None) -> Path:
         """The model that training began with. Raises InputError unless it is the very one."""
         try:
-            path = given or find_model(self.config.model.partial_pretrain)
+            model = self.config.model
+            path = given or find_model(model.partial_pretrain, model.revision)
         except InputError as error:
             raise InputError(f"{error} The base model may also be given: --base DIR.") from error
         if not (path / "config.json").is_file():

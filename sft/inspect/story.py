@@ -46,7 +46,7 @@ def tell(config: SftConfig, options: Options) -> None:
     log_on_main_rank_only(World(rank=0, size=ranks, local_rank=0))
     if config.model.external_lib:
         importlib.import_module(config.model.external_lib)
-    source = find_model(config.model.partial_pretrain, weights=False)
+    source = find_model(config.model.partial_pretrain, config.model.revision, weights=False)
     check_sharing_of_rows(config, source, ranks=ranks)
     tokenizer, own_template, new_tokens = open_tokenizer(config, source)
     try:

@@ -1,7 +1,7 @@
 """What a run needs of a GPU's memory, from sizes alone: an estimate, in bytes per rank.
 
-States (weights, gradients, AdamW's two moments) are split over the ranks that share them: ZeRO stage 3, Rajbhandari
-et al. 2019.
+States (weights, gradients, what the optimizer remembers) are split over the ranks that share them: ZeRO stage 3,
+Rajbhandari et al. 2019.
 Activations are counted as the tensors that one decoder layer keeps for its backward pass, in the manner of Korthikanti
 et al. 2022, for the layers of today (RMS norms in fp32, rotary positions, grouped heads, gated MLP, attention that
 keeps no [T, T] matrix):
@@ -17,6 +17,7 @@ experts that a token meets). What it leaves out: fragments of the allocator, buf
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
@@ -52,8 +53,9 @@ class Load:
     ranks: int  # that share the states between them
     tokens: int
     logits: int  # rows: the positions that the LM head meets
-    master_bytes: int  # of a weight that trains, its gradient and each of its moments
+    master_bytes: int  # of a weight that trains, and of its gradient
     compute_bytes: int
+    optimizer_bytes: Callable[[int], float]  # what the optimizer remembers of a weight of that many master bytes
     checkpointing: Literal["full", "selective"] | None = None
     offload: bool = False  # states live in CPU memory
     whole_weights: bool = False  # kept by every rank from forward to the end of the step
@@ -72,7 +74,7 @@ class Memory:
     gathered: int  # whole layers while they compute, their gradients until they are shared out
     activations: int
     logits: int
-    snapshot: int  # the copy of weights and moments that the last checkpoint was written from
+    snapshot: int  # the copy of weights and optimizer that the last checkpoint was written from
 
     @property
     def total(self) -> int:
@@ -102,14 +104,15 @@ def estimate(model: ModelSize, load: Load) -> Memory:
     alive = model.trainable + model.frozen if load.whole_weights else model.outside + 2 * model.layer
     largest = max(model.outside, model.layer)
     here = 0 if load.offload else 1
+    remembered = int(model.trainable * load.optimizer_bytes(m))
     return Memory(
         weights=here * (model.trainable * m + model.frozen * c) // n,
         gradients=4 * model.trainable if load.whole_gradients else here * model.trainable * m // n,
-        optimizer=here * 2 * model.trainable * m // n,
+        optimizer=here * remembered // n,
         gathered=alive * c + int(trained_share * (c * (model.outside + model.layer) + 4 * largest)),
         activations=load.tokens * (kept_layers * in_layer + checkpoints),
         logits=_fused_loss(model, load) if model.fused_loss else _whole_logits(model, load),
-        snapshot=3 * model.trainable * m // n if load.snapshot else 0,
+        snapshot=(model.trainable * m + remembered) // n if load.snapshot else 0,
     )
 
 

@@ -15,23 +15,34 @@ HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 NOT_FROM_HUB = ["consolidated*"]  # the same weights again, in their maker's own format
 
 
-def find_model(name_or_path: str, *, weights: bool = True) -> Path:
+def find_model(name_or_path: str, revision: str | None = None, *, weights: bool = True) -> Path:
     """The local directory of a model: the path itself, or the hub snapshot, downloaded if it is not here yet.
 
+    revision: branch, tag or commit of the hub's repository; None: its main branch
     weights: whether a snapshot must have them; without, only configuration and tokenizer are downloaded
     """
     if Path(name_or_path).is_dir():
         return Path(name_or_path)
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         ignored = NOT_FROM_HUB if weights else [*NOT_FROM_HUB, "*.safetensors"]
-        return Path(snapshot_download(name_or_path, allow_patterns=HUB_FILES, ignore_patterns=ignored))
+        return Path(
+            snapshot_download(name_or_path, revision=revision, allow_patterns=HUB_FILES, ignore_patterns=ignored)
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        at = f" at model.revision={revision}" if revision else ""
+        if constants.HF_HUB_OFFLINE:
+            raise InputError(
+                f"model.partial_pretrain={name_or_path}{at} is not in the hub's cache, and this machine is offline "
+                "(HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set): unset it, fetch the model first (hf download "
+                f"{name_or_path}), or give a local path."
+            ) from error
         raise InputError(
-            f"model.partial_pretrain={name_or_path} is no local directory, and the hub did not give it "
-            f"({type(error).__name__}). Check the name, log in for gated models, or give a local path."
+            f"model.partial_pretrain={name_or_path}{at} is no local directory, and the hub did not give it "
+            f"({type(error).__name__}). Check the name and the connection, log in for gated models, or give a local "
+            "path."
         ) from error
 
 

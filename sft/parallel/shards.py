@@ -166,13 +166,18 @@ class LocalParts:
         let_others_read(file)
 
 
-def copy_local_parts(tensors: Mapping[str, torch.Tensor], memory: HostMemory | None = None) -> LocalParts:
+def copy_local_parts(
+    tensors: Mapping[str, torch.Tensor],
+    memory: HostMemory | None = None,
+    own: Mapping[str, torch.Tensor] | None = None,
+) -> LocalParts:
     """What this rank has to save of `tensors`, as it is now: later changes do not reach the copy.
 
     Together the ranks hold every element exactly once: of ranks that hold the same part, the first does.
     memory: the copy is made there, over the one before; None: in memory of its own
+    own: plain tensors that no other rank has under these names
     """
-    mine = {name: tensor for name, tensor in tensors.items() if _is_first_holder(tensor)}
+    mine = {name: tensor for name, tensor in tensors.items() if is_first_holder(tensor)} | dict(own or {})
     parts = {name: local_part(tensor).detach() for name, tensor in mine.items()}
     if memory is not None:
         copies = memory.copy(parts)
@@ -181,7 +186,8 @@ def copy_local_parts(tensors: Mapping[str, torch.Tensor], memory: HostMemory | N
     return LocalParts(copies, {name: local_box(tensor) for name, tensor in mine.items()})
 
 
-def _is_first_holder(tensor: torch.Tensor) -> bool:
+def is_first_holder(tensor: torch.Tensor) -> bool:
+    """Return True on one rank, of those that hold the same part of a tensor; False where the part is empty."""
     if not isinstance(tensor, DTensor):
         return dist.get_rank() == 0
     coordinate = tensor.device_mesh.get_coordinate()

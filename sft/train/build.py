@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sft import checkpoint
-from sft.config import SftConfig
+from sft.config import SftConfig, TrainerConfig
 from sft.data.chat.encode import stop_token_ids
 from sft.data.chat.tokenizer import template_fingerprint
 from sft.data.dataset import Dataset
@@ -28,7 +28,7 @@ from sft.track.hub import Hub, open_hub
 from sft.train import course
 from sft.train.forecast_memory import Footprint, explaining_memory, footprint_of_run
 from sft.train.inputs import Inputs, refuse_other_inputs
-from sft.train.optim import adamw
+from sft.train.optim import OPTIMIZERS
 from sft.train.reading import supervision_of
 from sft.train.resume import resume
 from sft.train.score import my_batches
@@ -124,8 +124,7 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
     sharding = sharding_of(config.model.fsdp_config, reduce_once=memory.reduce_once)
     with explaining_memory(memory, "loading the model"):
         place(model, config, inputs.source, mesh, sharding, world, grown=inputs.grown)
-    optim = config.optim
-    optimizer = adamw(model, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
+    optimizer = OPTIMIZERS[config.optim.name].build(model, config.optim)
     steps_per_epoch = plan.steps_per_epoch(len(inputs.train.mixture), config.data.train_batch_size)
     seed_rank(trainer.seed, world)
     state, began_with = resume(config, model, optimizer, inputs.source, world, fingerprint)
@@ -150,7 +149,7 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
                 "steps_per_epoch": steps_per_epoch,
                 "fingerprint": fingerprint,
             },
-            keep=config.trainer.max_ckpt_to_keep,
+            keep=checkpoints_to_keep(trainer),
             in_background=config.trainer.async_save,
         ),
         total_steps=config.trainer.total_training_steps or config.trainer.total_epochs * steps_per_epoch,
@@ -165,6 +164,15 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
         if world.is_main
         else None,
     )
+
+
+def checkpoints_to_keep(trainer: TrainerConfig) -> int | None:
+    """Return how many of the newest checkpoints stay beside the best one; None: all.
+
+    Where only trainer.save_best asks for checkpoints, those that were the best once are not wanted any more.
+    """
+    only_the_best = trainer.save_best and trainer.save_freq in (-1, 0) and trainer.save_hf_freq in (-1, 0)
+    return 1 if only_the_best and trainer.max_ckpt_to_keep is None else trainer.max_ckpt_to_keep
 
 
 def fingerprint_of(config: SftConfig, inputs: Inputs) -> dict[str, Any]:

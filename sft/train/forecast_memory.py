@@ -18,6 +18,7 @@ from sft.model.memory import Load, ModelSize, device_bytes, estimate, gigabytes,
 from sft.parallel.lost_ranks import is_out_of_memory
 from sft.parallel.world import World, max_over_all_ranks
 from sft.train.forecast import Forecast, forecast
+from sft.train.optim import OPTIMIZERS
 
 STEPS = 8  # of the first epoch: enough to say how much is padding, and how large a micro-batch becomes
 ROOM = 0.8  # share of a device's memory that an estimate may fill: it knows nothing of fragments and libraries
@@ -86,6 +87,7 @@ def footprint(
         logits=view.most_logits // view.sp_size,
         master_bytes=BYTES[fsdp.model_dtype],
         compute_bytes=BYTES[fsdp.compute_dtype],
+        optimizer_bytes=OPTIMIZERS[config.optim.name].state_bytes,
         checkpointing=kind if config.model.enable_gradient_checkpointing else None,
         offload=(fsdp.cpu_offload or fsdp.offload_params) and device != "cpu",
         whole_weights=not fsdp.reshard_after_forward,

@@ -128,7 +128,9 @@ def _tokenise(config: SftConfig, world: World, parent: int, answer: int) -> NoRe
             log.disabled = True  # the run says everything about its inputs, once
             logging.getLogger("transformers").setLevel(logging.CRITICAL)
             say = partial(print, file=sys.stderr, flush=True) if world.is_main else lambda line: None
-            tokenizer, _, _ = open_tokenizer(config, find_model(config.model.partial_pretrain, weights=False))
+            tokenizer, _, _ = open_tokenizer(
+                config, find_model(config.model.partial_pretrain, config.model.revision, weights=False)
+            )
             tokenise_data(config, tokenizer, say)
         code = 0
     except InputError as error:

@@ -45,7 +45,7 @@ def read_inputs(config: SftConfig, world: World, head_start: HeadStart | None = 
     """
     if config.model.external_lib:
         importlib.import_module(config.model.external_lib)
-    source = find_model(config.model.partial_pretrain)
+    source = find_model(config.model.partial_pretrain, config.model.revision)
     check_sharing_of_rows(config, source, ranks=world.size)
     attention = attention_of(config, source, Available.on(world.device))
     log.info("attention: %s", attention)

@@ -1,15 +1,19 @@
-"""Parameter groups, the optimizer and the learning-rate schedules.
+"""This module declares the optimizers (OPTIMIZERS) and the learning-rate schedules (SCHEDULES), and builds both.
 
-A schedule is a pure function of the update number, so nothing of it needs saving.
+A schedule is a pure function of the update number, so nothing of it needs saving. To add one of either, add an entry
+here and its name in sft/config/schema.py and conf/optim/; a checkpoint holds whatever an optimizer remembers.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from sft.config.schema import OptimConfig
 from sft.parallel.shards import local_part
 
 DECAY_FRACTION_OF_WSD = 0.1
@@ -40,6 +44,25 @@ class ShardedAdamW(torch.optim.AdamW):
         return has_complex
 
 
+@dataclass(frozen=True)
+class Optimizer:
+    """One choice of optim.name."""
+
+    build: Callable[[torch.nn.Module, OptimConfig], torch.optim.Optimizer]
+    state_bytes: Callable[[int], float]
+    """What it remembers of a parameter whose master weight has that many bytes; for the estimate of memory."""
+
+
+OPTIMIZERS = {
+    "adamw": Optimizer(
+        build=lambda model, optim: adamw(model, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay),
+        state_bytes=lambda master_bytes: 2 * master_bytes,  # two moments
+    ),
+}
+"""optim.name. The state of an optimizer, which a checkpoint holds, may be DTensors, tensors cut as the part of a
+weight that this rank holds, tensors of other shapes, which belong to that part, and numbers."""
+
+
 @torch.no_grad()
 def squared_norm_of_gradients(model: torch.nn.Module) -> torch.Tensor:
     """Σ g² over the parts of all gradients that this rank holds: float64 scalar on their device, no communication."""
@@ -63,6 +86,20 @@ def _local_gradients(model: torch.nn.Module) -> list[torch.Tensor]:
     return [part for gradient in gradients if (part := local_part(gradient)).numel()]
 
 
+def _half_cosine(progress: float) -> float:
+    return (1.0 + math.cos(math.pi * progress)) / 2.0
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": _half_cosine,  # (1 + cos πp) / 2: Loshchilov & Hutter 2017
+    # 1 until the last tenth, then the half cosine: Hu et al. 2024; decay as in verl
+    "wsd": lambda p: _half_cosine(max(0.0, 1.0 - (1.0 - p) / DECAY_FRACTION_OF_WSD)),
+    "linear": lambda p: 1.0 - p,
+    "constant": lambda p: 1.0,
+}
+"""optim.lr_scheduler: the height of the rate over its minimum, in [0, 1], at progress p in (0, 1] after warm-up."""
+
+
 def lr_at(
     update: int,
     total_updates: int,
@@ -73,36 +110,18 @@ def lr_at(
     min_lr_ratio: float,
     warmup_steps: int | None = None,
 ) -> float:
-    """Learning rate of one update (1 = the first); the last update runs at lr·min_lr_ratio, except for `constant`.
+    """Return the learning rate of one update (1 = the first); the last one runs at lr·min_lr_ratio, if it decays.
 
     Warm-up is linear over `warmup_steps` updates (None: int(total_updates·warmup_steps_ratio)) and ends at `lr`. Then,
-    with progress
-    p in (0, 1] over the remaining updates and m = min_lr_ratio:
-
-        cosine    m + (1 - m)·(1 + cos πp) / 2                  (Loshchilov & Hutter 2017)
-        linear    m + (1 - m)·(1 - p)
-        wsd       1 until the last 10 %, then cosine to m       (Hu et al. 2024; decay as in verl)
-        constant  1
+    with progress p in (0, 1] over the remaining updates and m = min_lr_ratio, the rate is
+    lr·(m + (1 - m)·SCHEDULES[schedule](p)).
 
     A run of a single update takes it at `lr`: there is no room to decay.
     """
     warmup = int(total_updates * warmup_steps_ratio) if warmup_steps is None else warmup_steps
     if update <= warmup:
         return lr * update / warmup
-    if total_updates == 1 or schedule == "constant":
+    if total_updates == 1:
         return lr
     progress = min(1.0, (update - warmup) / (total_updates - warmup))
-    match schedule:
-        case "cosine":
-            height = _half_cosine(progress)
-        case "linear":
-            height = 1.0 - progress
-        case "wsd":
-            height = _half_cosine(max(0.0, 1.0 - (1.0 - progress) / DECAY_FRACTION_OF_WSD))
-        case _:
-            raise AssertionError(f"unknown schedule {schedule!r} passed the config door")
-    return lr * (min_lr_ratio + (1.0 - min_lr_ratio) * height)
-
-
-def _half_cosine(progress: float) -> float:
-    return (1.0 + math.cos(math.pi * progress)) / 2.0
+    return lr * (min_lr_ratio + (1.0 - min_lr_ratio) * SCHEDULES[schedule](progress))

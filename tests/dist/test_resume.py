@@ -103,6 +103,16 @@ def test_another_number_of_ranks_continues_with_the_same_samples(base, tmp_path)
             assert after[key] == pytest.approx(before[key], rel=1e-5), (before["step"], key)
 
 
+def test_whatever_an_optimizer_remembers_is_resumed_and_moves_to_other_ranks_if_it_is_cut_as_the_weights(tmp_path):
+    """Its parts on two ranks, one of them empty; 8-bit codes whose scales belong to one cut of the weight stay there."""
+    done = succeed([str(tmp_path)], ranks=2, cwd=tmp_path, module="tests.dist.remembering")
+    for rank in range(2):
+        assert f"momentum rank {rank} goes on alone and back" in done.stdout
+        told = f"odd rank {rank} is refused: {tmp_path / 'odd' / 'global_step_3'} holds scales of 0.weight for the parts "
+        assert told in done.stdout, done.stdout
+    assert "Resume on as many ranks as wrote it" in done.stdout
+
+
 def test_killed_at_any_moment_and_started_again(base, tmp_path):
     """kill -9 of every rank while it trains and saves; the same command then ends as if nothing had happened."""
     command = [*base, *steps(30), "trainer.save_freq=3", "trainer.max_ckpt_to_keep=2", "optim.lr_scheduler=cosine"]

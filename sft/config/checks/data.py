@@ -37,7 +37,10 @@ def mixture_problems(data: DataConfig) -> Iterator[str]:
     """Sources that contradict each other, or another key. Whether their files exist is asked elsewhere."""
     if data.mixture is None:
         if data.train_files is None:
-            yield "data.train_files=null must be a path or a list of paths, for data.mixture=null names no sources."
+            yield (
+                "data.train_files=null must be a path or a list of paths, for example data.train_files=rows.jsonl; or "
+                "name several sources by data.mixture."
+            )
         return
     if data.train_files is not None:
         yield (

@@ -18,6 +18,11 @@ def model_problems(model: ModelConfig) -> Iterator[str]:
     """What keeps these keys from running."""
     if complaint := _complaint_about_model(model.partial_pretrain):
         yield f"model.partial_pretrain={shown(model.partial_pretrain)} {complaint}"
+    if model.revision and Path(model.partial_pretrain).is_dir():
+        yield (
+            f"model.revision={shown(model.revision)} would be ignored: model.partial_pretrain="
+            f"{shown(model.partial_pretrain)} is a directory; leave the revision out."
+        )
     if model.external_lib and not _is_importable(model.external_lib):
         yield (
             f"model.external_lib={shown(model.external_lib)} cannot be imported; "

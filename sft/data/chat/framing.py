@@ -106,10 +106,12 @@ def beginning_and_end(tokenizer: Any, template: str, options: Mapping[str, Any])
         else "no bos"
     )
     try:
-        stops = turn_shapes(tokenizer, template, options).stop_token_ids
+        shapes = turn_shapes(tokenizer, template, options)
     except InputError:  # said, with its row, where a chat is rendered
         turn = "the chat template shows no end of a turn"
     else:
-        turn = "a turn ends with " + " or ".join(f"{tokenizer.convert_ids_to_tokens(stop)} = {stop}" for stop in stops)
-        turn += ", which is trained"
+        stops = (f"{tokenizer.convert_ids_to_tokens(stop)} = {stop}" for stop in shapes.stop_token_ids)
+        turn = f"a turn ends with {' or '.join(stops)}, which is trained"
+        if shapes.words.closes_thought:
+            turn += f"; the prompt opens a thought, which a reply without one closes by {shapes.words.lead!r}"
     return f"{beginning}; {turn}; plain text ends with eos {tokenizer.eos_token or '(none)'}"

@@ -60,6 +60,20 @@ def check_reply_is_whole(
         )
 
 
+def check_stop(reply: str, shape: TurnShape, turn: int, where: str) -> None:
+    """`reply` ends with the stop token and the template's own words behind it. Raises MaskError."""
+    ending = shape.stop + shape.after_stop
+    if not reply.endswith(ending):
+        raise MaskError(
+            where,
+            turn,
+            "the chat template does not end this turn with its stop token",
+            expected=ending,
+            found=reply[-len(ending) :],
+            way_out="Set data.chat_template to one that ends every assistant turn with the same token.",
+        )
+
+
 def _refuse_stops(said: str, shapes: TurnShapes, turn: int, where: str) -> None:
     for stop in (shapes.words.stop, shapes.calls.stop):
         if stop in said:

@@ -26,6 +26,12 @@ def find_in_order(text: str, parts: Sequence[Any], at: int = 0) -> tuple[str | N
     return None, end
 
 
+def last_place(part: str, text: str) -> int | None:
+    """Return where `text` says the part for the last time, in any spelling; None if it does not, or all is blank."""
+    places = [text.rfind(spelt) for spelt in _spellings(part, "\\" in text)] if part.strip() else []
+    return max((place for place in places if place >= 0), default=None)
+
+
 def find_call(text: str, function: dict[str, Any], at: int = 0) -> tuple[str | None, int]:
     """As find_in_order, for a call's name and all its arguments, keys and values down to the leaves.
 

@@ -20,6 +20,11 @@ from sft.errors import InputError, said
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+TAGS_ALONE = re.compile(r"\s*(<[^<>]*>\s*)*")
+THINKING_TAG = re.compile(r"<[^<>]*(think|thought|reason|channel)[^<>]*>", re.IGNORECASE)
+THINKING_ALONE = re.compile(rf"\s*(({THINKING_TAG.pattern})\s*(think|thought|thinking)?\s*)*", re.IGNORECASE)
+"""Markup around nothing; the tag of a thought; and such tags alone, the channel's name between them (Gemma 4)."""
+
 REPLY, THOUGHT, CALL = "¤reply¤", "¤thought¤", "¤call¤"
 """Contents of the probe: words which no template writes by itself."""
 
@@ -30,8 +35,11 @@ class TurnShape:
 
     lead: what the model samples before the content of a reply without reasoning, such as "" or "<think>\\n\\n</think>".
     thought: what it samples before its reasoning, and between reasoning and content; None: no reasoning is rendered.
+        The first is "" where the prompt opens the thought.
     retractions: how many last characters of the generation prompt a reply may take back, ascending, 0 first.
         A prompt that ends with an empty think block loses its end when the reply thinks.
+    only_served: what the end of the prompt says and no rendered reply does, such as the empty thought of Gemma 4, or
+        DeepSeek's opened one. lead_rendered: what the text has before the content in the place of both.
     before_stop, stop, after_stop: all that follows the content of a reply, such as "", "<|im_end|>", "\\n".
         The model samples it up to the stop token and with it; what comes after is the template's.
     is_next_tag: the template ends a reply with nothing, and the stop is the tag of the role that speaks next (GLM).
@@ -45,6 +53,13 @@ class TurnShape:
     after_stop: str
     stop_token_id: int
     is_next_tag: bool
+    only_served: str = ""
+    lead_rendered: str = ""
+
+    @property
+    def closes_thought(self) -> bool:
+        """Whether the prompt opens a thought that the template renders in no reply, so that we close it."""
+        return self.thought is not None and self.lead == self.thought[1] != self.lead_rendered
 
 
 @dataclass(frozen=True)
@@ -151,10 +166,11 @@ def _learn(tokenizer: PreTrainedTokenizerBase, template: str, options_json: str,
             "if the model wrote it; set data.chat_template to one that renders the header when it is asked to."
         )
     markup_start = shared(history, prompt)
-    kept = _kept(prompt, thinking_text)
+    opening = _Opening.find(prompt, text, markup_start)
+    kept = _kept(prompt, thinking_text) if THOUGHT in thinking_text else len(prompt)
     # A reply that thinks may take back all of a prompt that says "think not", but no header and no history.
     taken_back = prompt[kept:]
-    if not text.startswith(prompt) or (taken_back and kept <= markup_start - ("think>" in taken_back)):
+    if opening is None or (taken_back and kept <= markup_start - ("think>" in taken_back)):
         raise InputError(
             f"the chat template's generation prompt {short(prompt[markup_start:])} is not what stands before a reply, "
             f"{short(text[markup_start:])}; set data.chat_template."
@@ -163,6 +179,8 @@ def _learn(tokenizer: PreTrainedTokenizerBase, template: str, options_json: str,
     if THOUGHT in thinking_text and thinking_text.index(THOUGHT) < thinking_text.rindex(REPLY):
         before, _, rest = thinking_text[kept:].partition(THOUGHT)
         thought = before, rest.rpartition(REPLY)[0]
+    elif opening.thought is not None:
+        thought = opening.thought
     ending, middle = text.rpartition(REPLY)[2], _try(probe, question, reply, question).rpartition(REPLY)[2]
     stop = _Stop.find(tokenizer, ending, middle, prompt[markup_start:], eos_token)
     if stop is None:
@@ -171,7 +189,7 @@ def _learn(tokenizer: PreTrainedTokenizerBase, template: str, options_json: str,
             f"would never learn to stop. Set data.chat_template to one that ends the turn ({eos_token!r}, say)."
         )
     words = TurnShape(
-        lead=text[len(prompt) : text.index(REPLY)],
+        lead=opening.lead,
         thought=thought,
         retractions=tuple(sorted({0, len(prompt) - kept})),
         before_stop=stop.before,
@@ -179,9 +197,11 @@ def _learn(tokenizer: PreTrainedTokenizerBase, template: str, options_json: str,
         after_stop=stop.after,
         stop_token_id=stop.token_id,
         is_next_tag=stop.is_next_tag,
+        only_served=opening.only_served,
+        lead_rendered=opening.lead_rendered,
     )
     system = {"role": "system", "content": "system"}
-    markup = text + _try(probe, question, reply, question) + _try(probe, system, question)
+    markup = prompt + text + _try(probe, question, reply, question) + _try(probe, system, question)
     control_tokens = _control_tokens(tokenizer, markup, words)
     stop = _stop_of_calls(tokenizer, probe, question, prompt[markup_start:], eos_token)
     if stop is None:
@@ -226,6 +246,37 @@ def _stop_of_calls(
     ending_start = text.rindex(CALL) + len(CALL)
     middle = _try(probe, question, called, result)[ending_start:]
     return _Stop.find(tokenizer, text[ending_start:], middle, prompt_markup, eos_token)
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """How the end of the prompt and the beginning of a reply without reasoning fit; the fields are those of TurnShape.
+
+    thought: where the prompt opens a thought that the template never closes
+    """
+
+    lead: str
+    only_served: str = ""
+    lead_rendered: str = ""
+    thought: tuple[str, str] | None = None
+
+    @classmethod
+    def find(cls, prompt: str, text: str, markup_start: int) -> _Opening | None:
+        """None if something else than a thought stands in the prompt and not in the text: another header, say."""
+        if text.startswith(prompt):
+            lead = text[len(prompt) : text.index(REPLY)]
+            return cls(lead, lead_rendered=lead)
+        kept = _kept(prompt, text)
+        only_served, rendered = prompt[kept:], text[kept : text.index(REPLY)]
+        if kept < markup_start or not THINKING_TAG.search(prompt, markup_start):
+            return None
+        if not THINKING_ALONE.fullmatch(only_served) or not TAGS_ALONE.fullmatch(rendered):
+            return None
+        name = re.search(r"<(\w+)>\s*$", prompt)
+        if name is None or f"</{name[1]}>" in rendered:
+            return cls(rendered, only_served, rendered)
+        closing = f"\n</{name[1]}>\n\n"
+        return cls(closing, only_served, rendered, thought=("", closing))
 
 
 @dataclass(frozen=True)

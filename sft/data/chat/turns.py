@@ -5,18 +5,33 @@ For the assistant's message k, the template itself says what the model would sam
     prompt = render(messages[:k], add_generation_prompt=True)      what the model is given
     text   = render(messages[:k + 1])                              prompt + reply + "<|im_end|>\\n"
 
-The reply starts where the prompt ends, and ends with the stop token.
+The reply starts where the prompt ends, and ends with the stop token. Some templates render the history in another way
+once the reply is there: the system message leaves the last question (Mistral), or an opened or empty thought leaves the
+end of the prompt (DeepSeek-R1, Gemma 4). Then the sample is what was served: the prompt, and behind it the reply out of
+the text.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sft.data.chat.messages import REASONING_KEYS
 from sft.data.chat.plain import around_questions, first_reply, is_plain, places_of_replies
-from sft.data.chat.proof import MaskError, check_content_is_kept, check_reply_is_whole, check_tools_are_shown
+from sft.data.chat.proof import (
+    MaskError,
+    check_content_is_kept,
+    check_reply_is_whole,
+    check_stop,
+    check_tools_are_shown,
+)
+from sft.data.chat.spelling import last_place
 from sft.data.chat.template import TurnShape, TurnShapes, apply, shows_tools
 from sft.errors import InputError
+
+LONGEST_MARKUP = 200
+"""Characters that a template writes, at most, between a message without words and the reply to it."""
 
 MERGE = "Merge the messages that the assistant says in a row into one (its content, and its tool_calls)."
 
@@ -76,10 +91,42 @@ class ChatInTemplate:
             )
         if shape.is_next_tag:
             text += shape.stop
-        start = _start(prompt, text, shape, k, self.where, follows_itself)
+        start = _start(prompt, text, shape)
+        if start is None:
+            text, start = self._served(k, prompt, text, shape, follows_itself)
+        check_stop(text[start:], shape, k, self.where)
         span = Span(k, start, len(text) - len(shape.after_stop), weight, is_sampled=True)
         check_reply_is_whole(self.messages[k], text[start : span.end], shape, self.shapes, k, self.where)
         return text, span
+
+    def _served(self, k: int, prompt: str, text: str, shape: TurnShape, follows_itself: bool) -> tuple[str, int]:
+        """Return the prompt that a server sends and the reply behind it, and where the reply starts.
+
+        The reply begins in `text` where the end of the prompt stands, from the words of its last message on. Raises
+        MaskError where it does not stand there, or where what follows is not the reply.
+        """
+        failure = MaskError(
+            self.where,
+            k,
+            "the chat template changes the prompt once the reply is there",
+            expected=prompt,
+            found=text,
+            way_out=MERGE
+            if follows_itself
+            else "Set data.chat_template to one whose generation prompt is what stands before the reply.",
+        )
+        for start in () if follows_itself else _ends_of_question(self.messages[k - 1], prompt, text, shape):
+            reply = text[start:]
+            if shape.closes_thought:
+                reply = _with_thought(self.messages[k], reply.removeprefix(shape.lead_rendered), shape)
+            try:
+                body = reply.removesuffix(shape.after_stop)
+                check_reply_is_whole(self.messages[k], body, shape, self.shapes, k, self.where)
+            except MaskError as error:
+                failure = error  # or the same question stands in the history, too
+            else:
+                return prompt + reply, len(prompt)
+        raise failure
 
     def plain_turns(self, trained: list[int], weights: list[float]) -> list[tuple[str, Span]] | None:
         """As `turn` for all that are trained, in the whole text; None where only the long way can tell."""
@@ -123,29 +170,31 @@ def behind_prefill(turn: tuple[str, Span], k: int, prefill: str, where: str) -> 
     return text, replace(span, start=begin + len(prefill))
 
 
-def _start(prompt: str, text: str, shape: TurnShape, turn: int, where: str, follows_itself: bool) -> int:
-    """Where in `text` the model begins to speak."""
+def _start(prompt: str, text: str, shape: TurnShape) -> int | None:
+    """Return where in `text` the model begins to speak; None where `text` does not begin with the prompt."""
     starts = (len(prompt) - retraction for retraction in shape.retractions)
-    start = next((start for start in starts if text.startswith(prompt[:start])), None)
-    if start is None:
-        raise MaskError(
-            where,
-            turn,
-            "the chat template changes the prompt once the reply is there",
-            expected=prompt,
-            found=text,
-            way_out=MERGE
-            if follows_itself
-            else "Set data.chat_template to one whose generation prompt is what stands before the reply.",
-        )
-    ending = shape.stop + shape.after_stop
-    if not text[start:].endswith(ending):
-        raise MaskError(
-            where,
-            turn,
-            "the chat template does not end this turn with its stop token",
-            expected=ending,
-            found=text[start:][-len(ending) :],
-            way_out="Set data.chat_template to one that ends every assistant turn with the same token.",
-        )
-    return start
+    return next((start for start in starts if text.startswith(prompt[:start])), None)
+
+
+def _ends_of_question(question: Mapping[str, Any], prompt: str, text: str, shape: TurnShape) -> Iterator[int]:
+    """Yield where in `text` the end of the prompt ends: the words of the last message, and all markup behind them.
+
+    Of a message without words it is as much of that markup as the text has.
+    """
+    asked, said = prompt.removesuffix(shape.only_served), question.get("content", "")
+    tails = range(max(0, len(asked) - LONGEST_MARKUP), len(asked))
+    at = last_place(said, asked) if said.strip() else next((n for n in tails if asked[n:] in text), None)
+    if at is None:
+        return
+    ending, found = asked[at:], text.find(asked[at:])
+    while found >= 0:
+        yield found + len(ending)
+        found = text.find(ending, found + 1)
+
+
+def _with_thought(message: Mapping[str, Any], reply: str, shape: TurnShape) -> str:
+    """Return the reply behind the message's thought, or none, and the tag that closes it; for shape.closes_thought."""
+    stated = next((message[key] for key in REASONING_KEYS if key in message), "")
+    inside = message.get("content", "").rpartition("</think>")[0].strip().removeprefix("<think>")
+    thought = stated.strip() or inside.strip()
+    return thought + shape.lead + reply.lstrip() if thought else shape.lead + reply

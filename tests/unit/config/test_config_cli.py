@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -50,7 +51,8 @@ def files(directory: Path) -> set[str]:
 def test_a_good_command_runs_and_leaves_no_files(here: Path, runnable: list[str]) -> None:
     before = files(here)
     done = start(here, *runnable, "optim.lr=0.5", "epochs=2")
-    assert (done.returncode, done.stdout) == (0, "ran 0.5 /tmp/sft_model\n")
+    assert done.returncode == 0
+    assert re.fullmatch(r"ran 0\.5 runs/model-rows-[0-9a-f]{8}\n", done.stdout)
     assert done.stderr == "epochs=2 is read as trainer.total_epochs=2.\n"
     assert files(here) == before
 
@@ -155,9 +157,12 @@ def test_a_sweep_runs_each_job_in_a_directory_of_its_own(here: Path, runnable: l
     assert done.stdout == "ran 0.5 lr_0.5\nran 0.25 lr_0.25\n"
     assert files(here) == before
 
-    done = start(here, *runnable, "-m", "optim.lr=0.5,0.25")
+    done = start(here, *runnable, "-m", "optim.lr=0.5,0.25", "trainer.default_local_dir=one")
     assert done.returncode == 2
     assert "2 jobs share 1 trainer.default_local_dir" in done.stderr
+
+    done = start(here, *runnable, "-m", "optim.lr=0.5,0.25")  # each has the name of its settings
+    assert len(set(done.stdout.splitlines())) == 2
 
 
 def test_what_the_run_raises_is_shown_whole(here: Path, runnable: list[str]) -> None:

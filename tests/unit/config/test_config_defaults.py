@@ -65,9 +65,11 @@ optim.warmup_steps_ratio: 0.1
 optim.clip_grad: 1.0
 optim.lr_scheduler: cosine
 optim.min_lr_ratio: 0.0
-trainer.default_local_dir: /tmp/sft_model
-trainer.project_name: gsm8k-sft
-trainer.experiment_name: test
+data.train_files: null
+data.val_files: null
+trainer.default_local_dir: null
+trainer.project_name: null
+trainer.experiment_name: null
 trainer.total_epochs: 4
 trainer.total_training_steps: null
 trainer.logger: [console]

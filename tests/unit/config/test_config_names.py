@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from sft.config import ConfigError, SftConfig, load_config
+from sft.config import ConfigError, SftConfig, load_config, trainers
 from sft.config.compose import compose
 from sft.config.door import checked
 from sft.config.expectations import expectations
-from sft.config.names import ALIASES, FOREIGN
+from sft.config.names import ALIASES, FOREIGN, Names
+from sft.config.problems import Report
 
 GOOD_VALUES: dict[str, tuple[object, object]] = {
     "data.chat_template": ("chatml", "alpaca"),
@@ -65,7 +66,7 @@ def typed(value: object) -> str:
     return value[0] if isinstance(value, tuple) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-@pytest.mark.parametrize("alias", ALIASES)
+@pytest.mark.parametrize("alias", ALIASES.keys() - trainers.ALIASES.keys())
 def test_an_alias_lands_on_its_key_with_one_warning(alias: str, here: Path, runnable: list[str]) -> None:
     (here / "other.jsonl").touch()
     key = ALIASES[alias]
@@ -84,6 +85,16 @@ def test_an_alias_lands_on_its_key_with_one_warning(alias: str, here: Path, runn
     assert "disagree" in problems[0]
 
     load(*without, f"{alias}={typed(value)}", f"{key}={typed(value)}")  # saying it twice is no contradiction
+
+
+def test_names_of_other_trainers_land_on_their_keys() -> None:
+    values: dict[str, object] = {alias: f"value of {alias}" for alias in trainers.ALIASES}
+    for alias, key in trainers.ALIASES.items():
+        warnings: list[str] = []
+        one = {alias: values[alias]}
+        Names(one, {alias}, dict, Report(warnings.append)).settle()
+        assert one == {key: values[alias]}
+        assert warnings == [f'{alias}="value of {alias}" is read as {key}="value of {alias}".']
 
 
 def test_two_aliases_of_one_key_that_disagree() -> None:
@@ -171,5 +182,5 @@ def test_the_tables_do_not_overlap() -> None:
     assert set(ALIASES.values()) <= known
     assert not known & (set(ALIASES) | set(FOREIGN))
     assert not set(ALIASES) & set(FOREIGN)
-    untested = set(ALIASES.values()) - set(GOOD_VALUES)
+    untested = {ALIASES[alias] for alias in ALIASES.keys() - trainers.ALIASES.keys()} - set(GOOD_VALUES)
     assert not untested, "give each aliased key two values in GOOD_VALUES"

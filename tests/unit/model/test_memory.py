@@ -10,9 +10,17 @@ from transformers import AutoModelForCausalLM
 
 from sft.model.head import LogitForm, linear_ce_sum
 from sft.model.memory import Load, ModelSize, estimate, gigabytes, model_size, savings
+from sft.train.optim import OPTIMIZERS
 from tests.assets import tiny_model_dir
 
-LOAD = Load(ranks=1, tokens=512, logits=100, master_bytes=4, compute_bytes=2)
+LOAD = Load(
+    ranks=1,
+    tokens=512,
+    logits=100,
+    master_bytes=4,
+    compute_bytes=2,
+    optimizer_bytes=OPTIMIZERS["adamw"].state_bytes,
+)
 BILLION = ModelSize(
     trainable=10**9, frozen=0, layer=3 * 10**7, outside=10**8, layers=30, width=2048, query_width=2048,
     key_width=512, mlp_width=8192, vocabulary=150_000,
@@ -58,6 +66,14 @@ def test_states_are_shared_out_and_have_their_dtype():
     assert (eight.weights, eight.gradients, eight.optimizer) == (5 * 10**8, 5 * 10**8, 10**9)
     assert eight.activations == one.activations
     assert estimate(BILLION, replace(LOAD, master_bytes=2)).optimizer == 4 * 10**9
+
+
+def test_what_the_optimizer_remembers_is_its_own_say():
+    """In state and in the copy that a checkpoint is written from, also where its bytes do not follow the weights'."""
+    load = replace(LOAD, optimizer_bytes=lambda master_bytes: 2.25, snapshot=True)
+    for m in (4, 2):
+        memory = estimate(BILLION, replace(load, master_bytes=m))
+        assert memory.optimizer == 2_250_000_000 and memory.snapshot == m * 10**9 + 2_250_000_000
 
 
 def test_frozen_weights_have_neither_gradients_nor_moments():

@@ -16,12 +16,24 @@ from sft.train.forecast_memory import (
     footprint,
     steps_to_look_at,
 )
+from sft.train.optim import OPTIMIZERS
 
 MODEL = ModelSize(
     trainable=10**9, frozen=0, layer=3 * 10**7, outside=10**8, layers=30, width=2048, query_width=2048,
     key_width=512, mlp_width=8192, vocabulary=150_000,
 )  # fmt: skip
-PLAN = Footprint(MODEL, Load(ranks=1, tokens=4096, logits=1000, master_bytes=4, compute_bytes=2), ranks=1)
+PLAN = Footprint(
+    MODEL,
+    Load(
+        ranks=1,
+        tokens=4096,
+        logits=1000,
+        master_bytes=4,
+        compute_bytes=2,
+        optimizer_bytes=OPTIMIZERS["adamw"].state_bytes,
+    ),
+    ranks=1,
+)
 
 
 def test_one_line_where_it_fits_and_the_knobs_where_it_may_not():
@@ -61,7 +73,7 @@ def stand_in(monkeypatch, *, reduce_gradients="auto", offload=False, micro_batch
     monkeypatch.setattr("sft.train.forecast_memory.model_size", lambda *_: MODEL)
     monkeypatch.setattr("sft.train.forecast_memory.decoder_layers", lambda _: [])
     model = SimpleNamespace(fsdp_config=fsdp, gradient_checkpointing_kind="full", enable_gradient_checkpointing=False)
-    return SimpleNamespace(model=model, trainer=trainer)
+    return SimpleNamespace(model=model, trainer=trainer, optim=SimpleNamespace(name="adamw"))
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,17 @@
-"""Schedules at known steps; which parameters decay."""
+"""Schedules at known steps; which parameters decay; one declaration of each optimizer and schedule."""
+
+from itertools import pairwise
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from sft.config.compose import CONFIG_DIR
+from sft.config.schema import OptimConfig
 from sft.parallel.world import World, process_group
-from sft.train.optim import adamw, lr_at, scale_gradients, squared_norm_of_gradients
+from sft.train.optim import OPTIMIZERS, SCHEDULES, adamw, lr_at, scale_gradients, squared_norm_of_gradients
 
 
 def rates(steps, total, schedule="cosine", lr=1e-5, warmup=0.0, minimum=0.0):
@@ -110,3 +115,24 @@ def test_warm_up_by_a_number_of_steps_beats_the_ratio():
     assert [lr_at(update, 100, warmup_steps=4, **of) for update in (1, 2, 4, 5)] == [0.25, 0.5, 1.0, 1.0]
     assert lr_at(1, 100, warmup_steps=0, **of) == 1.0
     assert lr_at(100, 100, warmup_steps=200, **of) == 0.5  # longer than the run: it never gets there
+
+
+@pytest.mark.parametrize(("key", "declared"), [("name", OPTIMIZERS), ("lr_scheduler", SCHEDULES)])
+def test_the_configuration_offers_what_is_declared_and_says_so(key, declared):
+    assert set(get_args(get_type_hints(OptimConfig)[key])) == set(declared)
+    for file in (CONFIG_DIR / "optim").glob("*.yaml"):
+        (line,) = (line for line in file.read_text().splitlines() if line.startswith(f"{key}:"))
+        missing = [name for name in declared if name not in line.partition("#")[2]]
+        assert not missing, f"{file.name}: the comment of {key} does not name {missing}"
+
+
+def test_every_schedule_is_done_at_the_end_or_never_moves():
+    for name, height in SCHEDULES.items():
+        heights = [height(p / 100) for p in range(1, 101)]
+        assert all(0 <= later <= earlier <= 1 for earlier, later in pairwise(heights)), name
+        assert heights[-1] == pytest.approx(0, abs=1e-12) or set(heights) == {1.0}, name
+
+
+def test_a_constant_rate_is_exactly_that_whatever_the_minimum():
+    for minimum in (0.0, 0.1, 0.3, 1 / 3, 0.7):
+        assert rates([1, 7, 100], 100, "constant", lr=1.7e-5, minimum=minimum) == [1.7e-5] * 3

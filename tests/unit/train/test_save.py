@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from sft.track.card import model_card
-from sft.train.build import Job
+from sft.train.build import Job, checkpoints_to_keep
 from sft.train.requests import Requests
 from sft.train.save import keep_own_readme, kind_due
 from sft.types import Course
@@ -76,3 +76,13 @@ def test_a_readme_in_which_somebody_has_written_stays_under_another_name(tmp_pat
 )
 def test_an_interval_is_steps_a_part_of_the_run_or_an_epoch(interval, steps):
     assert Job.steps_of(SimpleNamespace(steps_per_epoch=30, total_steps=100), interval) == steps  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("options", "keep"),
+    [({}, None), ({"save_best": True}, 1), ({"save_best": True, "save_freq": "epoch"}, None), ({"keep": 3}, 3)],
+)
+def test_save_best_alone_keeps_the_best_and_the_last(options, keep):
+    known = {"save_best": False, "save_freq": -1, "save_hf_freq": -1} | options
+    trainer = SimpleNamespace(max_ckpt_to_keep=known.pop("keep", None), **known)
+    assert checkpoints_to_keep(trainer) == keep  # pyright: ignore[reportArgumentType]

@@ -519,7 +519,7 @@ def test_a_prompt_message_that_the_template_would_drop_is_an_error():
 @pytest.mark.parametrize("train_on", ["assistant", "all"])
 def test_tools_that_the_template_does_not_show_are_an_error(chatml, train_on):
     messages = [user("The price of BAC?"), assistant("I cannot look that up.")]
-    with pytest.raises(InputError, match=r"does not show the row's tools.*'price'.*data.multiturn.tools_key"):
+    with pytest.raises(InputError, match=r"does not show the row's tools.*'price'.*data.ignore_columns"):
         encode(messages, chatml, tools=TOOLS, train_on=train_on)
 
 
@@ -590,10 +590,18 @@ def test_a_turn_without_the_stop_token_is_an_error():
         encode([user("a"), assistant("b"), user("c"), assistant("d")], tokenizer)
 
 
-def test_a_prompt_that_changes_with_the_reply_is_an_error():
+def test_a_prompt_that_changes_with_the_reply_is_trained_as_it_was_served():
     tokenizer = tiny_tokenizer("{%- if messages | length > 3 %}{{- 'Now: ' }}{%- endif %}" + CHATML)
-    with pytest.raises(MaskError, match=r"messages\[3\].*changes the prompt"):
-        encode([user("a"), assistant("b"), user("c"), assistant("d")], tokenizer)
+    samples = encode([user("a"), assistant("b"), user("c"), assistant("d")], tokenizer)
+    assert spoken(samples, tokenizer) == [["b<|im_end|>", "d<|im_end|>"]]
+    assert not tokenizer.decode(samples[0].input_ids).startswith("Now: ")
+
+
+def test_a_prompt_whose_question_changes_with_the_reply_is_an_error():
+    loud = "(message.content | upper if message.content == 'word' and loop.last else message.content) +"
+    tokenizer = tiny_tokenizer(CHATML.replace("message.content +", loud))
+    with pytest.raises(MaskError, match=r"messages\[1\].*changes the prompt"):
+        encode([user("word"), assistant("b")], tokenizer)
 
 
 def test_a_tokenizer_without_offsets_is_an_error():

@@ -6,6 +6,7 @@ from collections import Counter
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from sft.data.chat.encode import MaskError, encode, encode_batch, stop_token_ids
 from sft.data.types import Conversation, Supervision
 from sft.errors import InputError
-from tests.assets import SPECIAL_TOKENS
+from tests.assets import CHATML, SPECIAL_TOKENS, tiny_tokenizer
 from tests.chats import CALL, FAMILIES, TEMPLATES, Family, assistant, every_family, hard_texts, runs, spoken, user
 
 thinking_families = pytest.mark.parametrize(
@@ -133,7 +134,7 @@ def calling(symbol: str) -> dict[str, Any]:
 @calling_families
 def test_each_of_two_calls_to_one_tool_is_trained_or_the_row_is_an_error(family):
     messages = [user("BAC, IBM?"), assistant("", tool_calls=[calling("BAC"), calling("IBM")])]
-    if family.name in ("llama3_style", "harmony_style"):
+    if family.name in ("llama3_style", "harmony_style", "gptoss_style"):
         with pytest.raises(InputError, match=r"only one tool call|drops or rewrites part of the message"):
             encoded(family, messages)
     else:
@@ -268,15 +269,106 @@ def test_harmony_history_ends_otherwise_than_it_was_sampled():
     assert before.endswith("<|channel|>final<|message|>b<|end|><|start|>user<|message|>c<|end|><|start|>assistant")
 
 
-def test_a_prompt_that_opens_a_thought_which_the_reply_does_not_close_is_an_error():
-    # DeepSeek-R1's: <think> in the prompt, while the reply is rendered without any thought.
-    text = (TEMPLATES / "deepseek_style.jinja").read_text()
-    tokenizer = with_text(
-        family_named("deepseek_style").tokenizer(),
-        text + "{% if add_generation_prompt %}{{- '<think>\\n' }}{% endif %}",
-    )
-    with pytest.raises(InputError, match=r"generation prompt '<think>.n' is not what stands before a reply"):
+@pytest.mark.parametrize(
+    ("prompt", "reply"),
+    [("assistant", "model"), ("assistant<think>now", "assistant"), ("assistant<think>", "assistant said")],
+)
+def test_a_prompt_that_ends_with_another_header_than_the_reply_has_is_an_error(prompt, reply):
+    headers = CHATML.replace("assistant", prompt).replace("message.role +", "names.get(message.role, message.role) +")
+    tokenizer = tiny_tokenizer(f"{{%- set names = {{'assistant': '{reply}'}} %}}" + headers)
+    with pytest.raises(InputError, match="is not what stands before a reply"):
         encode([user("a"), assistant("b")], tokenizer)
+
+
+# Prompts that are no prefix of the rendered reply: what a server sends, and what is sampled behind it
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+def served_and_sampled(name: str, messages: list[dict[str, Any]], *turns: int, **options: Any) -> list[str]:
+    """What is sampled for each of `turns`, the last turn of a sample of its own behind the ids that a server sends."""
+    tokenizer = family_named(name).tokenizer()
+    samples = encode(messages, tokenizer, **options)
+    assert len(samples) == len(turns)
+    for sample, k in zip(samples, turns, strict=True):
+        prompt = tokenizer.apply_chat_template(messages[:k], add_generation_prompt=True, tokenize=False, **options)
+        ids = tokenizer.encode(prompt, add_special_tokens=False)
+        end = np.flatnonzero(sample.loss_weights)[-1] + 1
+        assert sample.input_ids[: len(ids)].tolist() == ids
+        assert sample.loss_weights[len(ids) : end].all() and not sample.loss_weights[len(ids) - 1]
+    return [turn for sample in spoken(samples, tokenizer) for turn in sample]
+
+
+def test_mistral_has_its_system_text_in_the_last_question_of_every_turn():
+    messages = [SYSTEM, user("q"), assistant("{a}"), user("q"), assistant("b"), user("q"), assistant("{a}")]
+    assert served_and_sampled("mistral_v3_style", messages, 2, 4, 6) == [" {a}</s>", " b</s>", " {a}</s>"]
+
+
+def test_mistral_asked_with_nothing_but_the_system_text():
+    assert served_and_sampled("mistral_v3_style", [SYSTEM, user(""), assistant("a")], 2) == [" a</s>"]
+
+
+def test_gemma4_is_asked_with_an_empty_thought():
+    messages = [SYSTEM, user("q"), assistant("a"), user("q"), assistant("b")]
+    assert served_and_sampled("gemma4_style", messages, 2, 4) == ["a<turn|>", "b<turn|>"]
+    assert served_and_sampled("gemma4_style", messages[:3], 2, enable_thinking=True) == ["a<turn|>"]
+    with pytest.raises(MaskError, match="drops or rewrites part of the message: expected 'because'"):
+        encode([user("q"), assistant("a", reasoning_content="because")], family_named("gemma4_style").tokenizer())
+
+
+def test_nemotron_closes_the_thought_that_its_prompt_opens():
+    messages = [SYSTEM, user("q"), assistant("a", reasoning_content="1"), user("q"), assistant("b")]
+    assert served_and_sampled("nemotron3_style", messages, 2, 4) == ["1\n</think>\na<|im_end|>", "</think>b<|im_end|>"]
+    assert served_and_sampled("nemotron3_style", [*messages[:2], assistant("a")], 2, enable_thinking=False) == [
+        "a<|im_end|>"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("reply", "sampled"),
+    [
+        (assistant("a", reasoning_content="1"), "1\n</think>\n\na"),
+        (assistant("<think>\n1\n</think>\n\na"), "1\n</think>\n\na"),
+        (assistant("<think>1</think>a"), "1\n</think>\n\na"),
+        (assistant("1</think>a"), "1\n</think>\n\na"),
+        (assistant("a"), "\n</think>\n\na"),
+        (assistant("a", reasoning_content=" "), "\n</think>\n\na"),
+    ],
+)
+def test_deepseek_r1_thinks_behind_the_tag_that_its_prompt_opens(reply, sampled):
+    stop = "<｜end▁of▁sentence｜>"
+    messages = [SYSTEM, user("q"), reply, user("q"), assistant("b", reasoning_content="2")]
+    assert served_and_sampled("deepseek_r1_style", messages, 2, 4) == [sampled + stop, "2\n</think>\n\nb" + stop]
+
+
+def test_gptoss_keeps_its_reasoning_before_a_call_until_the_final_is_there():
+    messages = [
+        SYSTEM,
+        user("BAC?"),
+        assistant("", tool_calls=[CALL], reasoning_content="look"),
+        {"role": "tool", "content": '{"price": "42"}'},
+        assistant("It is 42.", reasoning_content="done"),
+        user("BAC?"),
+        assistant("42."),
+    ]
+    family = family_named("gptoss_style")
+    samples = encode(messages, family.tokenizer())
+    called = "<|channel|>analysis<|message|>look<|end|><|start|>assistant" + str(family.calls)
+    final = family.thought("done", "It is 42.")
+    assert spoken(samples, family.tokenizer()) == [[called, final], [family.said("42.")]]
+    before = family.tokenizer().decode(samples[1].input_ids)
+    assert "look" not in before and "done" not in before
+    assert served_and_sampled("gptoss_style", messages, 4, 6)[1:] == [final, family.said("42.")]
+
+
+def test_a_system_text_that_no_turn_of_the_prompt_shows_is_an_error():
+    messages = [SYSTEM, user("a"), assistant("b"), user("c"), assistant("d")]
+    tokenizer = family_named("mistral_v3_style").tokenizer()
+    hidden = with_text(
+        tokenizer, tokenizer.chat_template.replace("if loop.last and", "if loop.first and loop.last and")
+    )
+    with pytest.raises(InputError, match=r"drops or rewrites messages\[0\] \(system\)"):
+        encode(messages, hidden)
 
 
 def test_a_template_that_drops_the_thought_inside_the_content_is_an_error():
