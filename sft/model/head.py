@@ -11,8 +11,9 @@ Source: the idea is Liger-Kernel's, Hsu et al. 2024, arXiv:2410.10989.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -32,6 +33,55 @@ class LogitForm:
     cap: float | None = None
 
 
+@dataclass(frozen=True)
+class LossForm:
+    """What is minimised for a token, in place of its cross entropy ce = log Z - z[label], with p = exp z / Z:
+
+        g·((1 - ε)·ce + ε·mean over v of (log Z - z[v])) + c·(log Z)²        ε = label_smoothing, c = z_loss
+
+    The gate g is 1 for "ce", and takes no gradient:
+        dft   p[label]: what the model finds unlikely moves it less (Wu et al. 2025, arXiv:2508.05629)
+        eaft  the entropy of the 20 likeliest tokens among themselves, as a share of log 20: where the model is sure of
+              something else, it is moved less (Diao et al. 2026, arXiv:2601.02151)
+    Label smoothing: Szegedy et al. 2016, arXiv:1512.00567. z-loss: Chowdhery et al. 2022, arXiv:2204.02311.
+    """
+
+    kind: Literal["ce", "dft", "eaft"] = "ce"
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+
+CROSS_ENTROPY = LossForm()
+LIKELIEST = 20
+"""Tokens whose entropy the gate of EAFT goes by."""
+
+
+def token_losses(logits: torch.Tensor, labels: torch.Tensor, form: LossForm) -> torch.Tensor:
+    """Return the loss of every row [n] by the formula above, through autograd.
+
+    logits: fp32 [n, V]. labels: int64 [n]; a row with IGNORE_INDEX gives a number without meaning.
+    """
+    log_z = logits.logsumexp(dim=1)
+    at_label = logits.gather(1, labels.clamp(min=0)[:, None])[:, 0]
+    losses = log_z - at_label
+    gate: torch.Tensor | float = 1.0
+    if form.kind == "dft":
+        gate = (-losses).exp().detach()
+    elif form.kind == "eaft":
+        gate = _entropy(logits.detach())[:, 0]
+    if form.label_smoothing:
+        losses = log_z - (1 - form.label_smoothing) * at_label - form.label_smoothing * logits.mean(dim=1)
+    losses = losses * gate
+    return losses + form.z_loss * log_z**2 if form.z_loss else losses
+
+
+def _entropy(z: torch.Tensor) -> torch.Tensor:
+    """Return the entropy of the likeliest tokens among themselves, as a share of its maximum: [n, V] -> [n, 1]."""
+    likeliest = min(LIKELIEST, z.shape[1])
+    shares = z.topk(likeliest, dim=1).values.softmax(dim=1)
+    return torch.special.entr(shares).sum(dim=1, keepdim=True) / math.log(likeliest)
+
+
 def linear_ce_sum(
     hidden: torch.Tensor,  # [N, D]
     weight: torch.Tensor,  # [V, D], in hidden's dtype
@@ -39,9 +89,13 @@ def linear_ce_sum(
     labels: torch.Tensor,  # int64 [N], IGNORE_INDEX = no loss
     loss_weights: torch.Tensor,  # float32 [N]
     form: LogitForm,
+    loss: LossForm = CROSS_ENTROPY,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(Σ w·CE, differentiable once; w·CE of every row [N]; rows whose likeliest prediction is the label), all fp32."""
-    return _LinearCrossEntropy.apply(hidden, weight, bias, labels, loss_weights, form, torch.is_grad_enabled())
+    """(Σ w·CE, differentiable once; w·CE of every row [N]; rows whose likeliest prediction is the label), all fp32.
+
+    loss: what stands in the place of CE
+    """
+    return _LinearCrossEntropy.apply(hidden, weight, bias, labels, loss_weights, form, loss, torch.is_grad_enabled())
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -54,6 +108,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         labels: torch.Tensor,
         loss_weights: torch.Tensor,
         form: LogitForm,
+        loss: LossForm,
         grad_enabled: bool,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         wants = [grad_enabled and needed for needed in ctx.needs_input_grad[:3]]
@@ -78,14 +133,29 @@ class _LinearCrossEntropy(torch.autograd.Function):
             _head(h, weight, bias, out=x)
             slope = _shape(z if z is x else z.copy_(x), form, with_slope=any(wants))
             highest, guess = z.max(dim=1, keepdim=True)
-            at_label = z.gather(1, label.clamp(min=0)) - highest
-            normaliser = z.sub_(highest).exp_().sum(dim=1, keepdim=True)
-            ce[start : start + rows] = ((normaliser.log() - at_label) * w)[:, 0]
+            at_label = z.sub_(highest).gather(1, label.clamp(min=0))
+            mean = z.mean(dim=1, keepdim=True) if loss.label_smoothing else 0.0
+            gate = _entropy(z) if loss.kind == "eaft" else 1.0
+            normaliser = z.exp_().sum(dim=1, keepdim=True)
+            log_z = normaliser.log()
+            losses = log_z - at_label
+            from_all = from_label = w  # dz = from_all·softmax - from_label·onehot - from_each
+            from_each = None
+            if loss != CROSS_ENTROPY:
+                gate = (-losses).exp() if loss.kind == "dft" else gate
+                smoothing, log_sum = loss.label_smoothing, log_z + highest
+                losses = gate * (log_z - (1 - smoothing) * at_label - smoothing * mean) + loss.z_loss * log_sum**2
+                from_all = w * (gate + 2 * loss.z_loss * log_sum)
+                from_label = w * gate * (1 - smoothing)
+                from_each = w * gate * smoothing / z.shape[1] if smoothing else None
+            ce[start : start + rows] = (losses * w)[:, 0]
             hits = hits + (guess == label).sum()  # IGNORE_INDEX equals no token id
             if not any(wants):
                 continue
 
-            z.mul_(w / normaliser).scatter_add_(1, label.clamp(min=0), -w)  # dz = w·(softmax - onehot)
+            z.mul_(from_all / normaliser).scatter_add_(1, label.clamp(min=0), -from_label)
+            if from_each is not None:
+                z.sub_(from_each)
             d_x = z if slope is None else z.mul_(slope)
             if d_bias is not None:
                 d_bias += d_x.sum(dim=0)
@@ -106,7 +176,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         # In place, because these are the largest tensors of a step; autograd refuses a second backward through them.
         scaled = (None if d is None else d.mul_(gradient).to(ctx.dtype) for d in ctx.saved_tensors)
-        return *scaled, None, None, None, None
+        return *scaled, None, None, None, None, None
 
 
 def _head(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, out: torch.Tensor) -> torch.Tensor:

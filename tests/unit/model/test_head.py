@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sft.model.head import LogitForm, linear_ce_sum
+from sft.model.head import LogitForm, LossForm, linear_ce_sum, token_losses
 from tests.models import Watch
 
 N, D, V, ROWS = 50, 16, 97, 7
@@ -119,3 +119,44 @@ def test_a_second_backward_is_refused():
     total.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         total.backward()
+
+
+LOSSES = {
+    "dft": LossForm("dft"),
+    "eaft": LossForm("eaft"),
+    "smoothed": LossForm(label_smoothing=0.1),
+    "z-loss": LossForm(z_loss=1e-2),
+    "all": LossForm("eaft", label_smoothing=0.2, z_loss=1e-3),
+}
+
+
+def other_loss(z, labels, loss):
+    """A loss in torch's own words, row by row."""
+    ce = F.cross_entropy(z, labels, reduction="none")
+    smoothed = F.cross_entropy(z, labels, reduction="none", label_smoothing=loss.label_smoothing)
+    p = z.detach().softmax(1)
+    twenty = p.topk(20).values
+    twenty = twenty / twenty.sum(1, keepdim=True)
+    gate = {
+        "ce": torch.ones(()),
+        "dft": p.gather(1, labels.clamp(min=0)[:, None])[:, 0],
+        "eaft": -(twenty * twenty.log()).sum(1) / torch.tensor(20.0).log(),
+    }[loss.kind]
+    return (gate * smoothed + loss.z_loss * z.logsumexp(1) ** 2).where(ce != 0, 0.0)
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_other_losses_and_their_gradients_equal_their_papers(loss, form):
+    tensors, labels, weights = problem(bias=True)
+    z = form.scale * F.linear(*tensors)
+    z = z if form.cap is None else form.cap * torch.tanh(z / form.cap)
+    expected = (other_loss(z, labels, loss) * weights)[labels >= 0].sum()
+    total, rows, _ = linear_ce_sum(*tensors, labels, weights, form, loss)
+    by_autograd = (token_losses(z, labels, loss) * weights)[labels >= 0].sum()
+    gradients = torch.autograd.grad(expected, tensors, retain_graph=True)
+    for found in (total, by_autograd):
+        assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+        for one, other in zip(gradients, torch.autograd.grad(found, tensors, retain_graph=True), strict=True):
+            assert (one - other).norm() < 2e-6 * one.norm()
+    assert rows.sum().item() == pytest.approx(total.item(), rel=1e-6) and not rows[labels < 0].any()
