@@ -65,7 +65,7 @@ from sft.train.inputs import read_inputs, refuse_other_data
 from sft.train.loss import token_ce_sum
 from sft.train.optim import lr_at, scale_gradients, squared_norm_of_gradients
 from sft.train.profile import Profiler
-from sft.train.report import describe_data, describe_end, describe_step, of_sources, open_log, start_meter
+from sft.train.report import describe_data, describe_end, describe_step, of_groups, of_sources, open_log, start_meter
 from sft.train.requests import Requests, listening
 from sft.train.result import Start, summarise
 from sft.train.save import finish, is_complete, publish_what_differs, save_if_best, save_if_due
@@ -152,7 +152,7 @@ def fit(job: Job) -> RunResult:
             with explaining_memory(job.memory, f"step {state.step + 1}"), profiler.around(state.step + 1):
                 stats = train_step(job, micro_batches, weight_sums)
             advance(state, stats)
-            metrics = meter.measure(stats, data_wait_s) | of_sources(job, stats)
+            metrics = meter.measure(stats, data_wait_s) | of_sources(job, stats) | of_groups(job, stats)
             metrics |= validate_if_due(job, run_log, listener)
             run_log.log(state.step, metrics)
             watch(job, metrics, run_log)
@@ -218,7 +218,7 @@ def train_step(job: Job, micro_batches: list[Batch], weight_sums: list[float]) -
     if finite:
         scale_gradients(model, min(1.0, optim.clip_grad / (grad_norm + 1e-6)))
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_share"]
         optimizer.step()
     optimizer.zero_grad()
     return StepStats(

@@ -80,6 +80,12 @@ def model_of_family(path: Path, family: str) -> Path:
     return path
 
 
+def causal_model(seed: int) -> Any:
+    """A tiny untied Qwen3 with random weights, the same for the same seed."""
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config_of("qwen3", tie_word_embeddings=False))
+
+
 def load_sharded(directory: Path, *, packed: bool = True) -> torch.nn.Module:
     """Build a model on the meta device, shard it over this one process and fill it from its files."""
     config = load_config(directory, trust_remote_code=False)

@@ -1,12 +1,20 @@
-"""Optimizers that remember other things than AdamW: 8-bit codes with their scales, and plain numbers."""
+"""Optimizers that remember other things than AdamW: 8-bit codes with their scales, and plain numbers; settings."""
 
 from __future__ import annotations
 
 import torch
+import yaml
 
+from sft.config.compose import CONFIG_DIR
+from sft.config.schema import OptimConfig
 from sft.parallel.shards import local_part
 
 BLOCK = 8
+
+
+def optim(**changed):
+    """The optim section as conf/ has it, but for what is `changed`."""
+    return OptimConfig(**(yaml.safe_load((CONFIG_DIR / "optim" / "adamw.yaml").read_text()) | {"lr": 1e-5} | changed))
 
 
 class Odd(torch.optim.Optimizer):

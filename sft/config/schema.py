@@ -4,6 +4,7 @@ The types describe themselves: an error message and the reference page quote the
 """
 
 # Annotations stay real objects here (no `from __future__ import annotations`): expectations.py reads them.
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -88,6 +89,37 @@ Trackers = Annotated[
     tuple[Tracker, ...],
     BeforeValidator(_several),
     Field(min_length=1, description=f"one or a list of {', '.join(get_args(Tracker))}"),
+]
+
+
+def _is_pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"no regular expression: {error}") from error
+    return text
+
+
+Pattern = Annotated[Text, AfterValidator(_is_pattern), Field(description="a regular expression")]
+RateShare = Annotated[Text, Field(pattern=r"^x(\d+\.?\d*|\.\d+)(e-?\d+)?$", description="x0.1 for a share of optim.lr")]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class ParameterGroup:
+    """An entry of optim.groups. What is None is that of all other parameters."""
+
+    match: Pattern
+    lr: Above0 | RateShare | None = None
+    weight_decay: AtLeast0 | None = None
+    name: Name | None = None  # in logs and metrics; None: the pattern
+
+
+ParameterGroups = Annotated[
+    tuple[ParameterGroup, ...],
+    BeforeValidator(_none_is_empty),
+    Field(
+        description="a list of {match: REGEX, lr: 1e-6 or x0.1, weight_decay: 0, name: NAME}, with lr or weight_decay"
+    ),
 ]
 
 
@@ -246,7 +278,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    name: Literal["adamw"]
+    name: Literal["adamw", "muon", "sgd"]
     lr: Above0
     betas: Betas
     weight_decay: AtLeast0
@@ -255,6 +287,7 @@ class OptimConfig:
     warmup_steps: CountOrZero | None
     warmup_steps_ratio: Share
     min_lr_ratio: Share
+    groups: ParameterGroups
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from sft.parallel.world import World, log, seed_rank
 from sft.track.hub import Hub, open_hub
 from sft.train import course
 from sft.train.forecast_memory import Footprint, explaining_memory, footprint_of_run
+from sft.train.groups import describe
 from sft.train.inputs import Inputs, refuse_other_inputs
 from sft.train.optim import OPTIMIZERS
 from sft.train.reading import supervision_of
@@ -125,6 +126,8 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
     with explaining_memory(memory, "loading the model"):
         place(model, config, inputs.source, mesh, sharding, world, grown=inputs.grown)
     optimizer = OPTIMIZERS[config.optim.name].build(model, config.optim)
+    for line in describe(optimizer.param_groups):
+        log.info("%s", line)
     steps_per_epoch = plan.steps_per_epoch(len(inputs.train.mixture), config.data.train_batch_size)
     seed_rank(trainer.seed, world)
     state, began_with = resume(config, model, optimizer, inputs.source, world, fingerprint)

@@ -15,33 +15,74 @@ import torch
 
 from sft.config.schema import OptimConfig
 from sft.parallel.shards import local_part
+from sft.train.groups import parameter_groups
 
 DECAY_FRACTION_OF_WSD = 0.1
 """Share of the steps after warm-up in which warmup-stable-decay decays (verl: stable_ratio = 0.9)."""
 
 
-def adamw(model: torch.nn.Module, *, lr: float, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; matrices decay, vectors (norms, biases) do not."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return ShardedAdamW([group for group in groups if group["params"]], lr=lr, betas=betas, fused=True)
+class OverParts:
+    """Let an elementwise optimizer of torch step over the parts that this rank holds: the same numbers, bit for bit.
 
-
-class ShardedAdamW(torch.optim.AdamW):
-    """AdamW over DTensors, one fused kernel over the parts that this rank holds: the same numbers, bit for bit.
-
-    The update is elementwise, so no part needs the others; but DTensor asks of each operation how its result is
-    sharded. For 310 weights on a CPU that took 200 to 560 ms of the first step and 4 ms of every other one.
+    No part needs the others, but DTensor asks of each operation how its result is sharded. For 310 weights on a CPU
+    that took 200 to 560 ms of the first step and 4 ms of every other one.
     """
 
-    def _init_group(self, group: dict[str, Any], *lists: list[torch.Tensor]) -> bool:
-        has_complex = super()._init_group(group, *lists)
+    def _init_group(self, group: dict[str, Any], *lists: list[torch.Tensor | None]) -> bool:
+        told = super()._init_group(group, *lists)  # pyright: ignore[reportAttributeAccessIssue]
         for tensors in lists:  # weights, gradients, moments, step counters
-            tensors[:] = map(local_part, tensors)
-        return has_complex
+            tensors[:] = [None if tensor is None else local_part(tensor) for tensor in tensors]
+        return told
+
+
+class ShardedAdamW(OverParts, torch.optim.AdamW):
+    """AdamW over DTensors."""
+
+
+class ShardedSGD(OverParts, torch.optim.SGD):
+    """SGD with momentum over DTensors."""
+
+
+class MuonAndAdamW(torch.optim.Optimizer):
+    """Muon for the groups that are `apart`, AdamW for all others: one list of groups, one state.
+
+    Muon makes the update of a whole matrix orthogonal, so it needs its other parts: DTensor gathers them.
+    Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon; scaled to the size of AdamW's updates as in
+    Liu et al. 2025, arXiv:2502.16982, so that one learning rate fits both.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float]):
+        super().__init__(groups, {"lr": 0.0})
+        muon = [group for group in self.param_groups if group["apart"]]
+        others = [group for group in self.param_groups if not group["apart"]]
+        self._parts: list[torch.optim.Optimizer] = []
+        if muon:
+            self._parts.append(torch.optim.Muon(muon, adjust_lr_fn="match_rms_adamw"))
+        if others:
+            self._parts.append(ShardedAdamW(others, betas=betas, fused=True))
+        for part in self._parts:  # they hold the same groups; a checkpoint asks for one state
+            part.state = self.state
+
+    def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Take one step of both."""
+        for part in self._parts:
+            part.step()
+
+
+def hidden_matrices(model: torch.nn.Module) -> set[str]:
+    """Return the names of the matrices between embeddings and LM head, which Muon is made for; no adapters of LoRA."""
+    outside = {id(weight) for module in _embeddings(model) for weight in module.parameters()}
+    return {
+        name
+        for name, weight in model.named_parameters()
+        if weight.ndim == 2 and id(weight) not in outside and ".lora_" not in name
+    }
+
+
+def _embeddings(model: Any) -> list[torch.nn.Module]:
+    tables = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return tables if head is None else [*tables, head]
 
 
 @dataclass(frozen=True)
@@ -55,8 +96,16 @@ class Optimizer:
 
 OPTIMIZERS = {
     "adamw": Optimizer(
-        build=lambda model, optim: adamw(model, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay),
+        build=lambda model, optim: ShardedAdamW(parameter_groups(model, optim), betas=optim.betas, fused=True),
         state_bytes=lambda master_bytes: 2 * master_bytes,  # two moments
+    ),
+    "muon": Optimizer(
+        build=lambda model, optim: MuonAndAdamW(parameter_groups(model, optim, hidden_matrices(model)), optim.betas),
+        state_bytes=lambda master_bytes: 2 * master_bytes,  # at most: one for hidden matrices, two for all others
+    ),
+    "sgd": Optimizer(
+        build=lambda model, optim: ShardedSGD(parameter_groups(model, optim), momentum=optim.betas[0]),
+        state_bytes=lambda master_bytes: master_bytes,
     ),
 }
 """optim.name. The state of an optimizer, which a checkpoint holds, may be DTensors, tensors cut as the part of a

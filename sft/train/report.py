@@ -105,6 +105,12 @@ def lengths_in_epoch(job: Job) -> np.ndarray:
     return job.train.samples.lengths[epoch_order(mixture, job.config.trainer.seed, 0)].astype(np.float64)
 
 
+def of_groups(job: Job, stats: StepStats) -> dict[str, float]:
+    """Return train/lr/<name> of every group of optim.groups, in the step that just ended."""
+    groups = job.optimizer.param_groups
+    return {f"train/lr/{group['name']}": stats.lr * group["lr_share"] for group in groups if group["name"]}
+
+
 def of_sources(job: Job, stats: StepStats) -> dict[str, float]:
     """data/samples/<name> and train/loss/<name> of the step that just ended; nothing where there is a single source.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sft.config.checks.data import mixture_problems
 from sft.config.checks.model import model_problems, model_warnings
+from sft.config.checks.optim import optim_problems
 from sft.config.checks.outcome import hub_problems, judgement_problems
 from sft.config.problems import Report, choices, divisors_around, from_here, multiples_around, shown
 from sft.config.schema import DataConfig, SftConfig, TrainerConfig
@@ -31,6 +32,7 @@ def check(config: SftConfig, world_size: int, report: Report) -> None:
         *_batch_problems(config, world_size),
         *_data_problems(config.data),
         *model_problems(config.model),
+        *optim_problems(config.optim),
         *_trainer_problems(config.trainer),
         *judgement_problems(config),
         *hub_problems(config.trainer),

@@ -11,7 +11,9 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from sft.config.compose import CONFIG_DIR
 from sft.config.schema import OptimConfig
 from sft.parallel.world import World, process_group
-from sft.train.optim import OPTIMIZERS, SCHEDULES, adamw, lr_at, scale_gradients, squared_norm_of_gradients
+from sft.train.optim import OPTIMIZERS, SCHEDULES, hidden_matrices, lr_at, scale_gradients, squared_norm_of_gradients
+from tests.models import causal_model
+from tests.optimizers import optim
 
 
 def rates(steps, total, schedule="cosine", lr=1e-5, warmup=0.0, minimum=0.0):
@@ -51,7 +53,7 @@ def test_vectors_do_not_decay():
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4))
     model[0].weight.requires_grad_(False)
     model.append(torch.nn.Linear(4, 2))
-    optimizer = adamw(model, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    optimizer = OPTIMIZERS["adamw"].build(model, optim(weight_decay=0.1))
     decay = {tuple(p.shape): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert decay == {(2, 4): 0.1, (4,): 0.0, (2,): 0.0}
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 5  # the frozen matrix is not there
@@ -82,7 +84,7 @@ def test_a_step_over_the_parts_is_the_step_over_dtensors_bit_for_bit(monkeypatch
             assert all(isinstance(tensor, DTensor) for tensor in moments), "a checkpoint asks them for their boxes"
             return [tensor.full_tensor() for tensor in [*model.parameters(), *moments]]
 
-        ours = train(lambda model: adamw(model, lr=0.1, betas=(0.9, 0.95), weight_decay=0.0))
+        ours = train(lambda model: OPTIMIZERS["adamw"].build(model, optim(lr=0.1, weight_decay=0.0)))
         assert met and not any(isinstance(weight, DTensor) for weight in met)
         plain = train(lambda model: torch.optim.AdamW(model.parameters(), 0.1, (0.9, 0.95), weight_decay=0, fused=True))
     assert all(map(torch.equal, ours, plain))
@@ -136,3 +138,41 @@ def test_every_schedule_is_done_at_the_end_or_never_moves():
 def test_a_constant_rate_is_exactly_that_whatever_the_minimum():
     for minimum in (0.0, 0.1, 0.3, 1 / 3, 0.7):
         assert rates([1, 7, 100], 100, "constant", lr=1.7e-5, minimum=minimum) == [1.7e-5] * 3
+
+
+def test_muon_moves_hidden_matrices_as_torch_does_and_the_rest_by_adamw():
+    """Against torch's own Muon and AdamW, each on its share of the weights; the same groups, one state."""
+    model, twin = (causal_model(seed=3) for _ in range(2))
+    names = hidden_matrices(model)
+    assert "model.layers.0.self_attn.q_proj.weight" in names and "model.layers.1.mlp.down_proj.weight" in names
+    assert not any("embed" in name or "lm_head" in name or "norm" in name for name in names)
+    ours = OPTIMIZERS["muon"].build(model, optim(lr=0.02, weight_decay=0.1, name="muon"))
+    weights = dict(twin.named_parameters())
+    rest = [weight for name, weight in weights.items() if name not in names]
+    theirs = [
+        torch.optim.Muon([weights[n] for n in names], lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW([w for w in rest if w.ndim >= 2], lr=0.02, betas=(0.9, 0.95), weight_decay=0.1),
+        torch.optim.AdamW([w for w in rest if w.ndim < 2], lr=0.02, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+    for _ in range(3):
+        for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+        for optimizer in (ours, *theirs):
+            optimizer.step()
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(weight, weights[name], rtol=1e-5, atol=1e-6, msg=name)
+    assert set(ours.state) == set(model.parameters()), "a checkpoint asks one state for everything"
+
+
+def test_sgd_is_torchs_with_the_first_beta_as_momentum():
+    model, twin = (causal_model(seed=3) for _ in range(2))
+    ours = OPTIMIZERS["sgd"].build(model, optim(lr=0.1, weight_decay=0.0, name="sgd"))
+    theirs = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(3):
+        for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+        ours.step()
+        theirs.step()
+    assert all(map(torch.equal, model.parameters(), twin.parameters()))

@@ -1,0 +1,22 @@
+"""Check the keys of group `optim` among themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sft.config.problems import shown
+from sft.config.schema import OptimConfig
+
+
+def optim_problems(optim: OptimConfig) -> Iterator[str]:
+    """Yield what is wrong with optim.groups, as far as this can be known without the model."""
+    names: dict[str, int] = {}
+    for number, group in enumerate(optim.groups):
+        if group.lr is None and group.weight_decay is None:
+            yield (
+                f"optim.groups[{number}] (match={shown(group.match)}) changes nothing: it has neither lr nor "
+                "weight_decay; give one of them, or leave the group out."
+            )
+        name = group.name or group.match
+        if names.setdefault(name, number) != number:
+            yield f"optim.groups[{names[name]}] and optim.groups[{number}] are both called {name}; name one of them."
