@@ -80,7 +80,7 @@ def hidden_matrices(model: torch.nn.Module) -> set[str]:
 
 
 def _embeddings(model: Any) -> list[torch.nn.Module]:
-    tables = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    tables: list[torch.nn.Module] = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     return tables if head is None else [*tables, head]
 
