@@ -49,6 +49,7 @@ def test_what_a_run_writes_is_on_the_page_and_the_other_way_round(documented, tm
         f"data.val_files=[{','.join(files)}]",
         f"data.cache_dir={tmp_path / 'cache'}",
         "data.train_batch_size=4",
+        "optim.groups=[{match: norm, lr: x0.5, name: one}]",
         "trainer.total_training_steps=2",
         "trainer.save_freq=0",
         f"trainer.default_local_dir={tmp_path / 'run'}",
