@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -23,14 +25,19 @@ from sft.config.compose import (
     compose,
     explain,
     force,
+    key_of,
     plain,
 )
 from sft.config.door import checked
 from sft.config.expectations import expectations
+from sft.config.help import help_text
+from sft.config.mappings import is_file_of_values, overrides_in
 from sft.config.names import ALIASES
 from sft.config.problems import ConfigError
 from sft.config.schema import SftConfig
 from sft.errors import let_another_rank_speak, spare_the_restarts
+
+UNFIT_FOR_A_PATH = re.compile(r"[^\w.+-]+")
 
 
 def cli(
@@ -40,8 +47,11 @@ def cli(
 
     arguments: in place of argv's. world_size: as `checked`.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if {"--help", "-h"} & set(arguments):
+        return say_help()
     try:
-        configs = _configs(sys.argv[1:] if arguments is None else arguments, world_size)
+        configs = _configs(arguments, world_size)
     except ConfigError as error:
         if os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0":  # a file may be missing on one node only
             print(error, file=sys.stderr, flush=True)
@@ -53,9 +63,22 @@ def cli(
         run(config)
 
 
+def say_help() -> None:
+    """Print the help on rank 0; quietly where the reader has seen enough (`--help | head`)."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    try:
+        print(help_text(), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains when it ends
+
+
 def _configs(arguments: Sequence[str], world_size: int | None) -> list[SftConfig]:
     _refuse_dashes(arguments)
     parsed = get_args_parser().parse_intermixed_args(arguments)
+    if parsed.shell_completion:  # its words, install=bash and query=bash, look like overrides
+        _through_hydra(["--shell-completion"], parsed.overrides)
+        return []
     sweep = parsed.multirun or "hydra.mode=MULTIRUN" in parsed.overrides
     if sweep and ("TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1):
         raise ConfigError(
@@ -67,17 +90,22 @@ def _configs(arguments: Sequence[str], world_size: int | None) -> list[SftConfig
     flags = [text for text in arguments if text not in parsed.overrides]
     unusable: dict[str, str] = {}
     config_dirs = [path for path in (parsed.config_dir, parsed.config_path) if path]
-    overrides = force(parsed.overrides, unusable, config_dirs)
+    typed = [text for text in parsed.overrides if not is_file_of_values(text)]
+    files = [Path(text) for text in parsed.overrides if is_file_of_values(text)]
+    from_files = force([text for file in files for text in overrides_in(file)], unusable, config_dirs)
+    overrides = [*from_files, *force(typed, unusable, config_dirs)]
     only_values = all(text.startswith("++") and "hydra" not in text for text in overrides)
     if only_values and not flags:  # hydra.main composes twice, the first time to learn whether it is a sweep
-        composed = [(compose(parsed.overrides, {}), parsed.overrides)]
+        composed = [(compose([*from_files, *typed], {}), typed)]
     else:  # a preset may ask for a sweep, too
         try:
             composed = _through_hydra(flags, overrides)
         except ConfigError as error:
             raise ConfigError([*unusable.values(), *error.problems]) from error
-        verls = [text for text in parsed.overrides if chooses_verls_group(text)]  # Hydra never saw them
-        composed = [(values, [*overrides, *verls]) for values, overrides in composed]
+        verls = [text for text in typed if chooses_verls_group(text)]  # Hydra never saw them
+        of_files = set(from_files)  # the command line beats them, whatever the names
+        composed = [(values, [*(text for text in texts if text not in of_files), *verls]) for values, texts in composed]
+    _keep_apart(composed)
     configs = [checked(values, overrides, _say, world_size, unusable) for values, overrides in composed]
     if unusable and not configs:  # --help or --cfg
         raise ConfigError([*unusable.values()])
@@ -133,6 +161,17 @@ def _hydra_arguments(arguments: list[str]) -> Iterator[None]:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = full_error
+
+
+def _keep_apart(jobs: Sequence[tuple[dict[str, Any], Sequence[str]]]) -> None:
+    """Give jobs of a sweep that share a run directory a folder each in it, called after what differs: `lr_1e-05`."""
+    directories = [values["trainer"]["default_local_dir"] for values, _ in jobs]
+    common = set.intersection(*(set(texts) for _, texts in jobs)) if jobs else set()
+    for (values, texts), directory in zip(jobs, directories, strict=True):
+        if directory is not None and directories.count(directory) > 1:
+            own = [text for text in texts if text not in common]
+            label = "-".join(f"{key_of(text).rpartition('.')[2]}_{text.partition('=')[2]}" for text in own)
+            values["trainer"]["default_local_dir"] = f"{directory}/{UNFIT_FOR_A_PATH.sub('_', label)}"
 
 
 def _refuse_shared_directory(configs: Sequence[SftConfig]) -> None:

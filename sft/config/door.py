@@ -19,6 +19,7 @@ from sft.config.checks.data import misshaped
 from sft.config.checks.run import check
 from sft.config.compose import chooses_verls_group, compose, key_of
 from sft.config.expectations import expectations
+from sft.config.mappings import as_overrides, flatten
 from sft.config.names import FOREIGN, Names, like, other_defaults
 from sft.config.problems import ConfigError, Report, shown
 from sft.config.run_name import fill_names
@@ -28,13 +29,22 @@ from sft.config.secrets import holds_secret, without_secrets
 log = logging.getLogger("sft")
 
 
-def load_config(overrides: Sequence[str] = (), *, warn: Callable[[str], None] = log.warning) -> SftConfig:
-    """The configuration these overrides make (`["+experiment=quickstart", "optim.lr=1e-3"]`), checked and frozen.
+def load_config(
+    overrides: Sequence[str] | Mapping[str, Any] = (), *, warn: Callable[[str], None] = log.warning, **values: Any
+) -> SftConfig:
+    """Return the configuration that these values make, checked and frozen.
 
-    Raises ConfigError with every problem at once. `warn` is called once for each alias and each key without effect.
+    overrides: as on the command line (`["+experiment=quickstart", "optim.lr=1e-3"]`), or a mapping of dotted or nested
+        keys (`{"experiment": "quickstart", "optim": {"lr": 1e-3}}`)
+    values: more of them, by keyword (`optim={"lr": 1e-3}`)
+    warn: called once for each alias and each key without effect
+
+    Raises ConfigError with every problem at once.
     """
+    texts = as_overrides(overrides) if isinstance(overrides, Mapping) else list(overrides)
+    texts += as_overrides(values)
     unusable: dict[str, str] = {}
-    return checked(compose(overrides, unusable), overrides, warn, unusable=unusable)
+    return checked(compose(texts, unusable), texts, warn, unusable=unusable)
 
 
 def checked(
@@ -85,18 +95,6 @@ def checked(
 def _about_others(problems: Iterable[str], keys: set[str]) -> list[str]:
     """The problems that name none of `keys`."""
     return [problem for problem in problems if not any(re.search(rf"\b{re.escape(key)}\b", problem) for key in keys)]
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"optim": {"lr": 1e-5}} -> {"optim.lr": 1e-5}; what a key of the schema holds stays whole."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, Mapping) and value and key not in expectations():
-            flat |= flatten(value, f"{key}.")
-        else:
-            flat[key] = value
-    return flat
 
 
 def config_to_yaml(config: SftConfig) -> str:

@@ -1,8 +1,10 @@
 """A trained model on data.val_files: loss, perplexity and token accuracy as in training, and if asked its answers.
 
-    torchrun --standalone --nproc_per_node=8 -m sft.evaluate <the overrides of training> \\
-        model.partial_pretrain=runs/gsm8k +evaluate.generate=true +evaluate.out=predictions.jsonl
+    torchrun --standalone --nproc_per_node=8 -m sft.evaluate runs/gsm8k +evaluate.generate=true
+    python -m sft.evaluate runs/gsm8k data.val_files=other.jsonl +evaluate.out=predictions.jsonl
 
+A run directory brings its configuration and is the model. Without one, give the overrides of training and
+model.partial_pretrain.
 Keys that only training reads may stay. Exit codes: 0, or 2 with a message.
 """
 

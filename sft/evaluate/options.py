@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from sft.config import ConfigError, options
 from sft.config.compose import key_of
+from sft.config.mappings import as_overrides, is_file_of_values
 from sft.config.names import ALIASES
 
 MODEL = "model.partial_pretrain"
@@ -47,6 +48,9 @@ def take_options(arguments: Sequence[str]) -> tuple[Options, list[str]]:
     taken, rest = options.take_options(arguments, Options, "evaluate", files=("out", "metrics"))
     if taken.out and not taken.generate:
         raise ConfigError([f"evaluate.out={taken.out} is for answers, which evaluate.generate=false makes none of."])
+    runs = [text for text in rest if is_file_of_values(text) and Path(text).is_dir()]
+    if runs and MODEL not in map(key_of, rest):  # a run directory is its model, too
+        rest = [*rest, *as_overrides({MODEL: runs[-1]})]
     kept = [text for text in rest if ALIASES.get(key_of(text), key_of(text)) not in NOT_READ]
     if MODEL in map(key_of, kept):  # the trained one, beside which the base model may stand under another name
         kept = [text for text in kept if ALIASES.get(key_of(text)) != MODEL]

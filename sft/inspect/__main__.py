@@ -1,5 +1,6 @@
 """What a run would train, on the CPU, without its weights: samples, numbers, the plan of its steps, its memory.
 
+    python -m sft.inspect runs/gsm8k                    # as that run was configured
     python -m sft.inspect data.train_files=... model.partial_pretrain=... +inspect.samples=5 +inspect.html=page.html
 
 Exit codes: 0, or 2 where the configuration cannot run, or 3 where this data cannot train.

@@ -1,0 +1,70 @@
+"""Values that come as mappings - a YAML file of one's own, a run's config.yaml, Python dicts - as Hydra's overrides."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from sft.config.expectations import expectations
+from sft.config.problems import ConfigError
+
+PRESET = "experiment"
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"optim": {"lr": 1e-5}} -> {"optim.lr": 1e-5}; what a key of the schema holds stays whole."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and value and key not in expectations():
+            flat |= flatten(value, f"{key}.")
+        else:
+            flat[key] = value
+    return flat
+
+
+def as_overrides(values: Mapping[str, Any]) -> list[str]:
+    """Return `key=value` in Hydra's grammar for every key of nested or dotted `values`; `experiment` is a preset."""
+    return [
+        f"+{PRESET}={value}" if key == PRESET else f"{key}={_written(value)}" for key, value in flatten(values).items()
+    ]
+
+
+def overrides_in(file: Path) -> list[str]:
+    """Return the values of a YAML file, or of the config.yaml of a run directory, as overrides. Raises ConfigError."""
+    file = file / "config.yaml" if file.is_dir() else file
+    try:
+        values = OmegaConf.load(file)
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError([f"{file} cannot be read ({error}); give a YAML file of keys and values."]) from error
+    if not isinstance(values, DictConfig):
+        raise ConfigError([f"{file} holds a list; give a YAML file of keys and values, such as optim: {{lr: 1e-5}}."])
+    mapping: Any = OmegaConf.to_container(values, resolve=False)
+    return as_overrides({str(key): value for key, value in mapping.items()})
+
+
+def is_file_of_values(argument: str) -> bool:
+    """Return True for an argument that names a YAML file or a run directory instead of being an override."""
+    return "=" not in argument and (argument.endswith((".yaml", ".yml")) or (Path(argument) / "config.yaml").is_file())
+
+
+def _written(value: Any) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case int() | float():
+            return repr(value)
+        case Mapping():
+            return "{" + ",".join(f"{key}:{_written(item)}" for key, item in value.items()) + "}"
+        case list() | tuple():
+            return "[" + ",".join(map(_written, value)) + "]"
+    # Hydra reads a backslash as one, but before a quote.
+    return '"' + re.sub(r'(\\*)("|$)', lambda at: at[1] * 2 + ('\\"' if at[2] else ""), str(value)) + '"'
