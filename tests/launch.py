@@ -8,9 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import uuid
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
+
+from tests.warm import MODULES, Warm, session_of
 
 REPOSITORY = Path(__file__).parent.parent
 MARK = "SFT_TEST_RUN"
@@ -28,10 +33,16 @@ def train(
 ) -> subprocess.CompletedProcess[str]:
     """`torchrun --nproc_per_node=ranks -m sft.fsdp_sft_trainer overrides...`, its output captured.
 
+    ranks: 0 is the command without torchrun
     torchrun: more flags for it
 
-    Fails the test if it outlives timeout_s, or if any of its processes outlives it.
+    Fails the test if it outlives timeout_s, or if any of its processes outlives it. What needs neither torchrun's own
+    command line nor an environment of its own is forked by a process that has the imports behind it (tests/warm.py).
     """
+    environment = clean_environment()
+    is_plain = not env and not torchrun and module in MODULES and (ranks == 0 or module == "tests.dist.several")
+    if is_plain and (warm := _warm(environment)):
+        return _forked(warm, list(overrides), ranks, cwd, timeout_s, environment, module)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *torchrun]
     if ranks == 0:  # without torchrun
         launcher = [sys.executable]
@@ -39,7 +50,7 @@ def train(
     process = subprocess.Popen(
         [*launcher, "-m", module, *overrides],
         cwd=cwd,
-        env=clean_environment() | {MARK: mark} | dict(env or {}),
+        env=environment | {MARK: mark} | dict(env or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -54,6 +65,52 @@ def train(
         survivors = kill_marked(mark)
     assert not survivors, f"processes left behind: {survivors}"
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@cache
+def _first_warm() -> Warm:
+    return Warm(clean_environment())
+
+
+def _warm(environment: Mapping[str, str]) -> Warm | None:
+    """Return the process that forks, unless this test has changed the environment that the imports have read."""
+    warm = _first_warm()
+    ours = {name: value for name, value in environment.items() if not name.startswith("PYTEST_")}
+    its = {name: value for name, value in warm.environment.items() if not name.startswith("PYTEST_")}
+    return warm if ours == its else None
+
+
+def _forked(
+    warm: Warm,
+    overrides: list[str],
+    ranks: int,
+    cwd: Path,
+    timeout_s: float,
+    environment: Mapping[str, str],
+    module: str,
+) -> subprocess.CompletedProcess[str]:
+    with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as err:
+        pid = warm.order(
+            module=module,
+            arguments=overrides,
+            ranks=ranks,
+            cwd=str(cwd),
+            environment=dict(environment),
+            stdout=out.name,
+            stderr=err.name,
+        )
+        alarm = threading.Timer(timeout_s, lambda: [os.kill(one, signal.SIGKILL) for one in session_of(pid)])
+        alarm.start()
+        code = warm.exit_code()
+        in_time = alarm.is_alive()
+        alarm.cancel()
+        told = out.read(), err.read()
+    assert in_time, f"still running after {timeout_s} s\n{told[0]}\n{told[1]}"
+    survivors = [Path(f"/proc/{one}/cmdline").read_bytes() for one in session_of(pid)]
+    for one in session_of(pid):
+        os.kill(one, signal.SIGKILL)
+    assert not survivors, f"processes left behind: {survivors}"
+    return subprocess.CompletedProcess([module, *overrides], code, *told)
 
 
 def succeed(overrides: Sequence[str], **options) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,144 @@
+"""A process that has imported the trainer, and forks a command for each order: imports are most of a tiny run's time.
+
+    the test's process                           this process           its fork
+    order(...): one line of JSON         ----->  fork          ----->   become the command, with an exit code, output,
+    process id; at its end the exit code <-----  wait                   directory and environment of its own
+
+The fork runs the same file under the same name as `python -m` would. Its ranks, if it has several, are forked by the
+elastic agent of torch, which torchrun is a command line for. tests/launch.py decides which commands are started so.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+MODULES = ("sft.fsdp_sft_trainer", "sft.evaluate", "tests.dist.several")
+"""The commands that can be started so."""
+
+
+class Warm:
+    """The process that forks, started at the first order and ended with this one."""
+
+    def __init__(self, environment: Mapping[str, str]):
+        self.environment = dict(environment)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.warm"],
+            env=self.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        atexit.register(self.end)
+
+    def end(self) -> None:
+        """Let it go; it ends when nobody can give it orders any more."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def order(self, **what: Any) -> int:
+        """Start a command and return its process id, which is its session's as well."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(what) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def exit_code(self) -> int:
+        """Wait for the command's end."""
+        return self._answer()
+
+    def _answer(self) -> int:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, f"the process that starts commands is gone: exit code {self._process.wait()}"
+        return int(line)
+
+
+def session_of(pid: int) -> list[int]:
+    """Return the processes of a session that are still running."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(session) == pid and state not in "ZX":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def serve() -> None:
+    """Take orders until nobody gives any."""
+    import matplotlib.figure  # noqa: F401
+    import peft  # noqa: F401
+    from torch.distributed.launcher import api  # noqa: F401
+    from transformers.models.qwen3 import modeling_qwen3  # noqa: F401
+
+    import sft.evaluate.run
+    import sft.fsdp_sft_trainer  # noqa: F401
+
+    for line in iter(sys.stdin.readline, ""):
+        order = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            become(**order)
+            return
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+def become(
+    *,
+    module: str,
+    arguments: Sequence[str],
+    ranks: int,
+    cwd: str,
+    environment: dict[str, str],
+    stdout: str,
+    stderr: str,
+) -> None:
+    """Turn this fork into the command. ranks: 0 for one process without torchrun."""
+    os.setsid()
+    os.chdir(cwd)
+    sys.path[0] = cwd  # as `python -m` puts it
+    for number, path, mode in ((0, os.devnull, os.O_RDONLY), (1, stdout, os.O_WRONLY), (2, stderr, os.O_WRONLY)):
+        opened = os.open(path, mode)
+        os.dup2(opened, number)
+        os.close(opened)
+    os.environ.clear()
+    os.environ.update(environment)
+    if ranks == 0:
+        run_as_main(module, list(arguments))
+        return
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    agent = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=ranks,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",  # as torchrun --standalone
+        max_restarts=0,
+        start_method="fork",
+    )
+    elastic_launch(agent, run_as_main)(module, list(arguments))
+
+
+def run_as_main(module: str, arguments: list[str]) -> None:
+    """Run a module as `python -m module arguments...` does."""
+    for name in [name for name in sys.modules if name == module or name == f"{module}.__main__"]:
+        del sys.modules[name]  # it begins as if it had not been imported
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    serve()
