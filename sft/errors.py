@@ -1,4 +1,4 @@
-"""This module holds the exceptions that all rooms share, and what ranks do before they end with one."""
+"""Define the exceptions that all rooms share, and what ranks do before they end with one."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Files that survive: on the disk when the call returns, and on the disk once."""
+"""Write files that survive: on the disk when the call returns, and on the disk once."""
 
 from __future__ import annotations
 

@@ -90,8 +90,8 @@ class RunResult:
 
 
 def main(config: SftConfig, head_start: HeadStart | None = None) -> None:
-    """Run. Exits with 2 and one message where the user's input is to blame, with 1 and a traceback for a bug of ours,
-    with 128 + N where signal N stopped it."""
+    """Run, and exit: with 2 and one message where the user's input is to blame, with 1 and a traceback for a bug of
+    ours, with 128 + N where signal N stopped it."""
     world = World.from_environment()
     try:
         result = run(config, head_start)
@@ -177,7 +177,7 @@ def fit(job: Job) -> RunResult:
 
 
 def train_step(job: Job, micro_batches: list[Batch], weight_sums: list[float]) -> StepStats:
-    """One optimizer step over all ranks: loss = Σ w·CE / Σ w, however the samples are split.
+    """Take one optimizer step over all ranks: loss = Σ w·CE / Σ w, however the samples are split.
 
     micro_batches: this rank's part. weight_sums: Σ w of all parts, by source of the data, known before forward: a rank
     without supervised tokens would divide by its own zero. If loss or gradient is not finite on any rank, every rank
@@ -235,7 +235,7 @@ def train_step(job: Job, micro_batches: list[Batch], weight_sums: list[float]) -
 
 
 def parts_from(job: Job, first: int) -> Iterator[tuple[list[Batch], list[float]]]:
-    """(this rank's micro-batches, Σ w over all ranks by source) of step `first`, of the next one, and so on."""
+    """Yield (this rank's micro-batches, Σ w over all ranks by source) of step `first`, of the next one, and so on."""
     if job.world.device.type == "cuda":
         torch.cuda.set_device(job.world.device)  # of the thread that prefetches: it pins memory
     for step in range(first, job.total_steps + 1):

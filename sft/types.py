@@ -1,4 +1,4 @@
-"""The nouns of the trainer: what flows through the doors between the rooms.
+"""Define what flows between the rooms: Sample, Batch, StepStats, TrainState.
 
 Shapes: L tokens of one sample, S samples, T tokens of one micro-batch (packed layout: every token of the
 micro-batch in one row), R x C the padded layout (one row per sample, padded to the longest).
@@ -59,13 +59,13 @@ class Batch:
     weight_sum: float  # Σ loss_weights
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`."""
+        """Copy the batch to `device`."""
         if device.type == "cpu":
             return self
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in self._travels().items()})
 
     def pinned(self) -> Batch:
-        """The same batch in page-locked memory, from where `to` copies while the host goes on."""
+        """Copy the batch to page-locked memory, from where `to` copies while the host goes on."""
         return replace(self, **{name: tensor.pin_memory() for name, tensor in self._travels().items()})
 
     def _travels(self) -> dict[str, torch.Tensor]:
@@ -74,7 +74,7 @@ class Batch:
 
     @property
     def boundaries(self) -> dict[str, Any]:
-        """Where samples end, as keyword arguments that a model hands down to its attention; none for padded rows."""
+        """Return where samples end, as keyword arguments of the model for its attention; {} for padded rows."""
         if self.cu_seqlens is None:
             return {}
         return {"sample_lengths": self.sample_lengths, "cu_seqlens": self.cu_seqlens, "max_seqlen": self.max_seqlen}
@@ -114,7 +114,7 @@ class Course:
 
     @property
     def last_metrics(self) -> dict[str, float]:
-        """The loss of the last step and the numbers of the last validation, as far as there were any."""
+        """Return the loss of the last step and the numbers of the last validation, as far as there were any."""
         return ({} if self.last_loss is None else {"train/loss": self.last_loss}) | self.last_val
 
 
@@ -133,6 +133,6 @@ class TrainState:
 
     @classmethod
     def of(cls, stored: dict[str, Any]) -> TrainState:
-        """What dataclasses.asdict made of it; checkpoints of earlier versions lack the course."""
+        """Rebuild the state from its dataclasses.asdict; checkpoints of earlier versions lack the course."""
         counts = {name: value for name, value in stored.items() if name != "course"}
         return cls(**counts, course=Course(**stored.get("course", {})))

@@ -1,4 +1,4 @@
-"""A checkpoint exists or it does not.
+"""Write, find and verify checkpoints. A checkpoint exists or it does not.
 
     <run>/checkpoints.jsonl                the ledger: one line per committed checkpoint
     <run>/global_step_N/

@@ -1,4 +1,7 @@
-"""python -m sft.checkpoint list <run>: what is there, whether it is what was written, and what it can be used for."""
+"""List the checkpoints of a run: whether each is what was written, and what it can be used for.
+
+python -m sft.checkpoint list <run>
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ USES = {
 
 
 def main() -> int:
-    """Print the table; 0 if every checkpoint is good, 1 if one is damaged, 2 if there is none."""
+    """Print the table. Returns 0 if every checkpoint is good, 1 if one is damaged, 2 if there is none."""
     parser = argparse.ArgumentParser(prog="python -m sft.checkpoint", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="list")
     parser_of_list = commands.add_parser("list", help="read every file of every checkpoint of a run")

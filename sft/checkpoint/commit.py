@@ -1,4 +1,4 @@
-"""Writing a checkpoint: aside, hashed by the rank that wrote each file, renamed, then entered into the ledger."""
+"""Write a checkpoint: aside, hashed by the rank that wrote each file, renamed, then entered into the ledger."""
 
 from __future__ import annotations
 
@@ -109,16 +109,16 @@ class Saver:
 
     @property
     def is_writing(self) -> bool:
-        """Whether this rank still writes. Others may be faster or slower: ask all before calling settle."""
+        """Return True while this rank still writes. Others may be faster or slower: ask all before calling settle."""
         return self._writing is not None and not self._writing.files.done()
 
     @property
     def has_begun(self) -> bool:
-        """Whether there is a checkpoint to settle; the same on all ranks."""
+        """Return True if there is a checkpoint to settle; the same on all ranks."""
         return self._writing is not None
 
     def settle(self) -> Path | None:
-        """Commit what was begun, waiting for the slowest rank; None if nothing was."""
+        """Wait until every rank has written the checkpoint, then commit it. Returns its path, or None."""
         if self._writing is None:
             return None
         writing, self._writing = self._writing, None

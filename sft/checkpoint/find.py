@@ -1,4 +1,4 @@
-"""Which checkpoint of a run is the newest that can be resumed: found by reading every byte again."""
+"""Find the newest checkpoint that can be resumed, by reading every byte again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sft.parallel.world import World, log, on_every_rank, on_main_rank
 
 
 def newest(run_dir: Path, *, world: World) -> Path | None:
-    """The newest checkpoint with state whose files are all as they were written; None if there is none.
+    """Return the newest checkpoint with state whose files are all as they were written; None if there is none.
 
     Every rank calls it and checks its share of the files. Rejected checkpoints are named with the reason; those that
     are only a model (SAMPLER) are nothing to resume from, and passed over in silence.
@@ -34,13 +34,13 @@ def newest(run_dir: Path, *, world: World) -> Path | None:
 
 
 def verify(checkpoint: Path, *, world: World) -> list[str]:
-    """What is wrong with a checkpoint, one line per file; empty if nothing is. Every rank calls it."""
+    """Check a checkpoint and return what is wrong, one line per file. Every rank calls it and reads a share."""
     shares = on_every_rank(f"verifying {checkpoint}", lambda: problems_of(checkpoint, world.rank, world.size))
     return [problem for share in shares for problem in share]
 
 
 def problems_of(checkpoint: Path, part: int = 0, parts: int = 1) -> list[str]:
-    """As `verify`, one of `parts` equal shares of the files, by one process alone."""
+    """Check one of `parts` equal shares of a checkpoint's files, without other ranks; return what is wrong."""
     try:
         files = sorted(read_manifest(checkpoint)["files"].items())
     except CheckpointError as error:
@@ -76,7 +76,7 @@ def differs_from_model(directory: Path, checkpoint: Path, *, but: tuple[str, ...
 
 
 def _added(checkpoint: Path, files: Mapping[str, object]) -> list[str]:
-    """What lies there without having been written: nothing of ours would read it, but other programs may."""
+    """List what lies there without having been written: nothing of ours would read it, but other programs may."""
     there = {str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_symlink() or path.is_file()}
     written = files.keys() | {MANIFEST, MANIFEST_SHA256}
     return [f"{name} was added after it was written; remove it" for name in sorted(there - written)]

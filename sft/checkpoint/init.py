@@ -1,4 +1,4 @@
-"""trainer.init_from_checkpoint: the weights of another run's checkpoint, at step 0 of this one."""
+"""Begin a run at step 0 with the weights of another run's checkpoint (trainer.init_from_checkpoint)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Origin:
 
 
 def find_origin(name: str, run_dir: Path, *, with_adapters: bool, world: World) -> Origin:
-    """What `name` stands for. Every rank calls it; all get the same answer, or InputError that says what was tried.
+    """Find the checkpoint that `name` stands for. Every rank calls it; all get the same one, or all raise InputError.
 
     name: a run directory (its newest good checkpoint, else its model), `run:step-N` (run: a run directory, or the name
     of one beside this run's), a global_step_N directory, or a model directory
@@ -54,7 +54,7 @@ def find_origin(name: str, run_dir: Path, *, with_adapters: bool, world: World) 
 
 
 def start_from(origin: Origin, model: torch.nn.Module) -> None:
-    """Bring the weights of an origin that is state into the model. Raises CheckpointError for another model's."""
+    """Load the weights of a checkpoint with state into the model. Raises CheckpointError for another model's."""
     fill(named(trained_weights(model)), origin.path)
 
 

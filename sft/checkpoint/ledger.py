@@ -1,4 +1,4 @@
-"""checkpoints.jsonl: what a run has committed, one line each, appended after the commit.
+"""Keep checkpoints.jsonl: what a run has committed, one line each, appended after the commit.
 
     {"name": "step-4", "step": 4, "data_consumed": 32, "state_path": "global_step_4/state",
      "sampler_path": "global_step_4/huggingface", "source_job_id": "gsm8k", "base_model": "Qwen/Qwen2.5-0.5B"}
@@ -39,7 +39,7 @@ def kind_of(manifest: dict[str, Any]) -> Kind:
 
 
 def entry_of(checkpoint: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """The ledger line of a committed checkpoint; its keys in the documented order."""
+    """Return the ledger line of a committed checkpoint; its keys in the documented order."""
     step = manifest["step"]
     entry = {
         "name": f"step-{step}",
@@ -66,7 +66,7 @@ def append(run_dir: Path, entry: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """(entries, newest last; what is wrong with the other lines) of a ledger.
+    """Read a ledger: (entries, newest last; what is wrong with the other lines).
 
     Of several lines with one name the last counts: that step was saved again, as another kind or after going back.
     """

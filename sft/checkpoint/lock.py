@@ -1,4 +1,4 @@
-"""One job in one run directory: two that write the same checkpoints would ruin both."""
+"""Let one job at a time use a run directory: two that write the same checkpoints would ruin both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""manifest.json: what a checkpoint is, and what every one of its files must be."""
+"""Read and write manifest.json: what a checkpoint is, and what every one of its files must be."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class CheckpointError(InputError):
 
 
 def step_of(checkpoint: Path) -> int:
-    """The N of global_step_N."""
+    """Return the N of global_step_N."""
     return int(checkpoint.name.rpartition("_")[2])
 
 
 def checkpoints_of(run_dir: Path) -> list[Path]:
-    """The committed checkpoints of a run, oldest first, unverified."""
+    """List the committed checkpoints of a run, oldest first, unverified."""
     found = [path for path in run_dir.glob("global_step_*") if re.fullmatch(r"global_step_\d+", path.name)]
     return sorted(found, key=step_of)
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """Raises CheckpointError if it is not there, or is not what was written."""
+    """Read the manifest of a checkpoint. Raises CheckpointError if it is missing or not what was written."""
     try:
         content = (checkpoint / MANIFEST).read_bytes()
         digest = (checkpoint / MANIFEST_SHA256).read_bytes()
@@ -52,7 +52,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
 
 
 def digest_line(content: bytes) -> bytes:
-    """What manifest.sha256 must hold; `sha256sum -c` understands it."""
+    """Return what manifest.sha256 must hold; `sha256sum -c` understands it."""
     return f"{hashlib.sha256(content).hexdigest()}  {MANIFEST}\n".encode()
 
 
@@ -65,13 +65,13 @@ def has_model(manifest: dict[str, Any]) -> bool:
 
 
 def describe_file(path: Path, *, durable: bool = False) -> dict[str, Any]:
-    """Size and sha256 of a file; durable: it is on the disk when this returns."""
+    """Return size and sha256 of a file. durable: the file is on the disk when this returns."""
     digest = sha256_of(path, durable=durable)
     return {"size": path.stat().st_size, "sha256": digest}
 
 
 def problem_of_file(checkpoint: Path, name: str, expected: dict[str, Any]) -> str | None:
-    """What is wrong with one file of the manifest; None if it is what was written."""
+    """Return what is wrong with one file of the manifest; None if it is what was written."""
     if not all(SAFE_NAME.fullmatch(part) and part != ".." for part in name.split("/")):
         return f"{name!r} is no name that a checkpoint has"
     path = checkpoint / name

@@ -1,4 +1,4 @@
-"""A checkpoint's model, verified and copied out of the run, where no retention reaches it."""
+"""Verify the model of a checkpoint and copy it to where no retention reaches it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def promote(
 
 
 def choose(ledger_file: Path, step: int | None) -> dict[str, Any]:
-    """The ledger's newest entry with a model, or that of `step`. Raises CheckpointError that names what there is."""
+    """Return the ledger's newest entry with a model, or that of `step`. Raises CheckpointError if there is none."""
     if not ledger_file.is_file():
         raise CheckpointError(f"{ledger_file} does not exist; give a run's {ledger.LEDGER}.")
     entries, _ = ledger.read(ledger_file)

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of model, optimizer and randomness, out of and into a run."""
+"""Take model, optimizer and random state out of a run into a checkpoint, and bring them back."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def fill(tensors: dict[str, torch.Tensor], checkpoint: Path) -> None:
 
 
 def stored_state(tensors: Mapping[str, torch.Tensor], checkpoint: Path) -> StoredTensors:
-    """What the checkpoint holds; raises CheckpointError unless these are among it, in these shapes."""
+    """Open the tensors of a checkpoint. Raises CheckpointError unless these are among them, in these shapes."""
     stored = StoredTensors.of_ranks(checkpoint / STATE_DIR)
     wrong = [
         f"{name} of shape {list(tensor.shape)} is "

@@ -1,4 +1,4 @@
-"""Which checkpoints stay in the run directory, and where the others go."""
+"""Keep the newest checkpoints in the run directory, and move or delete the others."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _newest_with_state(checkpoints: list[Path]) -> list[Path]:
 
 
 def _chosen(run_dir: Path) -> set[Path]:
-    """The checkpoint that `best` points to, and those that promotions were made of."""
+    """Return the checkpoint that `best` points to, and those that promotions were made of."""
     chosen = {run_dir / (run_dir / BEST).resolve().name} if (run_dir / BEST).is_symlink() else set()
     for promotion in run_dir.glob(f"{PROMOTED}/*/promotion.json"):
         try:

@@ -1,4 +1,4 @@
-"""The configuration room: overrides and YAML in, a frozen SftConfig out. Imports no torch.
+"""Turn overrides and YAML into a frozen SftConfig. Imports no torch.
 
 `load_config(overrides)` is the door, `cli(run)` the same door for a command, conf/ holds every value.
 """

@@ -1,4 +1,4 @@
-"""From argv to a running function: Hydra's flags, our messages, exit code 2 for a configuration that cannot run."""
+"""Call a function with the configuration of argv: Hydra's flags, our messages, exit code 2 for a bad configuration."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _refuse_dashes(arguments: Sequence[str]) -> None:
 
 
 def _through_hydra(flags: Sequence[str], overrides: Sequence[str]) -> list[tuple[dict[str, Any], list[str]]]:
-    """What Hydra composes, with the overrides: nothing (--help, --cfg), one configuration, or one per job of a sweep.
+    """Compose configurations, each with its overrides: none (--help, --cfg), one, or one per job of a sweep.
 
     The configurations are handed out, not run, inside hydra.main: it would shorten the traceback of a failing run.
     """
@@ -149,7 +149,7 @@ def _through_hydra(flags: Sequence[str], overrides: Sequence[str]) -> list[tuple
 
 @contextmanager
 def _hydra_arguments(arguments: list[str]) -> Iterator[None]:
-    """argv as Hydra shall read it, and its errors as exceptions instead of a shortened print."""
+    """Let Hydra read these arguments in place of argv, and raise its errors instead of a shortened print."""
     argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = [argv[0], *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -192,7 +192,7 @@ def _say(text: str) -> None:
 
 @contextmanager
 def without_collections() -> Iterator[None]:
-    """For imports of a command's own: no garbage is collected meanwhile, and what they made is never looked through.
+    """Import without garbage collection: none runs meanwhile, and none looks through what the imports made.
 
     Half a million objects are made, nearly all of them to stay, and the collector walks over all of them again and
     again: a quarter of the time that the imports take, and a pause in any later step.

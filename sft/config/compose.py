@@ -1,4 +1,4 @@
-"""Overrides in, plain values out: the part that talks to Hydra.
+"""Let Hydra compose overrides into plain values.
 
 Hydra stops at the first unknown key and refuses `+key=value` for a key that exists. Both are our business (the schema
 knows better), so every value override becomes `++key=value` before Hydra sees it; group overrides stay as they are.
@@ -37,7 +37,7 @@ COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
 
 
 def compose(overrides: Sequence[str], unusable: dict[str, str] | None = None) -> dict[str, Any]:
-    """The values these overrides compose, resolved, not yet checked. Raises ConfigError.
+    """Return the values that these overrides compose, resolved, not yet checked. Raises ConfigError.
 
     unusable: takes the overrides that cannot be used, each with its problem, in place of an error about them
     """
@@ -54,7 +54,7 @@ def compose(overrides: Sequence[str], unusable: dict[str, str] | None = None) ->
 
 @contextmanager
 def _own_hydra() -> Iterator[None]:
-    """Hydra set up for our directory, also inside a program that uses Hydra itself: there is one global instance."""
+    """Set Hydra up for our directory, also inside a program that uses Hydra: there is one global instance."""
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
@@ -70,7 +70,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def force(overrides: Sequence[str], unusable: dict[str, str], config_dirs: Sequence[str | Path] = ()) -> list[str]:
-    """The same overrides with every value override as `++key=value`; those that are not usable go to `unusable`."""
+    """Write every value override as `++key=value`; those that cannot be used go to `unusable`."""
     parser, forced = OverridesParser.create(), []
     for text in (HOME.sub(str(Path.home()), text) for text in overrides):
         try:
@@ -98,7 +98,7 @@ def chooses_verls_group(override: str) -> bool:
 
 
 def _missing_file(override: Override, directories: Sequence[str | Path]) -> str | None:
-    """The problem with a group override that names a file which does not exist."""
+    """Return the problem of a group override that names a missing file; None if there is no problem."""
     group, name = override.key_or_group, override.value()
     options = sorted({file.stem for directory in directories for file in Path(directory, group).glob("*.yaml")})
     if not isinstance(name, str) or override.package is not None or group.startswith("hydra") or name in options:
@@ -129,7 +129,7 @@ def key_of(override: str) -> str:
 
 
 def explain(error: Exception) -> str:
-    """One sentence for the user instead of Hydra's traceback."""
+    """Turn an error of Hydra into one sentence for the user."""
     if isinstance(error, OverrideParseException):
         return _explain_syntax(error.override, error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:

@@ -1,4 +1,4 @@
-"""The one door: whatever composed the values, from here on they are an SftConfig, or a list of all that is wrong."""
+"""Check composed values: they become a frozen SftConfig, or an error that lists everything wrong with them."""
 
 from __future__ import annotations
 
@@ -54,8 +54,9 @@ def checked(
     world_size: int | None = None,
     unusable: Mapping[str, str] | None = None,
 ) -> SftConfig:
-    """Composed values as an SftConfig; `overrides` tells what came from the command line. Raises ConfigError.
+    """Check composed values and return an SftConfig. Raises ConfigError.
 
+    overrides: what came from the command line
     world_size: ranks that it must be able to run on; None: what torchrun says, 0: the fewest that it can run on
     unusable: overrides that `values` lack, each with the problem to report
     """
@@ -93,17 +94,17 @@ def checked(
 
 
 def _about_others(problems: Iterable[str], keys: set[str]) -> list[str]:
-    """The problems that name none of `keys`."""
+    """Return the problems that name none of `keys`."""
     return [problem for problem in problems if not any(re.search(rf"\b{re.escape(key)}\b", problem) for key in keys)]
 
 
 def config_to_yaml(config: SftConfig) -> str:
-    """The resolved configuration as YAML, for config.yaml in the run directory; secrets are masked."""
+    """Return the resolved configuration as YAML, for config.yaml in the run directory. Masks secrets."""
     return yaml.safe_dump(without_secrets(asdict(config)), sort_keys=False, allow_unicode=True)
 
 
 def read_config(file: Path) -> SftConfig:
-    """The configuration that a run left in its config.yaml; nothing of it is checked against this machine.
+    """Read the configuration that a run left in its config.yaml; nothing of it is checked against this machine.
 
     Keys that came later have their default. Raises ConfigError for a file that is no such configuration.
     """
@@ -128,7 +129,7 @@ def _defaults() -> dict[str, Any]:
 
 
 def _typed(flat: Mapping[str, Any], report: Report) -> tuple[SftConfig, set[str]]:
-    """The configuration and the keys that had to be replaced by their default to make one, each reported."""
+    """Return the configuration, and the keys that had to be replaced by their default to make one, each reported."""
     schema = TypeAdapter(SftConfig)
     try:
         return schema.validate_python(_nest(flat)), set()
@@ -158,7 +159,7 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _key_at(location: tuple[int | str, ...]) -> str:
-    """The key around a place inside its value: ("optim", "betas", 1) -> "optim.betas"."""
+    """Return the key around a place inside its value: ("optim", "betas", 1) -> "optim.betas"."""
     parts = [str(part) for part in location]
     return next(key for n in range(len(parts), 0, -1) if (key := ".".join(parts[:n])) in expectations())
 

@@ -1,4 +1,4 @@
-"""What every key must hold, in words: read off the types of the schema."""
+"""Say in words what every key must hold, read off the types of the schema."""
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -9,12 +9,12 @@ from sft.config.schema import SftConfig, SourceConfig
 
 
 def expectations() -> dict[str, str]:
-    """Every key of the schema, dotted, in order, with what it must hold: {"optim.lr": "a number above 0", ...}."""
+    """Return what every key of the schema must hold, in order: {"optim.lr": "a number above 0", ...}."""
     return dict(_expectations(SftConfig, ""))
 
 
 def source_expectations() -> dict[str, str]:
-    """The keys of an entry of data.mixture, with what each must hold."""
+    """Return what every key of an entry of data.mixture must hold."""
     return dict(_expectations(SourceConfig, ""))
 
 

@@ -1,4 +1,4 @@
-"""What a key of another trainer can mean here: the words in which the tables `verl` and `trainers` are written."""
+"""Describe what a key of another trainer means here: the words of the tables `verl` and `trainers`."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ NOTHING = Reading({})
 
 
 def no_effect(reason: str, names: str) -> dict[str, Foreign]:
-    """Keys (separated by blanks) that may hold anything: none of it matters here."""
+    """Describe keys (separated by blanks) that may hold anything: none of it matters here."""
     return {name: Foreign(lambda value: NOTHING, reason) for name in names.split()}
 
 
 def not_offered(reason: str, names: str) -> dict[str, Foreign]:
-    """Keys that are accepted while they are switched off, and refused otherwise."""
+    """Describe keys that are accepted while they are switched off, and refused otherwise."""
     return only(is_off, reason, names)
 
 
 def only(accepts: Callable[[Any], bool], reason: str, names: str) -> dict[str, Foreign]:
-    """Keys whose value is accepted, without an effect, if `accepts` says so."""
+    """Describe keys whose value is accepted, without an effect, if `accepts` says so."""
     return {name: Foreign(lambda value: NOTHING if accepts(value) else None, reason) for name in names.split()}
 
 
 def choice(readings: Mapping[Any, Mapping[str, Any]], reason: str = "") -> Foreign:
-    """A key with few values; each is read as some keys of ours. Text is compared in lower case."""
+    """Describe a key with few values, each of which is read as some keys of ours. Text is compared in lower case."""
 
     def reads(value: Any) -> Reading | None:
         name = value.lower() if isinstance(value, str) else value
@@ -50,7 +50,7 @@ def choice(readings: Mapping[Any, Mapping[str, Any]], reason: str = "") -> Forei
 
 
 def as_key(key: str, convert: Callable[[Any], Any] = lambda value: value, reason: str = "") -> Foreign:
-    """A key that is one of ours, with another notation for its value. `convert` returns None where it has none."""
+    """Describe a key that is one of ours, with another notation for its value. `convert` returns None for no value."""
 
     def reads(value: Any) -> Reading | None:
         if value is None:

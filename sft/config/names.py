@@ -216,7 +216,7 @@ class Names:
             self._agree("model.fsdp_config.dp_replicate", [Claim(verl.SHARD_GROUP, written, copies)])
 
     def _micro_batch_of(self, name: str, steps: Any, dp: int) -> int | None:
-        """The micro-batch that `steps` of accumulation imply; None, with a problem, where it is no whole number."""
+        """Return the micro-batch that `steps` of accumulation imply; None, with a problem, if it is no whole number."""
         samples = self._values.get("data.train_batch_size", 0)
         if not _is_count(steps):
             self._report.problem(f"{name}={shown(steps)} must be a whole number of at least 1.")

@@ -1,4 +1,4 @@
-"""Keys of one command alone, beside those of the trainer: `python -m sft.inspect ... +inspect.samples=5`."""
+"""Take the keys of one command alone out of its arguments: `python -m sft.inspect ... +inspect.samples=5`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Options = TypeVar("Options")
 def take_options(
     arguments: Sequence[str], kind: type[Options], section: str, files: Sequence[str] = ()
 ) -> tuple[Options, list[str]]:
-    """(the keys `section.*` as a `kind`, the other arguments). Raises ConfigError with everything wrong with ours.
+    """Return (the keys `section.*` as a `kind`, the other arguments). Raises ConfigError with all problems of ours.
 
     kind: a pydantic dataclass whose fields all have defaults. files: fields that name a file to be written.
     """
@@ -51,7 +51,7 @@ def take_options(
 
 
 def help_text(kind: type[Any], section: str) -> str:
-    """These keys, one per line, with their defaults."""
+    """Return the help text of these keys: one per line, with defaults."""
     about = TypeAdapter(kind).json_schema()["properties"]
     return "\n".join(
         f"  +{section}.{field.name}={'null' if field.default is None else str(field.default).lower():<6} "

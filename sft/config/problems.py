@@ -1,4 +1,4 @@
-"""What the door has to say: all problems at once, each warning once."""
+"""Collect what is wrong with a configuration: all problems at once, each warning once."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ class Report:
 
 
 def shown(value: Any) -> str:
-    """A value as a user would type it; text in quotes, so that "12" and 12 differ."""
+    """Write a value as a user would type it; text in quotes, so that "12" and 12 differ."""
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def multiples_around(unit: int, number: int) -> list[int]:
-    """The positive multiples of `unit` next to `number`, which is none: (8, 12) -> [8, 16]."""
+    """Return the positive multiples of `unit` next to `number`: (4, 10) -> [8, 12]."""
     below = number // unit * unit
     return [multiple for multiple in (below, below + unit) if multiple]
 
 
 def divisors_around(whole: int, number: int) -> list[int]:
-    """The divisors of `whole` next to `number`, which is none: (32, 5) -> [4, 8]."""
+    """Return the divisors of `whole` next to `number`: (32, 5) -> [4, 8]."""
     divisors = [candidate for candidate in range(1, whole + 1) if whole % candidate == 0]
     below = [divisor for divisor in divisors if divisor < number]
     above = [divisor for divisor in divisors if divisor > number]
@@ -57,5 +57,5 @@ def choices(numbers: list[int]) -> str:
 
 
 def from_here(path: Path) -> str:
-    """A relative path in full: the working directory may not be the one the user has in mind."""
+    """Return " (looked for <full path>)" for a relative path: the user may have another working directory in mind."""
     return "" if path.is_absolute() else f" (looked for {path.absolute()})"

@@ -1,4 +1,4 @@
-"""The reference page docs/config.md, from the YAML files (values, comments), the schema and the tables of names.
+"""Write the page docs/config.md from the YAML files (values, comments), the schema and the tables of names.
 
 python -m sft.config > docs/config.md
 """
@@ -28,7 +28,7 @@ KEY_LINE = re.compile(r"(?P<indent> *)(?P<name>\w+):(?P<value>.*?)(?:  # (?P<mea
 
 
 def reference() -> str:
-    """The whole page as markdown."""
+    """Return the whole page as markdown."""
     accepts = expectations()
     parts = [HEAD]
     for title, rows in (*_groups(), ("top level", list(_keys(CONFIG_DIR / f"{CONFIG_NAME}.yaml", "")))):

@@ -1,4 +1,4 @@
-"""The keys of a run and what each may hold: frozen, typed, without a single default (those stand in conf/).
+"""Declare the keys of a run and what each may hold: frozen, typed, without defaults (those stand in conf/).
 
 The types describe themselves: an error message and the reference page quote the `description` of a key's type.
 """

@@ -1,4 +1,4 @@
-"""Secrets stay out of every file that a run writes."""
+"""Keep secrets out of every file that a run writes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PASSWORD_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 def without_secrets(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The same nested mapping with the values of secret names masked."""
+    """Return the nested mapping with the values of secret names masked."""
     return {
         name: without_secrets(value) if isinstance(value, Mapping) else masked(name, value)
         for name, value in config.items()
@@ -24,7 +24,7 @@ def without_secrets(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_secret(name: str) -> bool:
-    """Whether a name says that its value is for few eyes."""
+    """Return True if a key's name suggests that its value is a secret."""
     return SECRET_NAME.search(name) is not None
 
 
@@ -36,7 +36,7 @@ def holds_secret(name: str, value: Any) -> bool:
 
 
 def masked(name: str, value: Any) -> Any:
-    """The value, or *** if its name says that it is a secret; without the password, if it is a URL."""
+    """Return the value; *** if its name suggests a secret; a URL without its password."""
     if is_secret(name) and str(value).lower() not in NO_SECRETS:
         return MASK
     if isinstance(value, list | tuple):

@@ -68,7 +68,7 @@ def _offload(value: Any) -> Reading | None:
 
 
 def _positive(key: str, reason: str) -> Foreign:
-    """A number that counts only if it is above 0."""
+    """Describe a number that counts only if it is above 0."""
 
     def reads(value: Any) -> Reading | None:
         if type(value) is not int:

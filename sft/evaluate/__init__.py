@@ -1,1 +1,1 @@
-"""A trained model on held-out rows: the numbers of training's validation, and its answers compared with the rows'."""
+"""Evaluate a model on held-out rows: the numbers of training's validation, and its answers against the rows'."""

@@ -1,4 +1,4 @@
-"""A trained model on data.val_files: loss, perplexity and token accuracy as in training, and if asked its answers.
+"""Evaluate a model on data.val_files: loss, perplexity, token accuracy as in training, and if asked its answers.
 
     torchrun --standalone --nproc_per_node=8 -m sft.evaluate runs/gsm8k +evaluate.generate=true
     python -m sft.evaluate runs/gsm8k data.val_files=other.jsonl +evaluate.out=predictions.jsonl

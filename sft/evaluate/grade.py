@@ -1,4 +1,4 @@
-"""Whether an answer says what was expected: the same final answer, or where none is marked the same text."""
+"""Grade an answer: right if it has the expected final answer, or, where none is marked, the expected text."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ PERCENT = re.compile(r"\s*\\?%$")
 
 
 def is_right(answer: str, expected: str) -> bool:
-    """Whether both come to the same: `1,000` and `$1000.00` do, as numbers; other words must be equal."""
+    """Return True if both answers agree: `1,000` and `$1000.00` do, as numbers; other words must be equal."""
     return normal(final_answer(answer)) == normal(final_answer(expected))
 
 
 def final_answer(text: str) -> str:
-    r"""What stands behind the last `####`, or in the last `\boxed{}`; else the whole text. Thoughts do not count.
+    r"""Return what follows the last `####`, or is in the last `\boxed{}`; else the whole text. Thoughts do not count.
 
     Behind `####`, a box or bold type around the answer is not a part of it.
     """
@@ -33,7 +33,7 @@ def final_answer(text: str) -> str:
 
 
 def normal(text: str) -> str:
-    """One spelling: a number without commas, currency, trailing dot and zeros; other text with single spaces."""
+    """Normalise the spelling: numbers lose commas, currency, trailing dot and zeros; other text has single spaces."""
     text = " ".join(text.split())
     bare = PERCENT.sub("", CURRENCY.sub("", text).rstrip("."))
     number = NUMBER.fullmatch(bare)

@@ -1,4 +1,4 @@
-"""The keys of this command alone (`+evaluate.generate=true`), and what becomes of those that only training reads."""
+"""Take the keys of this command alone (`+evaluate.generate=true`), and drop those that only training reads."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Options:
 
 
 def take_options(arguments: Sequence[str]) -> tuple[Options, list[str]]:
-    """(our own keys, the overrides that evaluation reads). Raises ConfigError with everything wrong with ours."""
+    """Return (our own keys, the overrides that evaluation reads). Raises ConfigError with all problems of ours."""
     taken, rest = options.take_options(arguments, Options, "evaluate", files=("out", "metrics"))
     if taken.out and not taken.generate:
         raise ConfigError([f"evaluate.out={taken.out} is for answers, which evaluate.generate=false makes none of."])
@@ -58,5 +58,5 @@ def take_options(arguments: Sequence[str]) -> tuple[Options, list[str]]:
 
 
 def help_text() -> str:
-    """Our keys, one per line, with their defaults."""
+    """Return the help text of our keys: one per line, with defaults."""
     return options.help_text(Options, "evaluate")

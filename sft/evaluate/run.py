@@ -59,7 +59,7 @@ def main(config: SftConfig, options: Options) -> None:
 
 
 def evaluate(config: SftConfig, options: Options, world: World) -> Numbers:
-    """The numbers of every entry of data.val_files. Every rank calls it; all get them. Raises InputError."""
+    """Compute the numbers of every entry of data.val_files. Every rank calls it; all get them. Raises InputError."""
     log_on_main_rank_only(world)
     refuse_ranks_without_a_gpu()
     if reason := why_on_the_cpu():
@@ -97,7 +97,7 @@ def evaluate(config: SftConfig, options: Options, world: World) -> Numbers:
 
 
 def check(config: SftConfig, options: Options, world: World) -> None:
-    """Raises InputError for what training could do with these keys, and evaluation cannot."""
+    """Raise InputError for keys that training could use and evaluation cannot."""
     model, sp = config.model, config.ulysses_sequence_parallel_size
     if not config.data.val_files:
         raise InputError("data.val_files=null: there is nothing to evaluate on; give held-out files.")
@@ -116,7 +116,7 @@ def check(config: SftConfig, options: Options, world: World) -> None:
 
 
 def numbers_of(scores: dict[str, Score]) -> Numbers:
-    """As in training: val/loss, val/perplexity, val/token_accuracy; of several files, of each, and last of all."""
+    """Name the numbers as training does (val/loss, ...): of each file if there are several, then of all."""
     name_of_all = "all" if "all" not in scores else "all files"
     everything = {name_of_all: reduce(add, scores.values())} if len(scores) > 1 else {}
     return {
@@ -161,7 +161,7 @@ def judge(config: SftConfig, options: Options, source: Path, tokenizer: Any, wor
 
 
 def prompts_of(config: SftConfig, tokenizer: Any) -> list[Prompt]:
-    """What the rows of data.val_files ask, but for prompts that are too long: these are counted.
+    """Return the prompts of the rows of data.val_files. Leaves out and counts those that are too long.
 
     Raises InputError for rows without an answer, unless they are dropped.
     """
@@ -184,6 +184,6 @@ def prompts_of(config: SftConfig, tokenizer: Any) -> list[Prompt]:
 
 
 def line(name: str, numbers: dict[str, float]) -> str:
-    """`val: loss=0.4123 perplexity=1.510 token_accuracy=0.8912 exact_match=0.5530 (200 answers)`."""
+    """Write the numbers in one line: `val: loss=0.4123 perplexity=1.510 ... exact_match=0.5530 (200 answers)`."""
     told = " ".join(f"{key}={value:.6g}" for key, value in numbers.items() if key != "answers")
     return f"{name}: {told}" + (f" ({numbers['answers']:,} answers)" if "answers" in numbers else "")

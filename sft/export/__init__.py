@@ -1,1 +1,1 @@
-"""Trained weights -> a Hugging Face directory, while a run saves (model.py) or after it (python -m sft.export)."""
+"""Export trained weights as a model, an adapter or a .pt file, after a run (python -m sft.export)."""

@@ -1,4 +1,4 @@
-"""A checkpoint, or the newest of a run, as a model to load, an adapter, or a .pt file. One process, on the CPU.
+"""Export a checkpoint, or the newest of a run, as a model, an adapter or a .pt file. One process, on the CPU.
 
     python -m sft.export runs/gsm8k                                   # ./gsm8k-step700, a Hugging Face directory
     python -m sft.export runs/gsm8k/global_step_400 --dtype fp32 --out DIR
@@ -27,7 +27,7 @@ FORMATS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Read argv, export, say where; the exit code."""
+    """Read argv, export, say where, and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m sft.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

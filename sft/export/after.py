@@ -1,4 +1,4 @@
-"""Exports after the fact: a checkpoint becomes a model directory, an adapter or a .pt file, whole or not at all."""
+"""Turn a checkpoint into a model directory, an adapter or a .pt file, whole or not at all."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def _write_adapter(saved: Saved, target: Path, base: Path | None) -> None:
 
 
 def _write_pt(saved: Saved, target: Path, base: Path | None, dtype: torch.dtype | None) -> None:
-    """The one format that is one object: the whole model is in memory while it is written."""
+    """Write one object for torch.load: the whole model is in memory while it is written."""
     optimizer_state = {}
     if saved.state is not None:
         model, source = _rebuilt(saved, base)
@@ -169,13 +169,13 @@ def _write_pt(saved: Saved, target: Path, base: Path | None, dtype: torch.dtype 
 
 
 def _model_state(saved: Saved, model: PreTrainedModel, source: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """For load_state_dict: adapters merged, a tied weight under both of its names."""
+    """Return the weights for load_state_dict: adapters merged, a tied weight under both of its names."""
     whole = dict(merged_weights(model, source, gather=_gather(saved, model), dtype=dtype))
     return whole | _second_names(whole, model)
 
 
 def _stored_model_state(saved: Saved, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
-    """The same of a checkpoint without state, out of the model in it."""
+    """Return the weights of a checkpoint without state, for load_state_dict, from the model in it."""
     assert saved.model is not None
     trust = saved.config.model.trust_remote_code
     skeleton = build_skeleton(
@@ -196,7 +196,7 @@ def _stored_model_state(saved: Saved, dtype: torch.dtype | None) -> dict[str, to
 
 
 def _second_names(whole: dict[str, torch.Tensor], model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """What load_state_dict also asks for: weights that are tied to one of `whole`, by their own names."""
+    """Return what load_state_dict also asks for: weights that are tied to one of `whole`, by their own names."""
     first_names = {id(weight): name for name, weight in named_weights(model).items()}
     names = {
         stored_name(name): first_names.get(id(weight)) for name, weight in model.state_dict(keep_vars=True).items()
@@ -205,7 +205,7 @@ def _second_names(whole: dict[str, torch.Tensor], model: PreTrainedModel) -> dic
 
 
 def _rebuilt(saved: Saved, base: Path | None) -> tuple[PreTrainedModel, Path]:
-    """(the run's model without memory, but for its adapters, which are filled; the base model's directory)."""
+    """Return (the run's model without memory, except its adapters, which are filled; the base model's directory)."""
     assert saved.state is not None
     if saved.config.model.external_lib:
         importlib.import_module(saved.config.model.external_lib)
@@ -225,7 +225,7 @@ def _rebuilt(saved: Saved, base: Path | None) -> tuple[PreTrainedModel, Path]:
 
 
 def _gather(saved: Saved, model: PreTrainedModel) -> Gather:
-    """The weights out of the state, one at a time."""
+    """Yield the weights of the state, one at a time."""
     assert saved.state is not None
     wanted = {f"model/{name}": weight for name, weight in trained_weights(model).items()}
     stored = stored_state(wanted, saved.state)

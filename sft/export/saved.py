@@ -1,4 +1,4 @@
-"""What a run left that can be exported: its newest whole checkpoint, one by name, or the model in its directory."""
+"""Find what a run left that can be exported: its newest whole checkpoint, one by name, or its model."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ class Saved:
 
     @property
     def is_final(self) -> bool:
-        """Whether this is the last step of a run that finished."""
+        """Return True if this is the last step of a run that finished."""
         return _facts(self.run_dir).get("exported_step") == self.step
 
     @cached_property
     def config(self) -> SftConfig:
-        """Of the run."""
+        """Return the configuration of the run."""
         return read_config(self.run_dir / "config.yaml")
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """Of the state."""
+        """Return the manifest of the state."""
         assert self.state is not None
         return read_manifest(self.state)
 
     def base(self, given: Path | None) -> Path:
-        """The model that training began with. Raises InputError unless it is the very one."""
+        """Find the model that training began with. Raises InputError unless it is the very one."""
         try:
             model = self.config.model
             path = given or find_model(model.partial_pretrain, model.revision)
@@ -65,7 +65,7 @@ class Saved:
 
 
 def find_saved(path: Path) -> Saved:
-    """What a run directory or a global_step_N holds. Raises InputError for damage, and where there is nothing."""
+    """Find what a run directory or a global_step_N holds. Raises InputError for damage, and where there is nothing."""
     if (path / "manifest.json").is_file():
         if problems := problems_of(path):
             raise InputError(f"{path} is not what was written: {'; '.join(problems)}. Choose another checkpoint.")

@@ -1,1 +1,1 @@
-"""Answers of a model directory: one prompt, a file of them, or a conversation."""
+"""Let a model directory answer: one prompt, a file of them, or a conversation."""

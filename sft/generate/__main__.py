@@ -21,7 +21,7 @@ from sft.errors import InputError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Read argv, answer; the exit code."""
+    """Read argv, answer, and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m sft.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""Prompts -> answers of a model that lies whole on one device, in batches padded on the left.
+"""Answer prompts with a model that lies whole on one device, in batches padded on the left.
 
 Generation stops at the tokens of the model's generation_config.json; nothing else of that file counts: what is greedy
 here is the most likely token, without penalties.
@@ -33,7 +33,7 @@ class Sampling:
 def open_model(
     directory: Path, *, device: torch.device | None = None, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, Any]:
-    """(model on the device, tokenizer) of a model directory. Raises InputError if it is none.
+    """Open a model directory: (model on the device, tokenizer). Raises InputError if it is none.
 
     device: None: the GPU where there is one.
     """
@@ -49,7 +49,7 @@ def open_model(
 
 
 def chat_prompt(tokenizer: Any, messages: Sequence[dict[str, Any]], **variables: Any) -> list[int]:
-    """The token ids with which the model is asked to answer. Raises InputError for a model without a chat template.
+    """Return the token ids that ask the model to answer. Raises InputError for a model without a chat template.
 
     variables: the template's own, such as enable_thinking.
     """
@@ -73,7 +73,7 @@ def answer(
     progress: Callable[[Iterable[int], int], Iterable[int]] = lambda starts, total: starts,
     stream: bool = False,
 ) -> list[str]:
-    """The answer to every prompt (token ids), in order. Prompts of like length share a batch, so few are padded much.
+    """Answer every prompt (token ids), in order. Prompts of like length share a batch, so few are padded much.
 
     stream: print it while it is made; for one prompt. An answer ends where the model has no more positions. Raises
     InputError for a prompt that leaves none.

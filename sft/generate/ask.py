@@ -1,4 +1,4 @@
-"""What is asked, and where the answers go."""
+"""Read the questions, ask the model, and write the answers."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def ask(options: Namespace) -> None:
 
 
 def read_questions(file: Path, system: str | None) -> Iterator[Messages]:
-    """The conversations of a file. Raises InputError naming file:line."""
+    """Read the conversations of a file. Raises InputError naming file:line."""
     if file.suffix == ".txt":
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
@@ -100,13 +100,13 @@ def _of_row(where: str, cells: dict[str, Any], system: str | None) -> Messages:
 
 
 def with_system(prompt: str, system: str | None) -> Messages:
-    """A conversation of one question."""
+    """Return a conversation of one question, after the system message if there is one."""
     question = {"role": "user", "content": prompt}
     return [{"role": "system", "content": system}, question] if system else [question]
 
 
 def write_answers(out: Path | None, rows: list[Messages], answers: list[str]) -> None:
-    """An object per line: prompt (the last message) and answer."""
+    """Write an object per line: prompt (the last message) and answer."""
     lines = [
         json.dumps({"prompt": messages[-1]["content"], "answer": text}, ensure_ascii=False)
         for messages, text in zip(rows, answers, strict=True)
@@ -119,7 +119,7 @@ def write_answers(out: Path | None, rows: list[Messages], answers: list[str]) ->
 
 
 def talk(system: str | None, reply: Any) -> None:
-    """A conversation: a line of the user's, an answer, until Ctrl-D. /new forgets what was said."""
+    """Hold a conversation: a line of the user's, an answer, until Ctrl-D. /new forgets what was said."""
     beginning = [{"role": "system", "content": system}] if system else []
     messages = list(beginning)
     print("Ask something. /new begins again, Ctrl-D ends.", file=sys.stderr)

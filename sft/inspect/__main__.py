@@ -1,4 +1,4 @@
-"""What a run would train, on the CPU, without its weights: samples, numbers, the plan of its steps, its memory.
+"""Show what a run would train, on the CPU, without its weights: samples, numbers, plan of the steps, memory.
 
     python -m sft.inspect runs/gsm8k                    # as that run was configured
     python -m sft.inspect data.train_files=... model.partial_pretrain=... +inspect.samples=5 +inspect.html=page.html
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def look(config: SftConfig, options: Options) -> int:
-    """Show everything; the exit code. What cannot be used is printed, as the trainer would."""
+    """Show everything and return the exit code. Prints errors as the trainer would."""
     with without_collections():
         from sft.inspect.story import DataError, tell
 

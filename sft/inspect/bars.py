@@ -1,4 +1,4 @@
-"""How often which sizes occur, for text and for a drawing."""
+"""Count how often which sizes occur, for text and for a drawing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Bar:
 
 
 def histogram(values: np.ndarray) -> list[Bar]:
-    """At most MOST_BARS bars of equal width, 1, 2 or 5 times a power of ten, from the smallest value to the largest."""
+    """Count values in at most MOST_BARS bars of equal width (1, 2 or 5 times a power of ten)."""
     smallest, largest = int(values.min()), int(values.max())
     widths = (step * 10**power for power in range(12) for step in (1, 2, 5))
     width = next(width for width in widths if largest // width - smallest // width < MOST_BARS)
@@ -30,7 +30,7 @@ def histogram(values: np.ndarray) -> list[Bar]:
 
 
 def text_bars(values: np.ndarray, *, mark: tuple[int, str] | None = None) -> list[str]:
-    """A line per bar. mark: (a value, what to write beside the bar that holds it)."""
+    """Draw a histogram as text, a line per bar. mark: (a value, what to write beside the bar that holds it)."""
     bars = histogram(values)
     most = max(bar.count for bar in bars)
     labels = [f"{bar.low:,}-{bar.high:,}" if bar.high > bar.low else f"{bar.low:,}" for bar in bars]

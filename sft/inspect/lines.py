@@ -1,4 +1,4 @@
-"""Samples as JSONL, for programs."""
+"""Write samples as JSONL, for programs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sft.inspect.tokens import SeenSample
 
 
 def write_lines(path: Path, samples: Iterable[SeenSample]) -> int:
-    """One object per sample: row, input_ids, tokens, loss_weights, the last three of one length. Returns how many."""
+    """Write one object per sample: row, input_ids, tokens, loss_weights. Returns how many."""
     count = 0
     with path.open("w", encoding="utf-8") as file:
         for sample in samples:

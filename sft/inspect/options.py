@@ -1,4 +1,4 @@
-"""The keys of this command alone: `+inspect.samples=5`."""
+"""Take the keys of this command alone: `+inspect.samples=5`."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Options:
 
 
 def take_options(arguments: Sequence[str]) -> tuple[Options, list[str]]:
-    """(our own keys, the other arguments). Raises ConfigError with everything that is wrong with ours."""
+    """Return (our own keys, the other arguments). Raises ConfigError with everything that is wrong with ours."""
     return options.take_options(arguments, Options, "inspect", files=("out", "html"))
 
 
 def help_text() -> str:
-    """Our keys, one per line, with their defaults."""
+    """Return the help text of our keys: one per line, with defaults."""
     return options.help_text(Options, "inspect")

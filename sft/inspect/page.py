@@ -1,4 +1,4 @@
-"""One HTML page of samples and numbers, which needs nothing beside itself: no network, no framework."""
+"""Write one HTML page of samples and numbers, which needs nothing beside itself: no network, no framework."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write_page(
     numbers: Sequence[str],
     histograms: dict[str, np.ndarray],
 ) -> None:
-    """The page. numbers: lines of text; histograms: values by the heading of their drawing."""
+    """Write the page. numbers: lines of text; histograms: values by the heading of their drawing."""
     rows = [_row(sample) for sample in samples]
     page = TEMPLATE.substitute(
         title=escape(title),
@@ -37,7 +37,7 @@ def write_page(
 
 
 def drawing(values: np.ndarray) -> str:
-    """The histogram as SVG."""
+    """Draw a histogram as SVG."""
     bars = histogram(values)
     most = max(bar.count for bar in bars)
     parts = []

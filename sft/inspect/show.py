@@ -1,4 +1,4 @@
-"""Samples and numbers for the console. Where there are no colours, « and » stand around what trains."""
+"""Write samples and numbers for the console. Where there are no colours, « and » stand around what trains."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TRAINED, SPECIAL, QUIET = "green", "cyan", "dim"
 
 
 def show_sample(console: Console, sample: SeenSample, *, of: int, ids: bool) -> None:
-    """One conversation as the model meets it; ids: with the id behind every token."""
+    """Show one conversation as the model meets it. ids: with the id behind every token."""
     console.rule(
         f"{sample.where} · sample {sample.number + 1:,} of {of:,} · {len(sample.tokens):,} tokens, "
         f"{sample.supervised_tokens:,} trained",
@@ -26,7 +26,7 @@ def show_sample(console: Console, sample: SeenSample, *, of: int, ids: bool) -> 
 
 
 def conversation(sample: SeenSample, *, marks: bool, ids: bool) -> Text:
-    """The text of a sample: what trains in green (with marks: in « and »), its weight where that is not 1."""
+    """Return the text of a sample: what trains in green (with marks: in « and »), its weight where that is not 1."""
     text = Text()
     for weight, tokens in sample.runs():
         if weight == 0:
@@ -47,7 +47,7 @@ def _append(text: Text, tokens: list[Token], *, ids: bool, style: str = "") -> N
 
 
 def audit_lines(numbers: Audit, name: str) -> Iterator[str]:
-    """Everything that the audit found, with the first examples."""
+    """Return everything that the audit found, with the first examples."""
     yield f"{name}: {kept(numbers)}"
     for cause, found in (numbers.dropped_rows | numbers.dropped_samples | {"truncated": numbers.truncated}).items():
         yield from _example(cause, found)
@@ -58,7 +58,7 @@ def audit_lines(numbers: Audit, name: str) -> Iterator[str]:
 
 
 def histogram_lines(numbers: Audit, name: str, max_length: int) -> Iterator[str]:
-    """How long the samples are, and how much of them trains."""
+    """Draw how long the samples are, and how much of them trains."""
     yield f"{name}: samples by length in tokens"
     mark = (max_length, f"data.max_length={max_length:,}")
     yield from (f"  {line}" for line in text_bars(numbers.lengths, mark=mark))

@@ -1,4 +1,4 @@
-"""From a configuration to everything that is shown of it, in order: samples, numbers, tokenizer, plan, memory."""
+"""Tell what a configuration would train, in order: samples, numbers, tokenizer, plan, memory."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def tell(config: SftConfig, options: Options) -> None:
 
 
 def choose(train: Dataset, options: Options) -> list[int]:
-    """The numbers of the samples to look at, in order. Raises InputError for a row that has none."""
+    """Choose the samples to show: their numbers, in order. Raises InputError for a row that has none."""
     if options.row is not None:
         found = [number for number in range(len(train)) if train.samples.where(number) == options.row]
         if not found:
@@ -98,13 +98,13 @@ def choose(train: Dataset, options: Options) -> list[int]:
 
 
 def val_lines(train: Dataset, val: Dataset, stops: list[int]) -> Iterator[str]:
-    """The short version for the validation data, and how much of it is trained on."""
+    """Summarise the validation data, and how much of it is in the training data too."""
     yield from summary(audit(val, stops), "val")
     yield f"val: samples that are in the training data too: {overlap(val, train)}"
 
 
 def tokenizer_lines(config: SftConfig, tokenizer: Any, stops: list[int], *, is_own: bool) -> Iterator[str]:
-    """Which template and tokenizer made the tokens."""
+    """Say which template and tokenizer made the tokens."""
     given = config.data.chat_template
     origin = "the tokenizer's own" if is_own else "chatml (the tokenizer has none)" if given is None else "given"
     if given is not None and "{" not in given:
@@ -120,7 +120,7 @@ def tokenizer_lines(config: SftConfig, tokenizer: Any, stops: list[int], *, is_o
 def write_files(
     options: Options, train: Dataset, chosen: list[int], tokenizer: Any, lines: list[str], numbers: Audit
 ) -> None:
-    """inspect.out and inspect.html."""
+    """Write the files of +inspect.out and +inspect.html."""
     written = chosen[: None if options.written < 0 else options.written]
 
     def seen() -> Iterator[SeenSample]:

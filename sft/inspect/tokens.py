@@ -1,4 +1,4 @@
-"""A sample as a person reads it: the text of every token, and runs of tokens with one weight."""
+"""Turn a sample into what a person reads: the text of every token, and runs of tokens with one weight."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class SeenSample:
         return sum(token.weight > 0 for token in self.tokens)
 
     def runs(self) -> Iterator[tuple[float, list[Token]]]:
-        """Neighbours of equal weight, in order."""
+        """Group neighbouring tokens of equal weight, in order."""
         for weight, tokens in groupby(self.tokens, key=lambda token: token.weight):
             yield weight, list(tokens)
 
 
 def see(samples: FittedSamples, number: int, tokenizer: Any) -> SeenSample:
-    """The sample of that number. The weight of its first token is 0: nothing stands before it to predict it from."""
+    """Return the sample of that number as text. Its first token has weight 0: nothing predicts it."""
     sample = samples[number]
     ids, weights = sample.input_ids.tolist(), [0.0, *sample.loss_weights[1:].tolist()]
     special = set(tokenizer.all_special_ids)
@@ -51,7 +51,7 @@ def see(samples: FittedSamples, number: int, tokenizer: Any) -> SeenSample:
 
 
 def token_texts(ids: list[int], tokenizer: Any) -> list[str]:
-    """What each token adds to the text; a character made of several tokens stands at the first of them."""
+    """Return what each token adds to the text; a character made of several tokens stands at the first of them."""
     backend = tokenizer.backend_tokenizer
     alone = backend.decode_batch([[token_id] for token_id in ids], skip_special_tokens=False)
     if HALF not in "".join(alone) and "".join(alone) == backend.decode(ids, skip_special_tokens=False):
@@ -64,7 +64,7 @@ def token_texts(ids: list[int], tokenizer: Any) -> list[str]:
 
 
 def _next_text(ids: list[int], start: int, backend: Any) -> tuple[str, int]:
-    """(the text of the token at `start`, how many tokens it takes to make whole characters)."""
+    """Return (the text of the token at `start`, how many tokens it takes to make whole characters)."""
 
     def decode(begin: int, end: int) -> str:
         return backend.decode(ids[begin:end], skip_special_tokens=False)

@@ -1,4 +1,4 @@
-"""How the model is spread over the ranks.
+"""Spread the model over the ranks.
 
 mesh = build_mesh(world.size, device.type)     # who reads which data, who shards which weights, who shares a row
 exchange_heads(model, mesh.sp_group)           # sp > 1: attention sees whole rows; the batches come from split_tokens

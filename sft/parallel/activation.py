@@ -1,4 +1,4 @@
-"""What a layer does with its forward: compute activations again in backward instead of keeping them; be compiled."""
+"""Change how layers run: compute activations again in backward instead of keeping them; compile them."""
 
 from __future__ import annotations
 

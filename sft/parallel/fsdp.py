@@ -1,4 +1,4 @@
-"""FSDP2: every rank keeps a part of each weight, gathers a layer while it computes, and sums gradients."""
+"""Shard a model with FSDP2: each rank keeps a part of each weight, gathers a layer to compute it, sums gradients."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def shard(model: torch.nn.Module, layers: list[torch.nn.Module], mesh: DeviceMes
 def join_layers(
     layers: Sequence[torch.nn.Module], min_group_params: int
 ) -> list[torch.nn.Module | list[torch.nn.Module]]:
-    """The layers in order; neighbours are joined while a group holds fewer than min_group_params parameters."""
+    """Group neighbouring layers, in order, until a group holds min_group_params parameters."""
     groups: list[torch.nn.Module | list[torch.nn.Module]] = []
     joined: list[torch.nn.Module] = []
     parameters = 0
@@ -60,7 +60,7 @@ def join_layers(
 
 
 def begin_micro_batch(model: torch.nn.Module, sharding: Sharding, *, is_last: bool) -> None:
-    """Say what the next backward ends with: before the last one of a step, what must not happen yet can wait."""
+    """Prepare the next forward and backward: gradients are summed over the ranks only after the last one of a step."""
     assert isinstance(model, FSDPModule)
     model.set_requires_gradient_sync(is_last or not sharding.reduce_once)
     model.set_reshard_after_backward(is_last or sharding.reshard_after_forward)

@@ -1,4 +1,4 @@
-"""CPU memory that is copied into again and again.
+"""Copy tensors into CPU memory that is used again and again.
 
 New memory is slow: a page that is written for the first time must be found and cleared by the kernel, which takes
 several times as long as the copy. And a GPU copies by itself, without waiting, only into memory that is page-locked.
@@ -25,7 +25,7 @@ class HostMemory:
 
     @torch.no_grad()
     def copy(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The tensors as they are now, contiguous on the CPU, until the next call writes over them.
+        """Copy the tensors as they are now to the CPU, contiguous; the next call writes over the copies.
 
         Raises MemoryError or RuntimeError where there is no room.
         """

@@ -1,4 +1,4 @@
-"""This module tells from an error of a backend whether another rank is lost, and asks the ranks that are left which."""
+"""Tell from an error of a backend whether another rank is lost, and asks the ranks that are left which."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def is_about_other_ranks(error: RuntimeError) -> bool:
 
 
 def who_is_lost(store: Store | None, world: World, timeout: timedelta, phase: str, error: RuntimeError) -> str:
-    """Every rank that is left signs up; the first of them names those that do not, the others have nothing to add.
+    """Name the ranks that are lost: those left sign up, and the first of them names the rest; the others say nothing.
 
     store: None if it was never reached. phase: what this rank was doing. error: the backend's, whose text is kept.
     """

@@ -1,4 +1,4 @@
-"""The world as named axes: who reads which data, who shards which weights, who shares a row."""
+"""Lay the ranks out on named axes: who reads which data, who shards which weights, who shares a row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The part of a tensor that this rank owns, out of and into safetensors files.
+"""Write the part of a tensor that this rank owns to safetensors files, and read it back.
 
 FSDP2 keeps every parameter and optimizer moment as a DTensor: the global tensor is cut into boxes, one per rank.
 Loading a model, resuming a checkpoint on the same or on another number of ranks is one operation: copy into my
@@ -33,7 +33,7 @@ class Box:
     shape: tuple[int, ...]
 
     def overlap(self, other: Box) -> Box | None:
-        """The part that both boxes hold, in global coordinates; None if there is none."""
+        """Return the part that both boxes hold, in global coordinates; None if there is none."""
         starts = [max(a, b) for a, b in zip(self.offset, other.offset, strict=True)]
         ends = [
             min(a + n, b + m) for a, n, b, m in zip(self.offset, self.shape, other.offset, other.shape, strict=True)
@@ -43,11 +43,11 @@ class Box:
         return Box(tuple(starts), tuple(end - start for start, end in zip(starts, ends, strict=True)))
 
     def slices(self) -> tuple[slice, ...]:
-        """How to index the global tensor to get this box."""
+        """Return the index that takes this box out of the global tensor."""
         return tuple(slice(start, start + length) for start, length in zip(self.offset, self.shape, strict=True))
 
     def slices_within(self, outer: Box) -> tuple[slice, ...]:
-        """How to index a tensor that holds `outer` to get this box."""
+        """Return the index that takes this box out of a tensor that holds `outer`."""
         return tuple(
             slice(mine - theirs, mine - theirs + length)
             for mine, theirs, length in zip(self.offset, outer.offset, self.shape, strict=True)
@@ -55,7 +55,7 @@ class Box:
 
 
 def local_box(tensor: torch.Tensor) -> Box:
-    """Which part of the global tensor this rank holds; all of it for an ordinary tensor."""
+    """Return which part of the global tensor this rank holds; all of it for an ordinary tensor."""
     if isinstance(tensor, DTensor):
         shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
         return Box(tuple(offset), tuple(shape))
@@ -63,13 +63,13 @@ def local_box(tensor: torch.Tensor) -> Box:
 
 
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part as an ordinary tensor that shares its memory."""
+    """Return this rank's part as an ordinary tensor that shares its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
 def whole_tensor(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The global tensor on the CPU, cast before it travels. A collective over the tensor's mesh."""
+    """Gather the global tensor on the CPU, cast before it travels. A collective over the tensor's mesh."""
     tensor = tensor.detach().to(dtype)
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu().contiguous()
 
@@ -92,7 +92,7 @@ class StoredTensors:
 
     @classmethod
     def of_whole_tensors(cls, files: Iterable[Path]) -> StoredTensors:
-        """A Hugging Face model directory: every tensor whole, in exactly one file. Reads headers only."""
+        """Open a Hugging Face model directory: every tensor whole, in exactly one file. Reads headers only."""
         stored = cls()
         for file in files:
             with safe_open(file, "pt") as tensors:
@@ -105,7 +105,7 @@ class StoredTensors:
 
     @classmethod
     def of_ranks(cls, directory: Path) -> StoredTensors:
-        """What `LocalParts.write` of all ranks left in `directory`."""
+        """Open what `LocalParts.write` of all ranks left in `directory`."""
         stored = cls()
         for file in sorted(directory.glob("rank_*.safetensors")):
             with safe_open(file, "pt") as tensors:
@@ -116,18 +116,18 @@ class StoredTensors:
         return stored
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of the global tensor."""
+        """Return the shape of the global tensor."""
         ends = [tuple(o + n for o, n in zip(part.box.offset, part.box.shape, strict=True)) for part in self.parts[name]]
         return tuple(max(column) for column in zip(*ends, strict=True))
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor as it is in the file that holds all of it."""
+        """Read the tensor as it is in the file that holds all of it."""
         (part,) = self.parts[name]
         with safe_open(part.file, "pt") as tensors:
             return tensors.get_tensor(part.key)
 
     def read_whole(self, name: str, dtype: torch.dtype) -> torch.Tensor:
-        """The global tensor in `dtype`, put together of its parts, on the CPU."""
+        """Read the global tensor in `dtype`, put together of its parts, on the CPU."""
         tensor = torch.empty(self.shape(name), dtype=dtype)
         self.copy_into({name: tensor})
         return tensor
@@ -160,7 +160,7 @@ class LocalParts:
     boxes: dict[str, Box]
 
     def write(self, file: Path) -> None:
-        """One safetensors file, for `StoredTensors.of_ranks`."""
+        """Write one safetensors file, for `StoredTensors.of_ranks`."""
         boxes = {name: (box.offset, box.shape) for name, box in self.boxes.items()}
         save_file(self.tensors, file, metadata={"boxes": json.dumps(boxes)})
         let_others_read(file)
@@ -171,7 +171,7 @@ def copy_local_parts(
     memory: HostMemory | None = None,
     own: Mapping[str, torch.Tensor] | None = None,
 ) -> LocalParts:
-    """What this rank has to save of `tensors`, as it is now: later changes do not reach the copy.
+    """Copy what this rank has to save of `tensors`, as it is now: later changes do not reach the copy.
 
     Together the ranks hold every element exactly once: of ranks that hold the same part, the first does.
     memory: the copy is made there, over the one before; None: in memory of its own

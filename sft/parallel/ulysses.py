@@ -1,4 +1,4 @@
-"""Ulysses sequence parallelism: the ranks of an sp group share the tokens of every row.
+"""Share the tokens of every row among the ranks of an sp group: Ulysses sequence parallelism.
 
     Batch --split_tokens--> the same number of consecutive tokens on every rank
     [t tokens, all heads] --exchange--> [T tokens, some heads] --any kernel--> --exchange--> [t tokens, all heads]
@@ -31,7 +31,7 @@ LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 
 
 def split_tokens(batch: Batch, *, part: int, parts: int) -> Batch:
-    """Part number `part` of a packed batch: t consecutive tokens, [1, T] -> [1, t].
+    """Take part number `part` of a packed batch: t consecutive tokens, [1, T] -> [1, t].
 
     The counts are those of this part - a sample counts where it begins - so their sums over the parts are the
     batch's own. cu_seqlens and max_seqlen go on to describe the whole row, which is what attention sees. A row
@@ -111,7 +111,7 @@ def refuse_impossible_split(config: PretrainedConfig, sp: int, *, ranks: int) ->
 
 
 def _whole_rows(kernel: Callable[..., Any], group: dist.ProcessGroup) -> Callable[..., Any]:
-    """An attention function, in transformers' signature, that computes `kernel` over the rows of all ranks."""
+    """Return an attention function, in transformers' signature, that computes `kernel` over the rows of all ranks."""
     sp = group.size()
     # transformers' table of kernels outlives the run; a group still held when it is destroyed can crash at exit.
     alive = weakref.ref(group)

@@ -1,4 +1,4 @@
-"""Who am I among the ranks, and the few words ranks exchange.
+"""Say which rank this process is, and let ranks agree: sums, largest values, results, errors.
 
 Every collective here says over whom it runs; every rank of that group must call it.
 """
@@ -72,7 +72,7 @@ class LostRanksError(Exception):
 
 @contextmanager
 def process_group(world: World, timeout: timedelta = timedelta(minutes=30)) -> Iterator[None]:
-    """The default process group, for the length of the run. NCCL for CUDA tensors, gloo for CPU tensors.
+    """Open the default process group for the length of the run. NCCL for CUDA tensors, gloo for CPU tensors.
 
     Without torchrun (`python -m sft.fsdp_sft_trainer`) it is a group of one that opens no port. Raises LostRanksError
     where another rank dies, or does not answer within `timeout`.
@@ -119,7 +119,7 @@ def _meet(world: World, timeout: timedelta) -> Store:
 
 
 def _keys_of_this_run(world: World) -> str:
-    """A prefix of its own for every run: torchrun's store still holds the keys of earlier ones.
+    """Return a prefix of its own for every run: torchrun's store still holds the keys of earlier ones.
 
     Of earlier runs in this process, and of the ranks that `torchrun --max-restarts` has replaced. Restarts are counted
     per node: on several, the counts may differ, and each restart needs a store of its own instead.
@@ -152,7 +152,7 @@ def _outlive_torchrun() -> None:
 
 
 def sum_over(group: dist.ProcessGroup | None, *values: float | torch.Tensor) -> list[float]:
-    """The sums of `values` over every rank of `group`, exact in float64, on every rank.
+    """Return the sums of `values` over every rank of `group`, exact in float64, on every rank.
 
     Plain numbers travel by gloo and never wait for the device. With scalars of a device among them, the sum is made
     there, and the host waits for it once.
@@ -172,7 +172,7 @@ def sum_over(group: dist.ProcessGroup | None, *values: float | torch.Tensor) -> 
 
 
 def max_over_all_ranks(*values: float) -> list[float]:
-    """The largest of each of `values` over every rank, on every rank."""
+    """Return the largest of each of `values` over every rank, on every rank."""
     largest = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=ALL_RANKS)
     return largest.tolist()
@@ -223,7 +223,7 @@ def seed_everything(seed: int) -> None:
 
 
 def seed_rank(seed: int, world: World) -> None:
-    """From here on every rank draws numbers of its own: dropout masks of one rank must not be those of another.
+    """Let every rank draw random numbers of its own from here on: dropout masks must differ between ranks.
 
     Resuming puts the random state of the checkpoint in their place.
     """

@@ -1,4 +1,4 @@
-"""What a person sees of a run: console, training.log, metrics.jsonl, loss.png, and the trackers they asked for.
+"""Show a run to people: console, training.log, metrics.jsonl, loss.png, and the trackers they asked for.
 
     with open_run(run_dir, loggers=["console", "wandb"], ..., is_main=world.is_main) as run_log:
         run_log.say("step = 2 dp x 3 micro-batches = 256 samples")

@@ -1,4 +1,4 @@
-"""README.md of a model: what it was made of and how, as the Hugging Face hub shows it.
+"""Write the README.md of a model: what it was made of and how, as the Hugging Face hub shows it.
 
 Pure: facts in, markdown out. Paths lose everything above the data file or model they name; values of secret names
 are masked, as in config.yaml.
@@ -47,12 +47,12 @@ class CardFacts:
 
 
 def model_card(facts: CardFacts) -> str:
-    """The whole page, front matter included, and a last line by which `is_untouched` knows it."""
+    """Return the whole page: front matter, text, and a last line by which `is_untouched` knows it."""
     return _sealed(_page(facts))
 
 
 def is_untouched(text: str) -> bool:
-    """Whether a README.md is a card as `model_card` made it, which nobody has written in since."""
+    """Return True if a README.md is exactly what `model_card` wrote, without edits since."""
     return text == _sealed(text[: text.rstrip("\n").rfind("\n") + 1])
 
 
@@ -118,7 +118,7 @@ def _front_matter(facts: CardFacts) -> dict[str, Any]:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name is one of the hub, and no path of this machine."""
+    """Return True if a name is an id of the hub, not a path of this machine."""
     return HUB_ID.match(name) is not None and not Path(name.partition(":")[0]).exists() and not _is_file_name(name)
 
 
@@ -163,5 +163,5 @@ def _shown(value: Any) -> str:
 
 
 def without_home(text: str) -> str:
-    """Paths below the home directory begin with ~."""
+    """Write paths below the home directory with ~."""
     return text.replace(f"{Path.home()}/", "~/")

@@ -1,4 +1,4 @@
-"""The console: plain lines when piped, a progress bar below the same lines on a terminal."""
+"""Print lines on the console; on a terminal, keep a progress bar below them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FORMATS = {"loss": ".4f", "lr": ".3e", "tokens_per_sec_per_gpu": ".0f"}
 
 
 def step_line(step: int, metrics: Mapping[str, float]) -> str:
-    """`step=1000 loss=1.2345 lr=9.511e-06 ...`; of data/ nothing; others keep their set: `val_loss=...`."""
+    """Write metrics as `step=1000 loss=1.2345 ... val_loss=...`; leaves out data/*."""
     others = [name for name in metrics if not name.startswith(("train/", "perf/", "data/"))]
     shown = [name for name in TRAIN_LINE if name in metrics] + others
     return " ".join([f"step={step}", *(_written(name, metrics[name]) for name in shown)])
@@ -88,7 +88,7 @@ class Console:
             self._bar.update(self._training, completed=step, facts=facts)
 
     def progress(self, items: Iterable[Item], description: str, total: int | None) -> Iterable[Item]:
-        """The same items, counted by a second bar that goes away when they end."""
+        """Yield the items, and count them with a second bar that goes away at their end."""
         if self._bar is None:
             yield from items
             return

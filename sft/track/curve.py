@@ -1,4 +1,4 @@
-"""loss.png: the training and validation loss of a run, with the learning rate below, drawn from its metrics.jsonl."""
+"""Draw loss.png from metrics.jsonl: training and validation loss, with the learning rate below."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def draw(metrics_path: Path, png_path: Path, *, title: str) -> None:
 
 
 def _series(records: list[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of one metric, where it has a finite value."""
+    """Return steps and values of one metric, where it has a finite value."""
     points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
     steps, values = zip(*points, strict=True) if points else ((), ())
     return np.array(steps, dtype=np.int64), np.array(values, dtype=np.float64)

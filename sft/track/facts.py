@@ -1,4 +1,4 @@
-"""run.json: what ran, on what, when - enough to run it again - and never a secret."""
+"""Write run.json: what ran, on what, when - enough to run it again - and never a secret."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write_run_json(run_dir: str | Path, **facts: Any) -> None:
 
 
 def facts_of_process() -> dict[str, Any]:
-    """Versions, command, start time, commit."""
+    """Return versions, command, start time and commit of this process."""
     return {
         "started_at": STARTED_AT,
         "command": masked_command(sys.argv),
@@ -35,7 +35,7 @@ def facts_of_process() -> dict[str, Any]:
 
 
 def masked_command(argv: list[str]) -> list[str]:
-    """argv with the values of secret names masked: `key=value`, `--key=value` and `--key value`."""
+    """Return argv with the values of secret names masked: `key=value`, `--key=value` and `--key value`."""
     shown = []
     for position, argument in enumerate(argv):
         name, equals, value = argument.partition("=")
@@ -55,7 +55,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of the checkout this code runs from, with "-dirty" if it was changed; None outside a checkout."""
+    """Return the commit of the checkout this code runs from, "-dirty" if it was changed; None outside a checkout."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():  # an installed package may lie inside somebody else's repository
         return None

@@ -1,4 +1,4 @@
-"""The files a run leaves for reading: training.log for people, metrics.jsonl for programs."""
+"""Write the files for reading: training.log for people, metrics.jsonl for programs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def append_line(path: Path, line: str) -> None:
 
 
 def write_samples(path: Path, step: int, samples: list[dict[str, str]]) -> None:
-    """One JSON object per sample, `step` first; what the file holds of `step` and beyond gives way."""
+    """Write one JSON object per sample, `step` first; replaces what the file holds of `step` and later steps."""
     earlier, _ = read_metrics(path)
     records = [record for record in earlier if record["step"] < step] + [{"step": step} | sample for sample in samples]
     replace_file(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode())
 
 
 def timestamp() -> str:
-    """Now in ISO 8601, to the second, with the offset of the local time zone."""
+    """Return the time now in ISO 8601, to the second, with the offset of the local time zone."""
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
@@ -45,7 +45,7 @@ class TrainingLog:
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The objects of a metrics.jsonl in order, and how many lines could not be read (a killed run tears its last)."""
+    """Return the objects of a metrics.jsonl in order, and the number of unreadable lines."""
     lines = path.read_bytes().splitlines() if path.exists() else []
     records = [record for line in lines if (record := _parsed(line)) is not None]
     return records, len(lines) - len(records)

@@ -1,4 +1,4 @@
-"""The model on the Hugging Face hub: a commit and a tag `step-N` for every model that the run saves.
+"""Push models to the Hugging Face hub: a commit and a tag `step-N` for every model that the run saves.
 
 Pushing costs training nothing: rank 0 alone pushes, in a thread, from hard links that no retention deletes. A push
 that fails is a warning with the command that does it by hand; the local model is there all the same. The token is the
@@ -95,7 +95,7 @@ class Hub:
 
 
 def open_hub(hub_id: str | None, run_dir: Path, private: bool, dry_run_dir: str | None) -> Hub | None:
-    """Where this run pushes to; None if it does not. dry_run_dir: write there what would be pushed."""
+    """Open the place that this run pushes to; None if it pushes nothing. dry_run_dir: write there instead."""
     if hub_id is None:
         return None
     staging = run_dir / ".hub"
@@ -116,7 +116,7 @@ def open_hub(hub_id: str | None, run_dir: Path, private: bool, dry_run_dir: str 
 
 
 def push_to_directory(target: Path, model_dir: Path, step: int) -> None:
-    """What a push would do, in directories: `step-N` is the tag, `main` what the last commit left."""
+    """Copy to directories what a push would send: `step-N` is the tag, `main` the last commit."""
     for revision in (f"step-{step}", "main"):
         shutil.rmtree(target / revision, ignore_errors=True)
         shutil.copytree(model_dir, target / revision, copy_function=link_weights)

@@ -1,4 +1,4 @@
-"""From what a step did (StepStats) to what a person wants to know (a flat dict of named numbers).
+"""Turn what a step did (StepStats) into named numbers: loss, speed, memory.
 
 FLOP = one multiplication or one addition; GB = 1e9 bytes; s = seconds.
 """
@@ -36,7 +36,7 @@ PEAK_BF16_FLOPS = {
 
 
 def met_by_a_token(weights: Iterable[torch.Tensor], experts: int | None) -> int:
-    """How many elements of `weights` a token is multiplied with.
+    """Count the elements of `weights` that a token is multiplied with.
 
     experts: how many of the experts, [number, ., .], it meets; None for a model without
     """
@@ -46,7 +46,7 @@ def met_by_a_token(weights: Iterable[torch.Tensor], experts: int | None) -> int:
 def training_flops_per_token(
     num_params: int, num_layers: int, attention_width: int, mean_seq_len: float, *, num_frozen_params: int = 0
 ) -> float:
-    """Forward and backward FLOPs per token of a causal transformer: 6·N + 6·L·H·s.
+    """Return the forward and backward FLOPs per token of a causal transformer: 6·N + 6·L·H·s.
 
     num_params:        N, weights that meet every token in a matmul: the embedding lookup does none, an LM head
                        counts only if it runs on every token (see Meter for one that does not)
@@ -69,7 +69,7 @@ class Peak:
 
 
 def device_peak(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Peak:
-    """The device's dense `dtype` peak: from the data sheet where we know it, else the best of a few probed matmuls.
+    """Return the dense peak of a device in `dtype`: from its data sheet if known, else the best of a few matmuls.
 
     A probe runs with this process's threads and takes well under a second.
     """
@@ -97,7 +97,7 @@ def _probed_matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def peak_memory_gb() -> float:
-    """Most memory this process ever held, in GB: allocated on the CUDA device, or resident where there is none."""
+    """Return the most memory that this process ever held, in GB: allocated on the CUDA device, else resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -149,11 +149,11 @@ class Meter:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """The next step begins now: call it after log, validation and checkpoint, whose time is not training time."""
+        """Begin the next step now. Call it after log, validation and checkpoint: their time is not training time."""
         self._step_began = self._clock()
 
     def measure(self, stats: StepStats, data_wait_s: float) -> dict[str, float]:
-        """The metrics of the step that just ended; the next one begins now."""
+        """Return the metrics of the step that just ended, and begin the next one."""
         now = self._clock()
         self._recent.append(
             _Step(now - self._step_began, data_wait_s, stats.tokens, stats.supervised_tokens, stats.padding)

@@ -29,7 +29,7 @@ def open_run(
     log_freq: int = 1,
     is_main: bool = True,
 ) -> RunLog:
-    """The log of this run; on other ranks than the main one, one with the same face that says nothing.
+    """Open the log of this run. On other ranks than the main one it says nothing.
 
     training.log, metrics.jsonl and loss.png are always written. `loggers` adds step lines on the console and trackers:
     an unknown or uninstalled one raises InputError on every rank. `start_step` is the last finished step of a resumed
@@ -106,7 +106,7 @@ class RunLog:
                 self._try(name, tracker.log, step, metrics)
 
     def say(self, text: str) -> None:
-        """One sentence for the person who watches, on the console and in training.log."""
+        """Write one sentence on the console and in training.log."""
         if self._console:
             self._try("console", self._console.say, text)
         if self._training_log:
@@ -135,7 +135,7 @@ class RunLog:
         self.say(f"warning: {text}")
 
     def progress(self, items: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
-        """The same items; on a terminal a second bar counts them."""
+        """Yield the items; on a terminal a second bar counts them."""
         return self._console.progress(items, description, total) if self._console else items
 
     def close(self) -> None:

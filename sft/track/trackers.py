@@ -1,4 +1,4 @@
-"""The optional trackers: thin adapters, imported on demand, each in a thread of its own.
+"""Send metrics to optional trackers: thin adapters, imported on demand, each in a thread of its own.
 
 Every adapter takes the run when it is made, then `log(step, metrics)` per log point and `close()` at the end. A
 resumed run is a new tracker run, `experiment@step-N`, grouped with its first part: continuing the old one would make
@@ -41,7 +41,7 @@ class TrackedRun:
         return f"{self.experiment}@step-{self.start_step}" if self.start_step else self.experiment
 
     def flat_config(self) -> dict[str, Any]:
-        """{"optim.lr": 1e-5, ...}"""
+        """Return the configuration with dotted keys: {"optim.lr": 1e-5, ...}."""
         return dict(_flat(self.config))
 
 

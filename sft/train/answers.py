@@ -1,4 +1,4 @@
-"""What the model answers while it trains: a few prompts of the validation rows, greedily, every generate_freq steps.
+"""Let the model answer while it trains: a few prompts of the validation rows, greedily, every generate_freq steps.
 
 The sharded model itself speaks, by ordinary forward passes. No cache of keys and values: every new token is a forward
 of all tokens so far, so that n tokens cost about n forwards of the growing rows. The ranks share the prompts, and after
@@ -30,7 +30,7 @@ ROWS_PASSED_OVER = 100
 
 
 def choose_prompts(job: Job, run_log: RunLog) -> list[Prompt]:
-    """The first prompts of the validation rows, of the training rows where there are none; empty if this is off."""
+    """Choose the first prompts of the validation rows (without any: of the training rows); none if this is off."""
     data, trainer = job.config.data, job.config.trainer
     if trainer.generate_freq <= 0:
         return []
@@ -76,7 +76,7 @@ def sample_if_due(job: Job, prompts: Sequence[Prompt], run_log: RunLog, listener
 def greedy(
     job: Job, prompts: Sequence[Sequence[int]], max_new_tokens: int, listener: Listener | None = None
 ) -> list[list[int]] | None:
-    """The most likely answer to every prompt, token ids without the stop; None if the listener heard a request to stop.
+    """Answer every prompt greedily: token ids without the stop; None if the listener heard a request to stop.
 
     Every rank calls it with the same prompts and gets the same answers. Nothing random is drawn, and the model is left
     in its mode: training goes on as if nothing had been.
@@ -104,7 +104,7 @@ def greedy(
 
 
 def _next_tokens(job: Job, rows: list[list[int]]) -> np.ndarray:
-    """The most likely next token of every row, int64 [S]; 0 where another rank of the sp group holds its last token.
+    """Return the likeliest next token of every row, int64 [S]; 0 where another rank of the sp group holds its last one.
 
     One forward of the model, also where this rank has no row: it owes the others its part of the weights.
     """

@@ -1,4 +1,4 @@
-"""From a configuration and what was read to everything a run holds: mesh, sharded model, optimizer, state."""
+"""Build everything a run holds from its configuration and inputs: mesh, sharded model, optimizer, state."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Job:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is left to train: the last step is done, or early stopping is out of patience."""
+        """Return True if nothing is left to train: the last step is done, or early stopping is out of patience."""
         trainer = self.config.trainer
         return self.state.step >= self.total_steps or course.out_of_patience(
             self.state.course, trainer.early_stop_metric, trainer.early_stop_patience
@@ -78,14 +78,14 @@ class Job:
         return Path(self.config.trainer.default_local_dir)
 
     def steps_of(self, interval: int | float | str) -> int:
-        """Steps between two events of a configured interval: steps, a part of the run (below 1), or `epoch`."""
+        """Turn a configured interval into steps: a number of steps, a part of the run (below 1), or `epoch`."""
         if interval == "epoch":
             return self.steps_per_epoch
         assert not isinstance(interval, str)
         return math.ceil(self.total_steps * interval) if 0 < interval < 1 else int(interval)
 
     def samples_of(self, step: int) -> np.ndarray:
-        """Sample ids of a step, the same on every rank and in every run with this data, seed and batch size."""
+        """Return the sample ids of a step, the same on every rank and for the same data, seed and batch size."""
         return plan.step_samples(
             step,
             mixture=self.train.mixture,
@@ -94,13 +94,13 @@ class Job:
         )
 
     def batches(self, dataset: Dataset, sample_ids: np.ndarray) -> Iterator[Batch]:
-        """The micro-batches in which this rank computes its part of `sample_ids`."""
+        """Cut this rank's part of `sample_ids` into micro-batches."""
         for batch in my_batches(dataset, sample_ids, self.mesh):
             yield batch.pinned() if self.world.device.type == "cuda" else batch
 
 
 def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
-    """Mesh, sharded model, optimizer, and the state to continue from."""
+    """Build everything a run needs: the device mesh, the sharded model, the optimizer, and the state to resume from."""
     trainer = config.trainer
     course.check_metric(trainer.early_stop_metric, inputs.val.mixture.ids if inputs.val else {})
     mesh = build_mesh(
@@ -179,7 +179,7 @@ def checkpoints_to_keep(trainer: TrainerConfig) -> int | None:
 
 
 def fingerprint_of(config: SftConfig, inputs: Inputs) -> dict[str, Any]:
-    """What a checkpoint must share with this run to continue it."""
+    """Return what a checkpoint must share with this run so that the run can continue it."""
     return {
         "data": inputs.train.fingerprint,
         "init_from_checkpoint": config.trainer.init_from_checkpoint,

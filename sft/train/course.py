@@ -1,4 +1,4 @@
-"""Is the run still worth its electricity? Pure functions of how the losses went (sft.types.Course).
+"""Follow how the losses of a run develop: best validation, early stopping, warnings. Pure functions, no I/O.
 
     note_training, note_validation    what happened goes into the course
     compare_by, note_metric           which validation was best, and by what
@@ -27,7 +27,7 @@ DEFAULT_METRIC = "val/loss"
 
 
 def note_training(course: Course, loss: float, step: int, total_steps: int) -> None:
-    """A step ended with this loss. One that is not finite was skipped, and says nothing about the course."""
+    """Take in the training loss of a step. One that is not finite was skipped, and says nothing about the course."""
     if not math.isfinite(loss):
         return
     if course.first_loss is None:
@@ -43,12 +43,12 @@ def note_training(course: Course, loss: float, step: int, total_steps: int) -> N
 
 
 def stretch_length(total_steps: int) -> int:
-    """Steps over which the training loss is averaged, a twentieth of the run."""
+    """Return the number of steps over which the training loss is averaged, a twentieth of the run."""
     return max(SHORTEST_STRETCH, total_steps // STRETCHES_PER_RUN)
 
 
 def note_validation(course: Course, metrics: Mapping[str, float]) -> None:
-    """A validation ended with these val/ metrics."""
+    """Take in the val/* metrics of a validation."""
     course.last_val = {k: value for k, value in metrics.items() if k.startswith("val/") and math.isfinite(value)}
     total, steps = course.since_validation
     course.since_validation = [0.0, 0]
@@ -57,7 +57,7 @@ def note_validation(course: Course, metrics: Mapping[str, float]) -> None:
 
 
 def compare_by(course: Course, name: str) -> str | None:
-    """Compare validations by this metric from now on; a sentence where that makes the best so far meaningless."""
+    """Compare validations by this metric from now on. Returns a sentence if that makes the best so far meaningless."""
     before, step, course.metric = course.metric, course.best_step, name
     if before != name:
         course.best_step, course.best_value, course.stale = -1, None, 0
@@ -78,7 +78,7 @@ def note_metric(course: Course, value: float, *, step: int, min_delta: float) ->
 
 
 def out_of_patience(course: Course, metric: str | None, patience: int) -> bool:
-    """Whether `patience` validations in a row brought nothing better; never where no metric is watched."""
+    """Return True if `patience` validations in a row brought nothing better; never where no metric is watched."""
     return metric is not None and course.stale >= patience
 
 
@@ -92,7 +92,7 @@ def check_metric(metric: str | None, val_files: Mapping[str, object]) -> None:
 
 
 def warnings(course: Course, *, step: int, total_steps: int, warmup_steps_ratio: float) -> dict[str, str]:
-    """What is wrong with the course by now, kind -> one sentence with a way out; without the kinds already said."""
+    """Return what looks wrong by now: {kind: one sentence with a way out}, without the kinds already said."""
     found = {
         "overfitting": _overfitting(course),
         "diverging": _diverging(course),

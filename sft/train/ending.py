@@ -1,4 +1,4 @@
-"""How a rank ends whose run cannot go on: who says why, with which exit code, and without waiting for anybody."""
+"""End a rank whose run cannot go on: which rank says why, with which exit code, without waiting for others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What training will look like, before it starts: steps, micro-batches, padding, the largest forward."""
+"""Foretell what training will look like: steps, micro-batches, padding, the largest forward."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def forecast(
 
 
 def sentence(view: Forecast, dataset: Dataset, batch_size: int) -> str:
-    """The arithmetic of a step as one sentence."""
+    """Write the arithmetic of a step as one sentence."""
     ranks = f"{view.dp_size} dp" + (f" (of {view.sp_size} sp ranks each)" if view.sp_size > 1 else "")
     full = view.dp_size * view.micro_batches * dataset.micro_batch_size == view.samples
     size = "up to " * (not full) + _number(dataset.micro_batch_size, "sample")

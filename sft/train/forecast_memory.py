@@ -1,4 +1,4 @@
-"""What a run will need of each rank's memory, by its plan and its skeleton: told before the model is built."""
+"""Estimate each rank's memory from the plan and the skeleton of the model, before the model is built."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ class Footprint:
     reduce_once: bool = True  # sum gradients over the ranks once per step, as asked or because there is room
 
     def fits(self) -> bool:
-        """Whether the estimate leaves room on the device."""
+        """Return True if the estimate leaves room on the device."""
         return not self.device_bytes or estimate(self.model, self.load).total <= ROOM * self.device_bytes
 
     def line(self) -> str:
-        """The estimate in one line; with what would save some, where it does not fit."""
+        """Write the estimate in one line; where it does not fit, with what would save memory."""
         has = f"; a rank has {gigabytes(self.device_bytes)}" if self.device_bytes else ""
         told = f"memory: about {estimate(self.model, self.load)}{has}"
         return told if self.fits() else f"{told}. This may not fit. {self._savings()}"
 
     def table(self) -> str:
-        """The estimate and every knob that saves some, over a few lines."""
+        """Write the estimate, and every key that saves memory, in a few lines."""
         model, ranks = self.model, self.ranks
         trains = f", {model.trainable / 1e6:,.1f} M of them train" if model.frozen else ""
         return "\n".join(
@@ -75,7 +75,7 @@ def footprint(
     device_bytes: int = 0,
     supervised_tokens: np.ndarray | None = None,
 ) -> Footprint:
-    """The estimate for `config` on `ranks` ranks. model: its skeleton, adapters inside. Looks at some steps.
+    """Estimate the memory of `config` on `ranks` ranks. model: its skeleton, adapters inside. Looks at some steps.
 
     supervised_tokens: of every sample, where somebody counted them
     """
@@ -104,7 +104,7 @@ def footprint(
 
 
 def footprint_of_run(config: SftConfig, skeleton: PreTrainedModel, train: Dataset, world: World) -> Footprint:
-    """The estimate of memory, the same on every rank: by the smallest device, and the samples of some steps."""
+    """Estimate the memory of this run, the same on every rank: by the smallest device, and some steps' samples."""
     batch_size = config.data.train_batch_size
     counted = np.zeros(len(train), np.int64)
     for step in steps_to_look_at(config, train):
@@ -123,7 +123,7 @@ def footprint_of_run(config: SftConfig, skeleton: PreTrainedModel, train: Datase
 
 
 def steps_to_look_at(config: SftConfig, dataset: Dataset) -> list[int]:
-    """The first steps of an epoch; with a curriculum, whose first steps are the easy ones, the last ones as well."""
+    """Return the first steps of an epoch; with a curriculum, whose first steps are the easy ones, also the last."""
     steps = range(1, plan.steps_per_epoch(len(dataset.mixture), config.data.train_batch_size) + 1)
     first, last = list(steps[:STEPS]), list(steps[STEPS:][-STEPS:])
     return first + last if config.data.curriculum else first
@@ -132,7 +132,7 @@ def steps_to_look_at(config: SftConfig, dataset: Dataset) -> list[int]:
 def look_ahead(
     config: SftConfig, dataset: Dataset, ranks: int, supervised_tokens: np.ndarray | None = None
 ) -> Forecast:
-    """The run as these ranks would do it, from some of its steps."""
+    """Forecast the run on these ranks from some of its steps."""
     steps_per_epoch = plan.steps_per_epoch(len(dataset.mixture), config.data.train_batch_size)
     sp_size = config.ulysses_sequence_parallel_size
     return forecast(

@@ -1,4 +1,4 @@
-"""Rows become tokens, and weights come from the disk, while the trainer is still being imported.
+"""Tokenise rows and read weights from the disk while the trainer is still being imported.
 
     this process   torch, tokenizers | DTensor, FSDP, models ... | wait for the child | ranks meet | load the model
     its child                        | fill the token cache ................. |
@@ -52,7 +52,7 @@ class HeadStart:
 
 
 def begin(config: SftConfig) -> HeadStart | None:
-    """Start both; what to wait for, if there is a child."""
+    """Start tokenising in a child process and reading weights in a thread. Returns a handle to wait for, or None."""
     head_start = tokenise_ahead(config)  # forks, so before there is a thread
     read_weights_ahead(config)
     return head_start
@@ -85,7 +85,7 @@ def tokenise_ahead(config: SftConfig) -> HeadStart | None:
 
 
 def read_weights_ahead(config: SftConfig) -> threading.Thread | None:
-    """Have the weights in the page cache by the time they are loaded: read through them in a thread, once per node.
+    """Bring the weights into the page cache before they are loaded: read through them in a thread, once per node.
 
     None for a model that is not here yet, for one that memory has no room for, and on several nodes, where each rank
     will read its own slices and no node needs all of them.
@@ -103,7 +103,7 @@ def read_weights_ahead(config: SftConfig) -> threading.Thread | None:
 
 
 def read_through(files: Iterable[Path]) -> int:
-    """Read all bytes of the files and keep none; how many there were, up to the first that cannot be read."""
+    """Read all bytes of the files and keep none. Returns their number, up to the first file that cannot be read."""
     piece, count = bytearray(PIECE), 0
     with suppress(OSError):
         for path in files:
@@ -114,12 +114,12 @@ def read_through(files: Iterable[Path]) -> int:
 
 
 def memory_bytes() -> int:
-    """The memory of this machine."""
+    """Return the memory of this machine in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _tokenise(config: SftConfig, world: World, parent: int, answer: int) -> NoReturn:
-    """The life of the child."""
+    """Live the life of the child: fill the token cache, and end."""
     code = 1
     try:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What a run reads before the ranks meet: the model's directory, its tokenizer, the samples."""
+"""Read what a run needs before the ranks meet: the model's directory, its tokenizer, the samples."""
 
 from __future__ import annotations
 
@@ -91,9 +91,9 @@ def check_sharing_of_rows(config: SftConfig, source: Path, *, ranks: int) -> Non
 
 
 def attention_of(config: SftConfig, source: Path, here: Available, *, wanted: str | None = None) -> Choice:
-    """The attention that the configuration asks for (or the one that is wanted), of the model in `source`.
+    """Choose the attention of the model in `source`: the configured one, or the one that is wanted.
 
-    Raises InputError if it cannot be.
+    Raises InputError if it cannot be computed here.
     """
     return choose_attention(
         load_config(source, trust_remote_code=config.model.trust_remote_code),

@@ -1,4 +1,4 @@
-"""Summed cross entropy over supervised tokens only.
+"""Compute the summed cross entropy over supervised tokens only.
 
 The LM head meets only the columns that carry a label, and of these a few rows at a time: there is never a tensor of
 all logits. The work is done in head.py, within the forward pass of the LM head, where FSDP2 has its weight gathered.

@@ -1,4 +1,4 @@
-"""This module declares the optimizers (OPTIMIZERS) and the learning-rate schedules (SCHEDULES), and builds both.
+"""Declare the optimizers (OPTIMIZERS) and the learning-rate schedules (SCHEDULES), and build both.
 
 A schedule is a pure function of the update number, so nothing of it needs saving. To add one of either, add an entry
 here and its name in sft/config/schema.py and conf/optim/; a checkpoint holds whatever an optimizer remembers.
@@ -114,7 +114,7 @@ weight that this rank holds, tensors of other shapes, which belong to that part,
 
 @torch.no_grad()
 def squared_norm_of_gradients(model: torch.nn.Module) -> torch.Tensor:
-    """Σ g² over the parts of all gradients that this rank holds: float64 scalar on their device, no communication."""
+    """Return Σ g² over this rank's parts of all gradients: float64 scalar on their device, no communication."""
     parts = _local_gradients(model)
     if not parts:  # a rank may hold no part of any weight that trains
         return torch.zeros((), dtype=torch.float64)

@@ -31,7 +31,7 @@ class Profiler:
     """Record the steps `first` to `last` on this rank. Every other step costs nothing."""
 
     def __init__(self, steps: tuple[int, int] | None, run_dir: Path, world: World, *, total_steps: int):
-        """steps: trainer.profile_steps. Raises InputError for steps that the run does not have."""
+        """Take trainer.profile_steps. Raises InputError for steps that the run does not have."""
         if steps is not None and steps[1] > total_steps:
             raise InputError(
                 f"trainer.profile_steps={list(steps)}: the run has {total_steps} steps; name two of them, first and "

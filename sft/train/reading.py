@@ -1,4 +1,4 @@
-"""From the configuration to a tokenizer and to samples. Imports no more of torch and transformers than that takes."""
+"""Open the tokenizer and the datasets of a configuration. Imports little, so that tokenising can start early."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sft.parallel.world import World, log
 
 
 def open_tokenizer(config: SftConfig, source: Path) -> tuple[Any, str | None, dict[str, int]]:
-    """(tokenizer, the template it was given in place of its own, ids of the special tokens that this one needed).
+    """Open the tokenizer: (tokenizer, the template given in place of its own, ids of the special tokens that it needs).
 
     A tokenizer without a template gets ChatML. One line says what begins and what ends its texts and turns. Raises
     InputError for data.chat_template that is none or leaves out bos, and where LoRA would leave the embeddings of new
@@ -65,12 +65,12 @@ def _open_tokenizer(config: SftConfig, source: Path) -> tuple[Any, str | None, d
 
 
 def supervision_of(config: SftConfig) -> Supervision:
-    """What is trained, as the data rooms want to know it."""
+    """Return which tokens of a conversation are trained, as configured."""
     return Supervision(config.data.train_on, config.data.thinking_history)
 
 
 def open_data(config: SftConfig, tokenizer: Any, world: World) -> tuple[Dataset, Dataset | None]:
-    """The training and the validation samples, tokenised by one process per node, memory-mapped by all."""
+    """Open the training and the validation samples, tokenised by one process per node, memory-mapped by all."""
     data = config.data
     train = _open(config, data.train_files, tokenizer, world, max_samples=data.train_max_samples, order=data.curriculum)
     if len(train.mixture.sources) > 1:
@@ -97,7 +97,7 @@ def tokenise_data(config: SftConfig, tokenizer: Any, say: Callable[[str], None])
 
 
 def open_val(config: SftConfig, tokenizer: Any, world: World) -> Dataset:
-    """The validation samples alone."""
+    """Open the validation samples alone."""
     return _open(config, config.data.val_files, tokenizer, world, max_samples=config.data.val_max_samples)
 
 

@@ -1,4 +1,4 @@
-"""What a run tells: its log, its meter, run.json, and the arithmetic of a step as a sentence."""
+"""Report on a run: its log, its meter, run.json, and the arithmetic of a step as a sentence."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MOST_TOKENS_READ = 20_000_000
 
 
 def open_log(job: Job) -> RunLog:
-    """What a person sees of the run, on rank 0; also config.yaml and run.json, which say what ran."""
+    """Open the log of the run, and write config.yaml and run.json, which say what ran. Rank 0 writes."""
     trainer = job.config.trainer
     if job.world.is_main:
         job.run_dir.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def open_log(job: Job) -> RunLog:
 
 
 def write_facts(job: Job, **more: Any) -> None:
-    """run.json: versions, command, hashes, and whatever else is known by now. Rank 0 writes."""
+    """Write run.json: versions, command, hashes, and whatever else is known by now. Rank 0 writes."""
     if job.world.is_main:
         write_run_json(
             job.run_dir,
@@ -61,7 +61,7 @@ def write_facts(job: Job, **more: Any) -> None:
 
 
 def data_facts(job: Job) -> dict[str, list[dict[str, Any]]]:
-    """Every data file, with its rows and a hash of them, the tokenizer, the template and what is trained."""
+    """Return each data file with its rows and a hash of them, the tokenizer, the template and what is trained."""
     sets = {"train": job.train, "val": job.val}
     return {
         name: [{"file": rows.name, "rows": rows.rows, "hash": rows.key} for rows in dataset.files]
@@ -71,7 +71,7 @@ def data_facts(job: Job) -> dict[str, list[dict[str, Any]]]:
 
 
 def start_meter(job: Job, run_log: RunLog) -> Meter:
-    """The meter of this run, its clock ticking; continues the counts of a resumed run."""
+    """Start the meter of this run. Continues the counts of a resumed run."""
     config, lengths = job.model.config.get_text_config(), lengths_in_epoch(job)
     peak = device_peak(job.world.device, DTYPES[job.config.model.fsdp_config.compute_dtype])
     run_log.say(peak.source)
@@ -100,7 +100,7 @@ def start_meter(job: Job, run_log: RunLog) -> Meter:
 
 
 def lengths_in_epoch(job: Job) -> np.ndarray:
-    """Tokens of every sample of the first epoch, repeated ones as often as they are seen, float64."""
+    """Return the tokens of every sample of the first epoch, repeated ones as often as they are seen, float64."""
     mixture = job.train.mixture
     return job.train.samples.lengths[epoch_order(mixture, job.config.trainer.seed, 0)].astype(np.float64)
 
@@ -112,7 +112,7 @@ def of_groups(job: Job, stats: StepStats) -> dict[str, float]:
 
 
 def of_sources(job: Job, stats: StepStats) -> dict[str, float]:
-    """data/samples/<name> and train/loss/<name> of the step that just ended; nothing where there is a single source.
+    """Return data/samples/<name> and train/loss/<name> of the step that just ended; {} where there is a single source.
 
     No loss for a source that had nothing in this step.
     """
@@ -127,7 +127,7 @@ def of_sources(job: Job, stats: StepStats) -> dict[str, float]:
 
 
 def describe_end(job: Job) -> str:
-    """How a run that is over came to its end, and what would make it go on, as one clause."""
+    """Say how a run that is over came to its end, and what would make it go on, as one clause."""
     trainer, step, total = job.config.trainer, job.state.step, job.total_steps
     if step >= total:
         return f"finished (step {step} of {total})"
@@ -139,7 +139,7 @@ def describe_end(job: Job) -> str:
 
 
 def describe_step(job: Job) -> str:
-    """The arithmetic of a step as one sentence; what varies between steps is of the next one."""
+    """Write the arithmetic of a step as one sentence; what varies between steps is of the next one."""
     next_step = job.state.step + 1
     batch_size = job.config.data.train_batch_size
     view = forecast(
@@ -155,7 +155,7 @@ def describe_step(job: Job) -> str:
 
 
 def describe_data(job: Job) -> list[str]:
-    """The short version of `python -m sft.inspect`: what was kept, what trains, what looks like a mistake."""
+    """Give the short version of `python -m sft.inspect`: what was kept, what trains, what looks like a mistake."""
     told = summary(audit(job.train, job.stop_token_ids, most_tokens=MOST_TOKENS_READ), "train")
     if job.val is not None:
         both = overlap(job.val, job.train)

@@ -1,4 +1,4 @@
-"""What people and schedulers ask of a running job, heard on any rank and agreed on by all.
+"""Hear on any rank what people and schedulers ask of a running job, and let all ranks agree on it.
 
 SIGTERM, SIGINT, SIGUSR1    finish the step, save, exit with 128 + the number of the signal
 touch <run>/stop_now        the same, exit with 0
@@ -48,7 +48,7 @@ class Listener:
         self._stop_file = False
 
     def agree(self, *, is_writing: bool = False) -> Requests:
-        """Every rank calls it after every step; all get the same answer.
+        """Agree over all ranks on what was asked. Every rank calls it after every step; all get the same answer.
 
         Raises MishapError on all ranks if the run directory is gone.
         """
@@ -75,12 +75,12 @@ class Listener:
         )
 
     def must_stop(self) -> bool:
-        """As `agree`, for the middle of a validation: what asks to save is left for the end of it."""
+        """Return True if the job must stop now, in the middle of a validation; saving can wait for its end."""
         (stop,) = max_over_all_ranks(bool(self._signal))
         return stop > 0
 
     def hear(self, number: int) -> None:
-        """The first signal is a wish, the second an order."""
+        """Take a signal: the first one is a wish, the second an order."""
         now = time.monotonic()
         if not self._signal:
             self._signal, self._heard_at = number, now
@@ -146,7 +146,7 @@ def request_save(run_dir: str | Path, kind: Kind = "BOTH") -> None:
 
 
 def _take(path: Path) -> str | None:
-    """The content of a file that is removed by this; None if there is none."""
+    """Remove a file and return its content; None if there is none."""
     try:
         text = path.read_text(errors="replace")
         path.unlink()

@@ -1,4 +1,4 @@
-"""How a run ended: result.json for programs, the last lines on the console for people, and the card of its model."""
+"""Tell how a run ended: result.json for programs, the last lines for people, and the card of its model."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def summarise(job: Job, start: Start, run_log: RunLog, *, ended: str, published_
 
 
 def result_of(job: Job, start: Start, ended: str, peak_gb: float, published_step: int | None) -> dict[str, Any]:
-    """What result.json holds."""
+    """Return what result.json holds."""
     state, course = job.state, job.state.course
     seconds = time.perf_counter() - start.seconds
     first, last = losses(job)
@@ -84,7 +84,7 @@ def result_of(job: Job, start: Start, ended: str, peak_gb: float, published_step
 
 
 def losses(job: Job) -> tuple[float | None, float | None]:
-    """Mean training loss of the first and of the last twentieth of the run; of single steps in a short one."""
+    """Return the mean training loss of the first and last twentieth of the run; of single steps in a short one."""
     course = job.state.course
     if len(course.stretches) < 2:
         return course.first_loss, course.last_loss
@@ -92,7 +92,7 @@ def losses(job: Job) -> tuple[float | None, float | None]:
 
 
 def lines_of(result: dict[str, Any]) -> list[str]:
-    """The same for people."""
+    """Write a result in a few lines for people."""
     how = {"finished": "finished", "early stop": "ended by early stopping", "stopped": "stopped"}[result["ended"]]
     told = [
         f"{how} at step {result['steps']:,} of {result['total_steps']:,}: {result['epochs']:.2f} epochs, "
@@ -122,7 +122,7 @@ def _duration(seconds: float) -> str:
 
 
 def write_card(job: Job, model_dir: Path) -> None:
-    """README.md, and the loss curve as it is now, beside the model. Every rank calls it, rank 0 writes."""
+    """Write README.md, and the loss curve as it is now, beside the model. Every rank calls it, rank 0 writes."""
 
     def write() -> None:
         try:
@@ -135,7 +135,7 @@ def write_card(job: Job, model_dir: Path) -> None:
 
 
 def card_facts(job: Job, has_curve: bool) -> CardFacts:
-    """What the card of the model says as it stands now."""
+    """Collect what the card of the model says as it stands now."""
     config, state = job.config, job.state
     data = config.data
     files = [source.path for source in data.mixture] if data.mixture else list(data.train_files or ())
@@ -165,14 +165,14 @@ def card_facts(job: Job, has_curve: bool) -> CardFacts:
 
 
 def template_name(given: str | None) -> str:
-    """What to call the template of data.chat_template: its name or file, not its text."""
+    """Name the template of data.chat_template: its name or file, not its text."""
     if given is None:
         return "the tokenizer's own, or ChatML where it has none"
     return "given as text" if "{" in given else f"`{Path(given).name}`"
 
 
 def command_of(argv: list[str], ranks_per_node: str | None) -> list[str]:
-    """The command as a person types it."""
+    """Return the command as a person types it."""
     if not argv or Path(argv[0]).name != "fsdp_sft_trainer.py":
         return ["python", *argv]
     launcher = ["torchrun", f"--nproc_per_node={ranks_per_node}"] if ranks_per_node else ["python"]
@@ -180,7 +180,7 @@ def command_of(argv: list[str], ranks_per_node: str | None) -> list[str]:
 
 
 def settings_of(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """What decides the model, dotted: of data, model and optim all that is set; no paths of this machine."""
+    """Return the settings that decide the model, with dotted keys; without paths of this machine."""
     told: dict[str, Any] = {}
     for name, value in without_secrets(config).items():
         key = f"{prefix}{name}"

@@ -1,4 +1,4 @@
-"""Where a run begins: at its newest checkpoint, at the one it was told, with the weights of another run, or fresh."""
+"""Find where a run begins: its newest checkpoint, the one it was told, the weights of another run, or fresh."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def resume(
     world: World,
     fingerprint: dict[str, Any],
 ) -> tuple[TrainState, str]:
-    """(state, the directory whose weights the run began with) of the newest good checkpoint or of the one asked for.
+    """Resume: (state, directory whose weights the run began with) of the newest good checkpoint or the one asked for.
 
     Its weights and moments are loaded. If there is none, the state is fresh, with the weights of
     trainer.init_from_checkpoint where that is set.

@@ -1,4 +1,4 @@
-"""When a run saves, and what: checkpoints on the way, the model at the end."""
+"""Save when it is due: checkpoints on the way, the model at the end."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def save_if_due(job: Job, requests: Requests, run_log: RunLog) -> None:
 
 
 def kind_due(job: Job, requests: Requests) -> Kind | None:
-    """Which kind of checkpoint this step ends with: by interval, on demand, as the best, as a stop. BOTH joins two."""
+    """Return the kind of checkpoint that this step ends with: by interval, on demand, as the best, as a stop."""
     trainer, step = job.config.trainer, job.state.step
     if job.is_over and not requests.stop:
         return None  # finish saves BOTH
@@ -45,12 +45,12 @@ def kind_due(job: Job, requests: Requests) -> Kind | None:
 
 
 def is_best(job: Job) -> bool:
-    """Whether trainer.save_best wants the model of this step: its validation was the best so far."""
+    """Return True if trainer.save_best wants the model of this step: its validation was the best so far."""
     return job.config.trainer.save_best and job.state.course.best_step == job.state.step
 
 
 def save_if_best(job: Job, run_log: RunLog) -> None:
-    """As save_if_due, of a validation that was made up for when the run went on."""
+    """Save the model if it is the best, after a validation that was made up for when the run went on."""
     if is_best(job) and not job.is_over:
         save(job, "SAMPLER", run_log, wait=True)
 
@@ -99,12 +99,12 @@ def _save(job: Job, kind: Kind, *, wait: bool) -> Path | None:
 
 
 def model_of(job: Job, step: int) -> Path:
-    """Where the checkpoint of `step` has its model."""
+    """Return where the checkpoint of `step` has its model."""
     return job.run_dir / f"global_step_{step}" / MODEL_DIR
 
 
 def finish(job: Job, run_log: RunLog, start: Start) -> None:
-    """The last checkpoint, which is always BOTH, and its model (or the best one) in the run directory itself."""
+    """Write the last checkpoint, always BOTH, and publish its model (or the best one) in the run directory."""
     save(job, "BOTH", run_log, wait=True)
     step = step_to_publish(job, run_log.warn)
     if job.hub and step != job.state.step:
@@ -117,7 +117,7 @@ def finish(job: Job, run_log: RunLog, start: Start) -> None:
 
 
 def is_complete(job: Job) -> bool:
-    """Whether the run is over and its model, the one that is asked for, lies in its directory: run.json says so.
+    """Return True if the run is over and its directory holds the model that is asked for, as run.json says.
 
     Every rank calls it; rank 0 looks, for it wrote the file.
     """
@@ -155,7 +155,7 @@ def publish_what_differs(job: Job) -> None:
 
 
 def step_to_publish(job: Job, warn: Callable[[str], None]) -> int:
-    """The step whose model the run ends with: the last one, or with trainer.load_best_at_end the best."""
+    """Return the step whose model the run ends with: the last one, or with trainer.load_best_at_end the best."""
     last, best = job.state.step, job.state.course.best_step
     if not job.config.trainer.load_best_at_end or best < 1 or best == last:
         return last
@@ -169,7 +169,7 @@ def step_to_publish(job: Job, warn: Callable[[str], None]) -> int:
 
 
 def keep_own_readme(run_dir: Path) -> None:
-    """A README.md in which somebody has written, be it a card of ours, stays under another name."""
+    """Keep a README.md in which somebody has written, be it a card of ours, under another name."""
     readme = run_dir / "README.md"
     if readme.is_file() and not is_untouched(readme.read_text(errors="replace")):
         names = chain(["README.own.md"], (f"README.own.{n}.md" for n in count(2)))

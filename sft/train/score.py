@@ -1,4 +1,4 @@
-"""How well a model predicts a data set: loss, perplexity, token accuracy, equal on any number of ranks.
+"""Score how well a model predicts a data set: loss, perplexity, token accuracy, equal on any number of ranks.
 
 The same numbers in training and after it: both call `score`.
 """
@@ -52,7 +52,7 @@ class Score:
 
 
 def my_batches(dataset: Dataset, sample_ids: np.ndarray, mesh: Mesh) -> Iterator[Batch]:
-    """The micro-batches in which this rank computes its part of `sample_ids`: its samples, its tokens of them."""
+    """Yield the micro-batches of this rank's part of `sample_ids`: its samples, its tokens of them."""
     for batch in dataset.batches(sample_ids, dp_size=mesh.dp_size, dp_rank=mesh.dp_rank):
         yield split_tokens(batch, part=mesh.sp_rank, parts=mesh.sp_size)
 
@@ -67,7 +67,7 @@ def score(
     progress: Callable[[Iterable[Tagged], str, int], Iterable[Tagged]] = lambda batches, what, total: batches,
     must_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Score] | None:
-    """The score of every source of `dataset`, by name; None if must_stop said so. Every rank calls it.
+    """Score every source of `dataset`, by name; None if must_stop said so. Every rank calls it.
 
     must_stop is asked after every few forwards, and must answer alike on all ranks. The model is left in its mode.
     """

@@ -1,4 +1,4 @@
-"""Validation: when it is due, its numbers over every sample, and what the run makes of them."""
+"""Validate when it is due, over every sample, and remember how it went."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sft.train.score import Score, score
 
 
 def validate_if_due(job: Job, run_log: RunLog, listener: Listener) -> dict[str, float]:
-    """The metrics of `evaluate` if validation is due after this step and was not yet done; otherwise none."""
+    """Validate if it is due after this step and not done yet; return its metrics, otherwise {}."""
     if not is_due(job.config.trainer.test_freq, job) or job.state.validated == job.state.step:
         return {}
     metrics = evaluate(job, run_log, listener)
@@ -26,7 +26,7 @@ def validate_if_due(job: Job, run_log: RunLog, listener: Listener) -> dict[str, 
 
 
 def is_due(test_freq: int | float, job: Job) -> bool:
-    """Whether to validate after this step: every test_freq steps (below 1: that part of the run), or every epoch (-1).
+    """Return True if this step ends with a validation: every test_freq steps (below 1: part of it all), -1: each epoch.
 
     Always after the last one, unless test_freq is 0.
     Before the first step only if trainer.val_before_train says so.
@@ -59,7 +59,7 @@ def watch(job: Job, metrics: Mapping[str, float], run_log: RunLog) -> None:
 
 
 def evaluate(job: Job, run_log: RunLog, listener: Listener) -> dict[str, float]:
-    """Token-weighted loss, perplexity and accuracy over every validation sample, equal on any number of ranks.
+    """Compute token-weighted loss, perplexity and accuracy over every validation sample, equal on any ranks.
 
     Where data.val_files has several entries, the loss of each as well. Empty if the run was asked to stop meanwhile:
     resuming begins with this validation.
@@ -74,7 +74,7 @@ def evaluate(job: Job, run_log: RunLog, listener: Listener) -> dict[str, float]:
 
 
 def metrics_of(scores: dict[str, Score]) -> dict[str, float]:
-    """The numbers of a validation under their names in metrics.jsonl."""
+    """Return the numbers of a validation under their names in metrics.jsonl."""
     total = reduce(add, scores.values())
     metrics = {
         "val/loss": total.loss,

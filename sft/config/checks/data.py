@@ -1,4 +1,4 @@
-"""What can be wrong with data.mixture: entries of the wrong shape, and sources that do not add up."""
+"""Find what is wrong with data.mixture: entries of the wrong shape, and entries that do not add up."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROUNDING = 1e-9
 
 
 def misshaped(problem: Mapping[str, Any]) -> str | None:
-    """The sentence about a problem that pydantic found inside of an entry; None for one about the list as a whole."""
+    """Describe a problem that pydantic found inside an entry; return None for a problem of the list as a whole."""
     _, _, *inside = problem["loc"]  # behind data, mixture
     known = source_expectations()
     if not inside:
@@ -34,7 +34,7 @@ def misshaped(problem: Mapping[str, Any]) -> str | None:
 
 
 def mixture_problems(data: DataConfig) -> Iterator[str]:
-    """Sources that contradict each other, or another key. Whether their files exist is asked elsewhere."""
+    """List entries that contradict each other or another key. Does not look whether their files exist."""
     if data.mixture is None:
         if data.train_files is None:
             yield (

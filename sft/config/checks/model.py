@@ -1,4 +1,4 @@
-"""The keys of group `model` among themselves, and the directory that model.partial_pretrain names."""
+"""Check the keys of group `model` against each other, and the directory that model.partial_pretrain names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def model_problems(model: ModelConfig) -> Iterator[str]:
-    """What keeps these keys from running."""
+    """List the problems of the `model` keys with which the run cannot start."""
     if complaint := _complaint_about_model(model.partial_pretrain):
         yield f"model.partial_pretrain={shown(model.partial_pretrain)} {complaint}"
     if model.revision and Path(model.partial_pretrain).is_dir():
@@ -32,7 +32,7 @@ def model_problems(model: ModelConfig) -> Iterator[str]:
 
 
 def model_warnings(model: ModelConfig) -> Iterator[str]:
-    """What runs, and other than it says."""
+    """List the `model` keys that would have another effect than their names suggest; the run can start."""
     fsdp = model.fsdp_config
     if model.strategy == "fsdp":
         yield "model.strategy=fsdp: the same as fsdp2."
@@ -101,7 +101,7 @@ def _complaint_about_model(model: str) -> str | None:
 
 
 def how_quantised(directory: Path) -> str | None:
-    """What config.json says of a model whose weights are quantised; None of any other."""
+    """Return what config.json says of a model whose weights are quantised; None of any other."""
     try:
         settings = json.loads((directory / "config.json").read_text()).get("quantization_config")
     except (OSError, ValueError, AttributeError):

@@ -1,4 +1,4 @@
-"""What is asked of a run's outcome, as far as the configuration tells: judging it by validations, pushing its model."""
+"""Check the keys about the outcome of a run: comparing it by validations, pushing its model to the hub."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sft.config.schema import SftConfig, TrainerConfig
 
 
 def judgement_problems(config: SftConfig) -> Iterator[str]:
-    """Judgement without validations."""
+    """List problems of early stopping and best-model selection, for example without validation data."""
     trainer = config.trainer
     asked = [f"trainer.early_stop_metric={trainer.early_stop_metric}"] if trainer.early_stop_metric else []
     asked += ["trainer.save_best=true"] if trainer.save_best else []
@@ -23,7 +23,7 @@ def judgement_problems(config: SftConfig) -> Iterator[str]:
 
 
 def hub_problems(trainer: TrainerConfig) -> Iterator[str]:
-    """A push that could not be made when the run has its model, as far as this can be known before it."""
+    """List what would make the push to the hub fail at the end of the run, as far as it can be known now."""
     hub_id, dry_run_dir = trainer.hub_model_id, trainer.hub_dry_run_dir
     if hub_id is None and dry_run_dir is not None:
         yield f"trainer.hub_dry_run_dir={shown(dry_run_dir)} would be ignored: trainer.hub_model_id=null; set the id."
