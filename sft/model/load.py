@@ -15,7 +15,7 @@ from accelerate import init_empty_weights
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from sft.errors import InputError
-from sft.model.attention import Choice, expect_calls, hide_lengths, refuse_other_mixers, register
+from sft.model.attention import Choice, expect_calls, hide_lengths, register, separate_samples
 from sft.model.conversion import Conversion, conversion_of, remember_conversions
 from sft.model.names import named_weights
 from sft.model.pretrained import weight_files
@@ -39,7 +39,7 @@ def build_skeleton(
     model.tie_weights()  # parameters were exchanged for others without memory, each by itself
     remember_conversions(model)
     if attention.packed:
-        refuse_other_mixers(model)
+        separate_samples(model)
         if attention.kernel != "sdpa":
             hide_lengths(model)
         if not type(model).__module__.startswith("transformers."):  # their own say what they do

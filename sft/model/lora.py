@@ -199,7 +199,7 @@ def _load_adapter(model: PreTrainedModel, directory: Path) -> None:
     problems = [
         f"{key} is {getattr(theirs, field)!r} there and {getattr(ours, field)!r} here"
         for field, key in _what_makes_an_adapter()
-        if getattr(theirs, field) != getattr(ours, field)
+        if _as_stored(getattr(theirs, field)) != _as_stored(getattr(ours, field))
     ]
     if missing := sorted(wanted.keys() - stored.parts.keys()):
         problems.append(f"it lacks {few(missing)}")
@@ -229,6 +229,11 @@ def _what_makes_an_adapter() -> list[tuple[str, str]]:
         for field in fields(LoraConfig)
         if field.name not in free
     ]
+
+
+def _as_stored(value: object) -> object:
+    """Return the value as a JSON file gives it back: peft writes sets, and reads lists."""
+    return sorted(value) if isinstance(value, set | list | tuple) else value
 
 
 def _adapter_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:

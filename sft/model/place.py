@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sft.config import FsdpConfig, ModelConfig, SftConfig
-from sft.model.attention import Choice
+from sft.model.attention import Choice, prove_separation, share_rows
 from sft.model.liger import use_liger_kernels
 from sft.model.load import build_skeleton, decoder_layers, load_weights
 from sft.model.logits import learn_logit_form
@@ -79,6 +79,7 @@ def place(
         use_liger_kernels(model, world.device)
     if mesh.sp_size > 1:
         exchange_heads(model, mesh.sp_group)
+        share_rows(model, mesh.sp_group)
     if config.model.enable_gradient_checkpointing:
         checkpoint_activations(layers, selective=config.model.gradient_checkpointing_kind == "selective")
     if config.model.compile:
@@ -97,6 +98,7 @@ def place(
 
         start = config.model.init_lora_weights
         lora.start_adapters(model, seed=config.trainer.seed, start=start, adapter=config.model.lora_adapter_path)
+    prove_separation(model, world.device)
 
 
 def adapter_settings(model: ModelConfig) -> dict[str, Any]:

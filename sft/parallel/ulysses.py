@@ -90,6 +90,12 @@ def exchange_heads(model: PreTrainedModel, group: dist.ProcessGroup) -> None:
         )
 
 
+def gather_tokens(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """Join the tokens of all ranks of `group`, [1, t, ...] -> [1, T, ...]; gradients are summed on their way back."""
+    everywhere = x.expand(group.size(), *x.shape[1:])  # the same part for every rank
+    return _Exchange.apply(everywhere, group).flatten(0, 1)[None]
+
+
 def refuse_impossible_split(config: PretrainedConfig, sp: int, *, ranks: int) -> None:
     """Raise InputError where sp ranks cannot share a row of this architecture, naming the numbers that can."""
     if sp == 1:

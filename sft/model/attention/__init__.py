@@ -7,9 +7,21 @@ model(..., **batch.boundaries)                 # where samples end, on the way t
 
 kernels.py  sdpa, varlen, flash_attention_2, flash_attention_3      flex.py  flex
 interface.py  a kernel in the signature that transformers calls     choice.py  which kernel is right
+mixers.py  what else mixes tokens: one sample at a time
 """
 
 from sft.model.attention.choice import Available, Choice, choose_attention
-from sft.model.attention.interface import expect_calls, hide_lengths, refuse_other_mixers, register
+from sft.model.attention.interface import expect_calls, hide_lengths, register
+from sft.model.attention.mixers import prove_separation, separate_samples, share_rows
 
-__all__ = ["Available", "Choice", "choose_attention", "expect_calls", "hide_lengths", "refuse_other_mixers", "register"]
+__all__ = [
+    "Available",
+    "Choice",
+    "choose_attention",
+    "expect_calls",
+    "hide_lengths",
+    "prove_separation",
+    "register",
+    "separate_samples",
+    "share_rows",
+]

@@ -26,7 +26,9 @@ KERNELS = {
 """In the order of preference, with their names in transformers, which takes "flash" and "sdpa" in a name for its own.
 sdpa runs everywhere and computes everything."""
 
-PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
+PLAIN_LAYERS = {"full_attention", "sliding_attention"}
+SEPARABLE_LAYERS = {"linear_attention", "mamba", "conv", "recurrent", "hybrid", "hybrid_sliding"}
+"""Layers that mix tokens in other ways as well, and can be called one sample at a time (mixers.py)."""
 WITH_SINKS = {"flint", "gpt_oss", "granite_swa", "granitemoe_swa", "mimo_v2_flash"}
 """Models whose attention has sinks; kernels without refuse one that is missing here when it first calls them."""
 
@@ -104,11 +106,13 @@ def choose_attention(config: PretrainedConfig, *, wanted: str, packed: bool, hal
     # Code from a model directory (trust_remote_code) is in no mapping; it is taken to be an ordinary transformer, and
     # its first forward shows whether it asked for the kernel.
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    other_layers, fixed = _other_layers(config, model_class), _not_exchangeable(config, model_class)
-    if packed and (other_layers or fixed):
-        raise InputError(
-            f"use_remove_padding=true: {config.model_type} {other_layers or fixed}; set use_remove_padding=false."
-        )
+    fixed = _not_exchangeable(config, model_class)
+    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
+    other_layers = getattr(model_class, "_is_stateful", False) or kinds - PLAIN_LAYERS
+    if packed and (unknown := kinds - PLAIN_LAYERS - SEPARABLE_LAYERS):
+        fixed = f"has layers ({', '.join(sorted(unknown))}) whose tokens would see those of other samples"
+    if packed and fixed:
+        raise InputError(f"use_remove_padding=true: {config.model_type} {fixed}; set use_remove_padding=false.")
     # transformers looks through the positions of every micro-batch for samples, and a GPU would be waited for: its own
     # attention is left for what may need its masks (is_decoder: encoders that can be decoders).
     plain = model_class is not None and not (other_layers or fixed or hasattr(config, "is_decoder"))
@@ -140,18 +144,13 @@ def choose_attention(config: PretrainedConfig, *, wanted: str, packed: bool, hal
     return Choice(f"{'packed' if packed else 'padded'}_{KERNELS[kernel]}", kernel, packed, why)
 
 
-def _other_layers(config: PretrainedConfig, model_class: Any) -> str:
-    """What would let samples in one row see each other, whatever the kernel; empty if all layers are attention."""
-    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
-    if getattr(model_class, "_is_stateful", False) or kinds - PACKABLE_LAYERS:
-        return "has layers that mix tokens in another way, which would leak from one sample into the next"
-    return ""
-
-
 def _not_exchangeable(config: PretrainedConfig, model_class: Any) -> str:
     """Why no kernel of ours can take the place of this model's attention; empty if one can."""
     text = config.get_text_config()
-    if not getattr(model_class, "_supports_attention_backend", True):
+    # Hybrids do not claim it, for the sake of their other layers; those that do not ask for a kernel show it when
+    # their separation is proven.
+    hybrid = getattr(model_class, "_is_stateful", False)
+    if not (hybrid or getattr(model_class, "_supports_attention_backend", True)):
         return "does not let its attention be exchanged"
     if text.model_type in WINDOW_IN_MASK and (text.sliding_window or math.inf) < text.max_position_embeddings:
         return "tells its sliding window to transformers' masks, and not to its attention"

@@ -146,20 +146,6 @@ def hide_lengths(model: PreTrainedModel) -> None:
     model.register_forward_pre_hook(leave_out, with_kwargs=True)
 
 
-def refuse_other_mixers(model: PreTrainedModel) -> None:
-    """Raise InputError if a packed `model` has layers that carry something from token to token beside attention.
-
-    Configurations say so in many ways, or not at all; short convolutions are what all these layers have in common.
-    """
-    convolutions = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Conv1d)]
-    language = [name for name in convolutions if not any(part in name for part in ("vision", "audio"))]
-    if language:
-        raise InputError(
-            f"use_remove_padding=true: {type(model).__name__} has layers that mix tokens in another way "
-            f"({language[0]}), which would leak from one sample into the next; set use_remove_padding=false."
-        )
-
-
 def expect_calls(model: PreTrainedModel, at_least: int) -> None:
     """The first forward of a packed `model` raises InputError if it came to the kernel less often than `at_least`.
 

@@ -143,7 +143,7 @@ def test_on_a_gpu_transformers_keeps_what_may_need_its_masks():
         assert choose_attention(config, wanted="auto", packed=False, half=True, here=H100).kernel is None
 
 
-OTHER_MIXERS = {
+HYBRIDS = {
     "mamba": MambaConfig(),
     "jamba": JambaConfig(),
     "qwen3_next": Qwen3NextConfig(),
@@ -151,10 +151,16 @@ OTHER_MIXERS = {
 }
 
 
-@pytest.mark.parametrize("family", OTHER_MIXERS)
-def test_layers_that_mix_tokens_in_another_way_are_refused_in_packed_rows(family):
-    config = OTHER_MIXERS[family]
-    with pytest.raises(InputError, match=r"mix tokens in another way, .*use_remove_padding=false"):
+@pytest.mark.parametrize("family", HYBRIDS)
+def test_hybrids_are_packed_and_keep_their_masks_on_padded_rows(family):
+    config = HYBRIDS[family]
+    assert attention_on_cpu(config, packed=True).kernel == "sdpa"
+    assert choose_attention(config, wanted="auto", packed=False, half=True, here=H100).kernel is None
+
+
+def test_layers_that_are_told_no_samples_are_refused_in_packed_rows():
+    config = LlamaConfig(**SIZES, layer_types=["chunked_attention", "full_attention"])
+    with pytest.raises(InputError, match=r"layers \(chunked_attention\) whose tokens would see .*remove_padding=false"):
         attention_on_cpu(config, packed=True)
     assert attention_on_cpu(config, packed=False).kernel is None
 
@@ -184,8 +190,8 @@ def test_short_convolutions_are_found_where_the_configuration_does_not_tell():
     config = Lfm2Config(**SIZES, layer_types=["full_attention", "full_attention"])
     attention = attention_on_cpu(config, packed=True)
     config.layer_types = ["conv", "full_attention"]
-    with pytest.raises(InputError, match=r"Lfm2ForCausalLM has layers that mix .*conv.*use_remove_padding=false"):
-        build_skeleton(config, attention=attention, dtype=torch.float32, trust_remote_code=False)
+    model = build_skeleton(config, attention=attention, dtype=torch.float32, trust_remote_code=False)
+    assert "row_of_mixers" in vars(model)
 
 
 @pytest.mark.parametrize(("kernel", "told"), [("sdpa", True), ("varlen", False)])
