@@ -167,7 +167,7 @@ def _leaks(model: PreTrainedModel, row: Row, device: torch.device) -> bool:
     ends = torch.tensor([0, *lengths], device=device).cumsum(0).to(torch.int32)
     mine = slice(rank * sum(LENGTHS), (rank + 1) * sum(LENGTHS))
     positions = torch.cat([torch.arange(length, device=device) for length in lengths])[None, mine]
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = model.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (1, sum(lengths)), generator=torch.Generator().manual_seed(0)).to(device)
     owner = torch.arange(len(lengths), device=device).repeat_interleave(ends.diff())[mine]
 
