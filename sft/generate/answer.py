@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, TextStreamer
+from transformers import GenerationConfig, PreTrainedModel, TextStreamer
 
 from sft.data.chat.template import apply
 from sft.errors import InputError
 from sft.model.load import positions_of
-from sft.model.pretrained import weight_files
+from sft.model.pretrained import load_config, weight_files
+from sft.model.text_part import model_class
 from sft.model.tokenizer import load_tokenizer
 
 
@@ -44,7 +45,8 @@ def open_model(
         )
     weight_files(directory)  # names what is missing
     tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
-    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype="auto", trust_remote_code=trust_remote_code)
+    config = load_config(directory, trust_remote_code=trust_remote_code)
+    model: Any = model_class(config).from_pretrained(directory, dtype="auto", trust_remote_code=trust_remote_code)
     return model.to(device or torch.device("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
 
 

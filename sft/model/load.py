@@ -8,17 +8,17 @@ A missing, unexpected or mis-shaped weight is an error that names it; transforme
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from sft.errors import InputError
 from sft.model.attention import Choice, expect_calls, hide_lengths, register, separate_samples
 from sft.model.conversion import Conversion, conversion_of, remember_conversions
 from sft.model.names import named_weights
 from sft.model.pretrained import weight_files
+from sft.model.text_part import attention_of_text, freeze_all_but_text, model_class
 from sft.model.vocabulary import fill_with_mean_rows, vocabulary_weights
 from sft.parallel.shards import StoredTensors, local_box, local_part
 
@@ -32,12 +32,10 @@ def build_skeleton(
     of code that came with the model, its first forward may be what shows it.
     """
     register(attention)
-    with init_empty_weights(include_buffers=False):  # buffers hold what no file does, such as rotary frequencies
-        model = AutoModelForCausalLM.from_config(
-            config, attn_implementation=attention.implementation, dtype=dtype, trust_remote_code=trust_remote_code
-        )
+    model = _build(config, attention, dtype, trust_remote_code)
     model.tie_weights()  # parameters were exchanged for others without memory, each by itself
     remember_conversions(model)
+    freeze_all_but_text(model)
     if attention.packed:
         separate_samples(model)
         if attention.kernel != "sdpa":
@@ -48,15 +46,28 @@ def build_skeleton(
     return model
 
 
-def model_class(config: PretrainedConfig) -> Any:
-    """Return the auto class that opens a model of this configuration."""
-    return AutoModelForCausalLM
+def _build(config: PretrainedConfig, attention: Choice, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+    named = (config.architectures or [config.model_type])[0]
+    try:
+        with init_empty_weights(include_buffers=False):  # buffers hold what no file does, such as rotary frequencies
+            return model_class(config).from_config(
+                config,
+                attn_implementation=attention_of_text(config, attention.implementation),
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+            )
+    except Exception as error:  # an architecture may raise whatever it likes
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        if "Unrecognized configuration class" in reason:
+            reason = "it is no language model that transformers can train on text"
+        raise InputError(f"model.partial_pretrain: transformers cannot build {named} ({reason}).") from error
 
 
 def decoder_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
     """The repeated blocks of the model, in order: what is sharded and checkpointed one at a time."""
     blocks = set(model._no_split_modules or ())
-    layers = [module for module in model.modules() if type(module).__name__ in blocks]
+    inside = model.get_decoder() if model.config.get_text_config() is not model.config else model
+    layers = [module for module in inside.modules() if type(module).__name__ in blocks]
     if not layers:
         raise InputError(f"{type(model).__name__} does not say which of its modules are decoder layers.")
     return layers

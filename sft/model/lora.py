@@ -79,7 +79,10 @@ def add_adapters(
         use_dora=use_dora,
         fan_in_fan_out=isinstance(model.get_submodule(adapted[0]), Conv1D),
     )
-    inject_adapter_in_model(config, model, NAME, low_cpu_mem_usage=True)
+    try:
+        inject_adapter_in_model(config, model, NAME, low_cpu_mem_usage=True)
+    except ValueError as error:  # peft knows modules of some architectures that it cannot adapt
+        raise InputError(f"model.target_modules: {error}") from error
     found = sorted(name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
     assert found == adapted, "peft adapted other modules than we asked for"
     # Our own doing: peft would keep a second, frozen copy of each of these modules.

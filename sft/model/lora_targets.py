@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
+from functools import cache
 
 import torch
 from peft import LoraConfig
@@ -13,18 +15,27 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sft.errors import InputError
+from sft.model.text_part import parts_beside_text
+from sft.parallel.world import log
 
 LINEAR = (torch.nn.Linear, Conv1D)
+RAW = r"self\.{leaf}\.weight\b(?!\.(dtype|device|shape|size))"
+"""How a module hands the weight of a part of it to a fused kernel, past the part's own forward: Mamba's out_proj."""
 MAX_NAMES_SHOWN = 8
 
 
 def find_targets(model: PreTrainedModel, targets: str | Sequence[str]) -> list[str]:
     """Full names of the modules that `targets` means. Raises InputError if one of them cannot have an adapter."""
     head = model.get_output_embeddings()
-    modules = {name: module for name, module in model.named_modules() if name}
-    linear = [name for name, module in modules.items() if isinstance(module, LINEAR)]
+    beside = tuple(f"{name}." for name in parts_beside_text(model))
+    modules = {name: module for name, module in model.named_modules() if name and not f"{name}.".startswith(beside)}
+    linear = [name for name, module in modules.items() if type(module) in LINEAR]
     if targets == "all-linear":
-        found = [name for name in linear if modules[name] is not head and not is_expert_to_peft(model, name)]
+        skipped = {name: reason for name in modules if (reason := _why_not(model, name))}
+        for reason in sorted(set(skipped.values())):
+            log.info("LoRA: %s %s; skipped", few([name for name in skipped if skipped[name] == reason]), reason)
+        usual = [name for name in linear if name not in skipped and modules[name] is not head]
+        found = [name for name in usual if not is_expert_to_peft(model, name)]
         if not found:
             raise InputError(f"model.target_modules=all-linear: {type(model).__name__} has no module to adapt.")
         return sorted(found)
@@ -46,6 +57,11 @@ def find_targets(model: PreTrainedModel, targets: str | Sequence[str]) -> list[s
                     f"model.target_modules: {target!r} means {name} ({type(modules[name]).__name__}), but only linear "
                     f"modules get adapters: {few(_leaves(linear))}."
                 )
+            if (reason := _why_not(model, name)) and "router" not in reason:
+                raise InputError(
+                    f"model.target_modules: {target!r} means {name}, which {reason}, so an adapter of it would not "
+                    "count; leave it out."
+                )
             if is_expert_to_peft(model, name):
                 raise InputError(
                     f"model.target_modules: peft takes every {target!r} of {type(model).__name__} for a part of its "
@@ -58,6 +74,32 @@ def find_targets(model: PreTrainedModel, targets: str | Sequence[str]) -> list[s
                 )
         found += hits
     return sorted(set(found))
+
+
+def _why_not(model: PreTrainedModel, name: str) -> str:
+    """Return why a linear module should have no adapter; empty if nothing speaks against it."""
+    module, (parent_name, _, leaf) = model.get_submodule(name), name.rpartition(".")
+    if not isinstance(module, LINEAR):
+        return ""
+    if type(module) not in LINEAR:
+        return f"is no plain linear layer but a {type(module).__name__}"
+    parent = model.get_submodule(parent_name)
+    if leaf in ("gate", "router") and any("experts" in sibling for sibling, _ in parent.named_children()):
+        return "is a router"
+    return "has its weight read by what is around it" if re.search(RAW.format(leaf=leaf), _source_of(parent)) else ""
+
+
+@cache
+def _source(kind: type) -> str:
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):  # made while the program runs
+        return ""
+
+
+def _source_of(module: torch.nn.Module) -> str:
+    """The source of a module's class and of those that it extends, without torch's own."""
+    return "\n".join(_source(kind) for kind in type(module).__mro__ if not kind.__module__.startswith("torch."))
 
 
 def is_expert_to_peft(model: PreTrainedModel, name: str) -> bool:

@@ -33,7 +33,8 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool) -> Any:
     """
     _refuse_tekken_alone(directory)
     tokenizer = _open(AutoTokenizer, directory, trust_remote_code=trust_remote_code)
-    if _follows_file(tokenizer, directory / "tokenizer.json") and keeps_words(tokenizer):
+    follows = _follows_file(tokenizer, directory / "tokenizer.json") or _chosen_by_model_type(directory)
+    if follows and keeps_words(tokenizer):
         return tokenizer
     as_the_file_says = _open(PreTrainedTokenizerFast, directory)
     if keeps_words(as_the_file_says):
@@ -108,6 +109,16 @@ def _follows_file(tokenizer: Any, file: Path) -> bool:
         _joined(backend, tokens) == _joined(filed, tokens)
         for tokens in (backend.encode(text, add_special_tokens=False).tokens for text in PROBES)
     )
+
+
+def _chosen_by_model_type(directory: Path) -> bool:
+    """Return True where transformers takes another class although the files name none, or the one that follows them.
+
+    It does so for some model types (Qwen3.5). Whoever opens the model gets that class, and no file could change it.
+    """
+    file = directory / "tokenizer_config.json"
+    named = json.loads(file.read_text()).get("tokenizer_class") if file.is_file() else None
+    return named in (None, FILE_CLASS)
 
 
 def _pieces(backend: Any, text: str) -> list[str]:

@@ -21,10 +21,18 @@ class Sharding:
     min_group_params: int = 0  # decoder layers are gathered together until they have that many
 
 
-def shard(model: torch.nn.Module, layers: list[torch.nn.Module], mesh: DeviceMesh, sharding: Sharding) -> None:
+def shard(
+    model: torch.nn.Module,
+    layers: list[torch.nn.Module],
+    mesh: DeviceMesh,
+    sharding: Sharding,
+    *,
+    apart: Sequence[torch.nn.Module] = (),
+) -> None:
     """Shard `model` in place over `mesh`: one group per layer, one for what remains (embeddings, norm, head).
 
-    mesh: its last axis shards the weights; where it has two, the first one replicates them.
+    mesh: its last axis shards the weights; where it has two, the first one replicates them. apart: modules that no
+    forward calls; as groups of their own they are never gathered.
     Layers compute in compute_dtype; gradients are reduced in fp32 and are *sums* over the ranks, because the
     loss is divided by the token count of the whole step before backward.
     """
@@ -32,7 +40,7 @@ def shard(model: torch.nn.Module, layers: list[torch.nn.Module], mesh: DeviceMes
     offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if sharding.offload else OffloadPolicy()
     # None: layers give their weights back after forward, and the root, which backward needs at once, does not.
     reshard = None if sharding.reshard_after_forward else False
-    for group in (*join_layers(layers, sharding.min_group_params), model):
+    for group in (*join_layers(layers, sharding.min_group_params), *apart, model):
         fully_shard(group, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=reshard)
     if mesh.size() == 1:  # nothing is averaged, and a factor would cost a copy of every gradient
         return

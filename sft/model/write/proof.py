@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 
 from sft.errors import InputError
 from sft.model.conversion import shortened
-from sft.model.load import model_class
 from sft.model.names import has_adapters
 from sft.model.pretrained import load_config, weight_files
+from sft.model.text_part import model_class
 from sft.model.vocabulary import vocabulary_weights
 from sft.model.write.growing_file import DTYPES
 from sft.model.write.weights import adapters_of, plan_of

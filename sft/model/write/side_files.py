@@ -21,6 +21,7 @@ COPIED = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template*",
+    "*processor_config.json",
     "additional_chat_templates/*.jinja",
     "*.model",
     "*.tiktoken",
