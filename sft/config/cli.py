@@ -35,6 +35,7 @@ from sft.config.mappings import is_file_of_values, overrides_in
 from sft.config.names import ALIASES
 from sft.config.problems import ConfigError
 from sft.config.schema import SftConfig
+from sft.config.secrets import presentable
 from sft.errors import let_another_rank_speak, spare_the_restarts
 
 UNFIT_FOR_A_PATH = re.compile(r"[^\w.+-]+")
@@ -54,7 +55,7 @@ def cli(
         configs = _configs(arguments, world_size)
     except ConfigError as error:
         if os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0":  # a file may be missing on one node only
-            print(error, file=sys.stderr, flush=True)
+            print(presentable(error), file=sys.stderr, flush=True)
             spare_the_restarts()
         else:
             let_another_rank_speak()

@@ -1,26 +1,38 @@
-"""Keep secrets out of every file that a run writes."""
+"""Keep secrets out of every file that a run writes, and out of every line that it says."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from sft.visible import visible
+
 MASK = "***"
-# Only names that end so: max_tokens_per_gpu and balance_dp_token=true hold no secret and must stay readable.
-SECRET_NAME = re.compile(r"(token|secret|password|api[_-]?key)$", re.IGNORECASE)
+# Only names that end so: max_tokens_per_gpu and balance_dp_token=true hold no secret and must stay readable; nor do
+# PWD, the working directory, and prompt_key, a column.
+NAMES = (
+    r"(?:token|secret|password|passwd|passphrase|(?<=[_-])pwd|credentials?|authorization|"
+    r"(?:api|access|private|secret|account|signing|encryption|ssh)[_-]?key)"
+)
+SECRET_NAME = re.compile(f"{NAMES}$", re.IGNORECASE)
 TOKENS_OF_TEXT = re.compile(r"(.*[._])?(bos|eos|eot|pad|sep|cls|unk|mask|max|min|num|image|stop)_token", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"[\w.-]{16,}|(hf|sk|ghp)[_-].+")
 NO_SECRETS = {"", "true", "false", "null", "none"}
 PASSWORD_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
+SECRET_IN_QUERY = re.compile(rf"([?&][^=&\s]*?(?:{NAMES}|sig|signature)=)[^&#\s'\"]+", re.IGNORECASE)
+SECRET_IN_DICT = re.compile(rf"([\w.-]*{NAMES}['\"]?\s*[:=]\s*['\"]?)([^\s,'\"{{}}\[\]]+)", re.IGNORECASE)
+SHORTEST = 4
+"""Characters of a value that is masked where it stands alone: less is no secret, and "1" is everywhere."""
+
+SHORTEST_WITHIN = 8
+"""The same, where it stands within other text."""
 
 
 def without_secrets(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the nested mapping with the values of secret names masked."""
-    return {
-        name: without_secrets(value) if isinstance(value, Mapping) else masked(name, value)
-        for name, value in config.items()
-    }
+    """Return the same nested mapping with the values of secret names, and secret values, masked."""
+    return {name: masked(name, value) for name, value in config.items()}
 
 
 def is_secret(name: str) -> bool:
@@ -36,9 +48,41 @@ def holds_secret(name: str, value: Any) -> bool:
 
 
 def masked(name: str, value: Any) -> Any:
-    """Return the value; *** if its name suggests a secret; a URL without its password."""
+    """Return the value, or *** where its name says that it is a secret; what is secret within it is masked too."""
+    if isinstance(value, Mapping):
+        return without_secrets(value)
     if is_secret(name) and str(value).lower() not in NO_SECRETS:
         return MASK
     if isinstance(value, list | tuple):
         return [masked(name, item) for item in value]
-    return PASSWORD_IN_URL.sub(f"{MASK}@", value) if isinstance(value, str) else value
+    return redacted(value) if isinstance(value, str) else value
+
+
+def masked_argument(name: str, value: str) -> str:
+    """As `masked`, of an override as it was typed, where a value may be a dict: `key={hub_token: abc}`."""
+    shown = str(masked(name, value))
+    if value[:1] in ("{", "["):
+        return SECRET_IN_DICT.sub(lambda pair: pair[0] if pair[2].lower() in NO_SECRETS else pair[1] + MASK, shown)
+    return shown
+
+
+def redacted(text: str) -> str:
+    """Return the text without passwords and tokens of URLs, and without the value of any secret of the environment."""
+    for value in secret_values():
+        if text == value:
+            return MASK
+        if len(value) >= SHORTEST_WITHIN:
+            text = text.replace(value, MASK)
+    return SECRET_IN_QUERY.sub(rf"\g<1>{MASK}", PASSWORD_IN_URL.sub(f"{MASK}@", text))
+
+
+def secret_values() -> list[str]:
+    """The values of all environment variables whose names say that they are secrets, the longest first."""
+    values = {value.strip() for name, value in os.environ.items() if is_secret(name)}
+    long = (value for value in values if len(value) >= SHORTEST and value.lower() not in NO_SECRETS)
+    return sorted(long, key=len, reverse=True)
+
+
+def presentable(text: object) -> str:
+    """Return a text as everybody may read it, on a terminal or in a log: without secrets, and with nothing to obey."""
+    return visible(redacted(str(text)))

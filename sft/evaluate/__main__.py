@@ -15,6 +15,7 @@ import sys
 
 from sft.config import ConfigError, SftConfig, cli
 from sft.config.cli import without_collections
+from sft.config.secrets import presentable
 from sft.errors import let_another_rank_speak
 from sft.evaluate.options import help_text, take_options
 
@@ -25,7 +26,7 @@ def main() -> None:
         options, overrides = take_options(sys.argv[1:])
     except ConfigError as error:
         if os.environ.get("RANK", "0") == "0":
-            print(error, file=sys.stderr)
+            print(presentable(error), file=sys.stderr)
         else:
             let_another_rank_speak()
         sys.exit(2)

@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 from sft.config.cli import without_collections
+from sft.config.secrets import presentable
 from sft.errors import InputError
 
 FORMATS = {
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         print(export_after(options.source, options.format, dtype=options.dtype, out=options.out, base=options.base))
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(presentable(f"error: {error}"), file=sys.stderr)
         return 2
     return 0
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.config.cli import without_collections
+from sft.config.secrets import presentable
 from sft.errors import InputError
 
 
@@ -56,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         ask(options)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(presentable(f"error: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

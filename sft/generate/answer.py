@@ -20,6 +20,7 @@ from sft.model.load import positions_of
 from sft.model.pretrained import load_config, weight_files
 from sft.model.text_part import model_class
 from sft.model.tokenizer import load_tokenizer
+from sft.visible import visible
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,14 @@ def open_model(
     config = load_config(directory, trust_remote_code=trust_remote_code)
     model: Any = model_class(config).from_pretrained(directory, dtype="auto", trust_remote_code=trust_remote_code)
     return model.to(device or torch.device("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
+
+
+class VisibleStreamer(TextStreamer):
+    """Shows an answer while it is made, with nothing in it that a terminal obeys."""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Print what is complete by now."""
+        super().on_finalized_text(visible(text), stream_end)
 
 
 def chat_prompt(tokenizer: Any, messages: Sequence[dict[str, Any]], **variables: Any) -> list[int]:
@@ -92,7 +101,7 @@ def answer(
     roomy = order[len(cramped) :]
     batches = [[n] for n in cramped] + [roomy[n : n + batch_size] for n in range(0, len(roomy), batch_size)]
     answers = [""] * len(prompts)
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
+    streamer = VisibleStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
     for number in progress(range(len(batches)), len(batches)):
         batch = batches[number]
         made = _generate(model, tokenizer, [prompts[n] for n in batch], sampling, streamer)

@@ -17,6 +17,7 @@ from sft.data.chat.variables import unread, variables
 from sft.data.rows.files import read_rows
 from sft.errors import InputError
 from sft.generate.answer import Sampling, answer, chat_prompt, open_model
+from sft.visible import visible, visible_line
 
 Messages = list[dict[str, Any]]
 
@@ -57,7 +58,8 @@ def ask(options: Namespace) -> None:
     if prompt is not None:
         if not prompt.strip():
             raise InputError("the prompt is empty; give --prompt TEXT, --prompts FILE, or text on stdin.")
-        print(answer(model, tokenizer, [ids_of(with_system(prompt, options.system))], sampling)[0])
+        said = answer(model, tokenizer, [ids_of(with_system(prompt, options.system))], sampling)[0]
+        print(visible(said) if sys.stdout.isatty() else said)
         return
     talk(options.system, lambda messages: answer(model, tokenizer, [ids_of(messages)], sampling, stream=True)[0])
 
@@ -75,7 +77,10 @@ def read_questions(file: Path, system: str | None) -> Iterator[Messages]:
     if not asked:
         raise InputError(f"--prompts {file} holds no prompt; expected one per line.")
     if answered := sum(turns[-1]["role"] == "assistant" for turns in asked):
-        print(f"{file}: {answered:,} conversations end with an answer, which is left out", file=sys.stderr)
+        print(
+            f"{visible_line(str(file))}: {answered:,} conversations end with an answer, which is left out",
+            file=sys.stderr,
+        )
     yield from map(_up_to_the_answer, asked)
 
 

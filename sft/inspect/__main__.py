@@ -13,6 +13,7 @@ import sys
 
 from sft.config import ConfigError, SftConfig, cli
 from sft.config.cli import without_collections
+from sft.config.secrets import presentable
 from sft.errors import InputError
 from sft.inspect.options import Options, help_text, take_options
 
@@ -26,7 +27,7 @@ def main() -> None:
     try:
         options, overrides = take_options(sys.argv[1:])
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        print(presentable(error), file=sys.stderr)
         sys.exit(CANNOT_RUN)
     if {"--help", "-h"} & set(overrides):
         print(f"{__doc__}\nKeys of this command:\n\n{help_text()}\n\nAll others are the trainer's:\n")
@@ -46,10 +47,10 @@ def look(config: SftConfig, options: Options) -> int:
     try:
         tell(config, options)
     except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(presentable(f"error: {error}"), file=sys.stderr)
         return CANNOT_TRAIN
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(presentable(f"error: {error}"), file=sys.stderr)
         return CANNOT_RUN
     return 0
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from sft.inspect.bars import histogram
 from sft.inspect.tokens import SeenSample, Token
+from sft.visible import visible, visible_line
 
 TEMPLATE = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
 ROW, BAR = 18, 300  # pixels: height of a bar with its gap, length of the longest
@@ -27,7 +28,7 @@ def write_page(
     """Write the page. numbers: lines of text; histograms: values by the heading of their drawing."""
     rows = [_row(sample) for sample in samples]
     page = TEMPLATE.substitute(
-        title=escape(title),
+        title=escape(visible_line(title)),
         numbers=escape("\n".join(numbers)),
         histograms="\n".join(f"<h2>{escape(name)}</h2>\n{drawing(values)}" for name, values in histograms.items()),
         count=f"{len(rows):,}",
@@ -60,5 +61,5 @@ def _row(sample: SeenSample) -> str:
 def _token(token: Token) -> str:
     kinds = " ".join(["t"] * (token.weight > 0) + ["s"] * token.is_special)
     attribute = f' class="{kinds}"' if kinds else ""
-    text = escape(token.text).replace("\n", "↵\n")
+    text = escape(visible(token.text)).replace("\n", "↵\n")
     return f'<i{attribute} title="{token.id} · weight {token.weight:g}">{text}</i>'

@@ -10,6 +10,7 @@ from rich.text import Text
 from sft.data.audit import Audit, Found, kept, oddities, trained
 from sft.inspect.bars import text_bars
 from sft.inspect.tokens import SeenSample, Token
+from sft.visible import visible
 
 TRAINED, SPECIAL, QUIET = "green", "cyan", "dim"
 
@@ -40,7 +41,7 @@ def conversation(sample: SeenSample, *, marks: bool, ids: bool) -> Text:
 
 def _append(text: Text, tokens: list[Token], *, ids: bool, style: str = "") -> None:
     for token in tokens:
-        shown = token.text.replace("\r", "␍").replace("\n", "↵\n").replace("\t", "⇥")
+        shown = visible(token.text.replace("\r", "␍")).replace("\n", "↵\n").replace("\t", "⇥")
         text.append(shown, f"bold {style or SPECIAL}" if token.is_special else style)
         if ids:
             text.append(f"[{token.id}]", QUIET)

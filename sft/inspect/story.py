@@ -13,6 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from sft.config import SftConfig
+from sft.config.secrets import presentable
 from sft.data.audit import Audit, audit, overlap, summary
 from sft.data.chat.encode import stop_token_ids
 from sft.data.chat.tokenizer import template_fingerprint
@@ -64,7 +65,7 @@ def tell(config: SftConfig, options: Options) -> None:
     lines = []  # of the page, which draws the histograms
 
     def say(told: Iterable[str], *, on_page: bool = True) -> None:
-        for line in told:
+        for line in map(presentable, told):
             console.print(line, soft_wrap=True)
             lines.extend([line] * on_page)
 

@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from torch.distributed import HashStore, PrefixStore, Store  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.rendezvous import rendezvous
 
+from sft.config.secrets import presentable
 from sft.errors import BugError, InputError, MishapError, OwnMishapError
 from sft.parallel.device import device_of, gpu_id, refuse_shared_gpus
 from sft.parallel.lost_ranks import is_about_other_ranks, is_out_of_memory, who_is_lost
@@ -230,11 +231,18 @@ def seed_rank(seed: int, world: World) -> None:
     torch.manual_seed(int(np.random.SeedSequence([seed, world.rank]).generate_state(1, np.uint64)[0]))
 
 
+class _Presentable(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(
+            logging.makeLogRecord(vars(record) | {"msg": presentable(record.getMessage()), "args": ()})
+        )
+
+
 def log_on_main_rank_only(world: World) -> None:
     """Show `log.info` and louder once per run, not once per rank; libraries speak only on rank 0 as well."""
     handler = logging.StreamHandler(sys.stderr)
     clean_line = "\r\033[K" if sys.stderr.isatty() else ""  # where the progress bar of a head start may stand
-    handler.setFormatter(logging.Formatter(f"{clean_line}%(message)s"))
+    handler.setFormatter(_Presentable(f"{clean_line}%(message)s"))
     log.handlers = [handler]
     log.propagate = False
     log.setLevel(logging.INFO if world.is_main else logging.CRITICAL)

@@ -7,6 +7,7 @@ are masked, as in config.yaml.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from sft.config.secrets import redacted
+from sft.visible import code_span, visible_line
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 CURVE = "loss.png"
@@ -48,7 +52,7 @@ class CardFacts:
 
 def model_card(facts: CardFacts) -> str:
     """Return the whole page: front matter, text, and a last line by which `is_untouched` knows it."""
-    return _sealed(_page(facts))
+    return _sealed(redacted(_page(facts)))
 
 
 def is_untouched(text: str) -> bool:
@@ -67,7 +71,7 @@ def _page(facts: CardFacts) -> str:
             yaml.safe_dump(_front_matter(facts), sort_keys=False, allow_unicode=True).strip(),
             "---",
             "",
-            f"# {facts.name}",
+            f"# {plain(facts.name)}",
             "",
             _opening(facts),
             "",
@@ -84,13 +88,13 @@ def _page(facts: CardFacts) -> str:
             "",
             "## Training",
             "",
-            *_table(("key", "value"), [(f"`{key}`", f"`{_shown(value)}`") for key, value in facts.settings.items()]),
+            *_table(
+                ("key", "value"), [(code_span(key), code_span(_shown(value))) for key, value in facts.settings.items()]
+            ),
             "",
             f"{facts.world_size} ranks. The command:",
             "",
-            "```",
-            " ".join(without_home(part) for part in facts.command),
-            "```",
+            *_block(" ".join(without_home(part) for part in facts.command)),
             "",
             "## Versions",
             "",
@@ -101,8 +105,8 @@ def _page(facts: CardFacts) -> str:
             "```python",
             "from transformers import AutoModelForCausalLM, AutoTokenizer",
             "",
-            f'model = AutoModelForCausalLM.from_pretrained("{facts.opens_as}")',
-            f'tokenizer = AutoTokenizer.from_pretrained("{facts.opens_as}")',
+            f"model = AutoModelForCausalLM.from_pretrained({json.dumps(facts.opens_as)})",
+            f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(facts.opens_as)})",
             "```",
             "",
         ]
@@ -128,7 +132,7 @@ def _is_file_name(name: str) -> bool:
 
 def _opening(facts: CardFacts) -> str:
     base = facts.base_model
-    shown = f"[{base}](https://huggingface.co/{base})" if is_hub_id(base) else f"`{Path(base).name}`"
+    shown = f"[{base}](https://huggingface.co/{base})" if is_hub_id(base) else code_span(Path(base).name)
     with_lora = " with LoRA, merged (the adapter alone is in `lora_adapter/`)," if facts.has_adapter else ""
     progress = f"step {facts.step} of {facts.total_steps}, {facts.epochs:.2f} epochs"
     return f"{shown}, fine-tuned{with_lora} on the data below: {progress}."
@@ -137,13 +141,13 @@ def _opening(facts: CardFacts) -> str:
 def _results(facts: CardFacts) -> list[tuple[str, str]]:
     first, last = facts.train_loss
     rows = [("training loss, first -> last", f"{first:.4f} -> {last:.4f}")] if first and last else []
-    rows += [(f"`{name}`", f"{value:.4f}") for name, value in facts.metrics.items()]
+    rows += [(code_span(name), f"{value:.4f}") for name, value in facts.metrics.items()]
     return [*rows, ("samples seen", f"{facts.samples:,}"), ("tokens seen", f"{facts.tokens:,}")]
 
 
 def _data(facts: CardFacts) -> list[tuple[str, ...]]:
     return [
-        (name, f"`{Path(str(file['file'])).name}`", f"{file['rows']:,}", f"`{file['hash']}`")
+        (name, code_span(Path(str(file["file"])).name), f"{file['rows']:,}", f"`{file['hash']}`")
         for name, files in facts.data.items()
         for file in files
     ]
@@ -152,6 +156,18 @@ def _data(facts: CardFacts) -> list[tuple[str, ...]]:
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     lines = [head, ["---"] * len(head), *rows]
     return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
+
+
+def plain(text: str) -> str:
+    """Return Markdown that shows the text on one line as it is: no markup, no HTML."""
+    return re.sub(r"([\\`*\[\]<>&])", r"\\\1", visible_line(text))
+
+
+def _block(text: str) -> list[str]:
+    """The lines of a block of code, which no backticks in the text can end."""
+    text = visible_line(text)
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return [fence, text, fence]
 
 
 def _shown(value: Any) -> str:

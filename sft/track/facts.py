@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sft.config.secrets import masked
+from sft.config.secrets import masked_argument, without_secrets
 from sft.files import replace_file
 from sft.track.files import timestamp
 
@@ -20,7 +20,7 @@ STARTED_AT = timestamp()  # of this process; run.json is written again when the 
 
 def write_run_json(run_dir: str | Path, **facts: Any) -> None:
     """Write `run_dir`/run.json: versions, command, start time, commit, and the caller's facts (world size, hashes)."""
-    content = json.dumps(facts_of_process() | facts, indent=2, ensure_ascii=False) + "\n"
+    content = json.dumps(without_secrets(facts_of_process() | facts), indent=2, ensure_ascii=False) + "\n"
     replace_file(Path(run_dir) / "run.json", content.encode())
 
 
@@ -41,9 +41,9 @@ def masked_command(argv: list[str]) -> list[str]:
         name, equals, value = argument.partition("=")
         previous = argv[position - 1] if position else ""
         if previous.startswith("--") and "=" not in previous and not argument.startswith("-"):
-            shown.append(masked(previous, argument))
+            shown.append(masked_argument(previous, argument))
         else:
-            shown.append(f"{name}={masked(name, value)}" if equals else masked("", argument))
+            shown.append(f"{name}={masked_argument(name, value)}" if equals else masked_argument("", argument))
     return shown
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sft.config.secrets import without_secrets
+from sft.config.secrets import presentable, redacted, without_secrets
 from sft.track.console import Console, step_line
 from sft.track.curve import LossCurve
 from sft.track.files import MetricsFile, TrainingLog, append_line, write_samples
@@ -36,6 +36,7 @@ def open_run(
     run; what metrics.jsonl holds beyond it is about to happen again and is dropped.
     """
     check_loggers(loggers)
+    project, experiment = redacted(project), redacted(experiment)
     if not is_main:
         return RunLog(total_steps=total_steps, log_freq=log_freq)
     run_dir = Path(run_dir)
@@ -107,6 +108,7 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """Write one sentence on the console and in training.log."""
+        text = presentable(text)
         if self._console:
             self._try("console", self._console.say, text)
         if self._training_log:
@@ -129,6 +131,7 @@ class RunLog:
                 f"sample after step {step}, {sample['row']}: {sample['answer']!r}, expected {sample['expected']!r}"
             )
         if self._run_dir:
+            answers = [{key: redacted(text) for key, text in sample.items()} for sample in answers]
             self._try("samples.jsonl", write_samples, self._run_dir / "samples.jsonl", step, answers)
 
     def warn(self, text: str) -> None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from sft import checkpoint
 from sft.config import SftConfig, TrainerConfig
+from sft.config.secrets import redacted
 from sft.data.chat.encode import stop_token_ids
 from sft.data.chat.tokenizer import template_fingerprint
 from sft.data.dataset import Dataset
@@ -147,7 +148,7 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
             world=world,
             about={
                 "job_id": Path(config.trainer.default_local_dir).resolve().name,
-                "base_model": config.model.partial_pretrain,
+                "base_model": redacted(config.model.partial_pretrain),
                 "began_with": began_with,
                 "steps_per_epoch": steps_per_epoch,
                 "fingerprint": fingerprint,

@@ -7,6 +7,7 @@ import sys
 import traceback
 from typing import NoReturn
 
+from sft.config.secrets import presentable
 from sft.errors import (
     BugError,
     InputError,
@@ -32,7 +33,7 @@ def end_with(error: Exception, world: World) -> NoReturn:
         _end_with_bug(error, who)
     # What is wrong with a file may be wrong on one node only; memory, say, every rank has its own.
     if world.local_rank == 0 or isinstance(error, OwnMishapError):
-        print(f"{who}: {error}", file=sys.stderr, flush=True)
+        print(presentable(f"{who}: {error}"), file=sys.stderr, flush=True)
         if not isinstance(error, MishapError):
             spare_the_restarts()  # which ends this rank, too
         end_at_once(2)
@@ -46,7 +47,8 @@ def _end_with_bug(error: Exception, who: str) -> NoReturn:
         let_another_rank_speak()
         end_at_once(1)
     traceback.print_exception(cause)
-    print(f"{who}: this is a bug, not your input: {_told(error)}. {REPORT}", file=sys.stderr, flush=True)
+    told = presentable(f"{who}: this is a bug, not your input: {_told(error)}. {REPORT}")
+    print(told, file=sys.stderr, flush=True)
     # A driver or a disk that failed in the middle of a step may do better after a restart; a bug will not.
     if isinstance(error, BugError) or not isinstance(error, RuntimeError | OSError | MemoryError):
         spare_the_restarts()
@@ -62,7 +64,7 @@ def end_at_once(code: int, message: str = "") -> NoReturn:
     if sys.stderr.isatty():
         print("\033[?25h", end="", file=sys.stderr)  # the cursor, which a progress bar hides
     if message:
-        print(message, file=sys.stderr)
+        print(presentable(message), file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

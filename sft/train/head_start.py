@@ -19,11 +19,11 @@ import threading
 import traceback
 from collections.abc import Iterable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from sft.config import SftConfig
+from sft.config.secrets import presentable
 from sft.errors import InputError
 from sft.model.pretrained import find_model, weight_files
 from sft.parallel.world import World, log
@@ -118,6 +118,10 @@ def memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def _say(line: str) -> None:
+    print(presentable(line), file=sys.stderr, flush=True)
+
+
 def _tokenise(config: SftConfig, world: World, parent: int, answer: int) -> NoReturn:
     """Live the life of the child: fill the token cache, and end."""
     code = 1
@@ -127,7 +131,7 @@ def _tokenise(config: SftConfig, world: World, parent: int, answer: int) -> NoRe
         if os.getppid() == parent:  # else it died before it could be asked to tell us
             log.disabled = True  # the run says everything about its inputs, once
             logging.getLogger("transformers").setLevel(logging.CRITICAL)
-            say = partial(print, file=sys.stderr, flush=True) if world.is_main else lambda line: None
+            say = _say if world.is_main else lambda line: None
             tokenizer, _, _ = open_tokenizer(
                 config, find_model(config.model.partial_pretrain, config.model.revision, weights=False)
             )

@@ -19,6 +19,7 @@ from sft.track.metrics import peak_memory_gb
 from sft.track.run_log import RunLog
 from sft.train.build import Job
 from sft.train.report import data_facts
+from sft.visible import code_span
 
 RESULT = "result.json"
 ON_THE_CARD = ("data.", "model.", "optim.", "trainer.seed", "trainer.total_", "use_remove", "ulysses")
@@ -46,7 +47,9 @@ def summarise(job: Job, start: Start, run_log: RunLog, *, ended: str, published_
     (peak,) = max_over_all_ranks(peak_memory_gb())
     result = result_of(job, start, ended, peak, published_step)
     if job.world.is_main:
-        replace_file(job.run_dir / RESULT, json.dumps(result, indent=2, ensure_ascii=False).encode() + b"\n")
+        replace_file(
+            job.run_dir / RESULT, json.dumps(without_secrets(result), indent=2, ensure_ascii=False).encode() + b"\n"
+        )
     for line in lines_of(result):
         run_log.say(line)
 
@@ -168,7 +171,7 @@ def template_name(given: str | None) -> str:
     """Name the template of data.chat_template: its name or file, not its text."""
     if given is None:
         return "the tokenizer's own, or ChatML where it has none"
-    return "given as text" if "{" in given else f"`{Path(given).name}`"
+    return "given as text" if "{" in given else code_span(Path(given).name)
 
 
 def command_of(argv: list[str], ranks_per_node: str | None) -> list[str]:

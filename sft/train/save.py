@@ -141,7 +141,8 @@ def publish_what_differs(job: Job) -> None:
     """
     step = step_to_publish(job, log.warning)
     chosen = job.run_dir / f"global_step_{step}"
-    problems = checkpoint.differs_from_model(job.run_dir, chosen, but=("README.md", CURVE), world=job.world)
+    own = ("README.md", CURVE)  # people write in the one, and the other is drawn again after the end
+    problems = checkpoint.differs_from_model(job.run_dir, chosen, but=own, world=job.world)
     if not problems:
         return
     if damage := checkpoint.verify(chosen, world=job.world):
@@ -150,8 +151,7 @@ def publish_what_differs(job: Job) -> None:
             f"it: {'; '.join(damage)}. Take another checkpoint: python -m sft.export {job.run_dir} --out DIR"
         )
     log.warning("the model in %s is not what was published (%s): published again", job.run_dir, "; ".join(problems))
-    on_main_rank(f"looking at {job.run_dir}", lambda: keep_own_readme(job.run_dir))
-    publish(model_of(job, step), job.run_dir)
+    publish(model_of(job, step), job.run_dir, keep=own)
 
 
 def step_to_publish(job: Job, warn: Callable[[str], None]) -> int:

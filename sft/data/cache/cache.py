@@ -25,6 +25,7 @@ from typing import Any
 import pyarrow as pa
 from filelock import FileLock
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 
 from sft.data.cache.notes import key_of_builder, leave_note, next_number
@@ -292,7 +293,7 @@ def _chunks(source: RowSource, max_rows: int | None, num_rows: int, say: Callabl
     console = Console(stderr=True)
     title = f"tokenising {source.name}"
     if console.is_terminal:
-        watched = iter(track(rows, title, num_rows, console=console, transient=True))
+        watched = iter(track(rows, escape(title), num_rows, console=console, transient=True))
     else:
         watched = _told(rows, title, num_rows, say)
     return iter(lambda: list(itertools.islice(watched, ROWS_AT_ONCE)), [])

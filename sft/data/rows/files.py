@@ -20,6 +20,7 @@ from sft.data.chat.values import plain
 from sft.data.rows import hub
 from sft.data.types import Row, RowError
 from sft.errors import InputError
+from sft.visible import visible_line
 
 SEARCHED_SUFFIXES = (".parquet", ".jsonl")
 """What a directory is searched for. A .json is read where it is named: among data it is mostly about the data."""
@@ -72,7 +73,7 @@ def names_of(paths: Iterable[Path]) -> dict[Path, str]:
             if alike[of_path[-length:]] == 1 or length >= len(of_path):
                 names.setdefault(path, "/".join(of_path[-length:]))
         if len(names) == len(parts):
-            return {path: names[path] for path in parts}
+            return {path: visible_line(names[path]) for path in parts}
     raise AssertionError("a whole path is told from all others")
 
 

@@ -23,6 +23,7 @@ from sft.data.shuffle import OF_ROWS, permutation
 from sft.data.types import Conversation, Document, Row, RowError
 from sft.errors import InputError
 from sft.types import Sample
+from sft.visible import visible_line
 
 Item = Conversation | Document | Sample
 """What a row holds. A Sample comes tokenised and weighted already, from a class of the user's."""
@@ -72,7 +73,7 @@ def rows_of_file(
 
     Raises InputError for a file that cannot be read, that holds no rows, or whose format nobody knows.
     """
-    name = name or path.name
+    name = name or visible_line(path.name)
     first = list(itertools.islice(read_rows(path, name), ROWS_LOOKED_AT))
     if not first:
         raise InputError(f"{path} holds no rows; expected at least one. Write it again, or take it out of the list.")

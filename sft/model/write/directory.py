@@ -87,18 +87,20 @@ def export(
     on_main_rank(f"writing {target}", complete)
 
 
-def publish(exported: Path, run_dir: Path) -> None:
+def publish(exported: Path, run_dir: Path, *, keep: Sequence[str] = ()) -> None:
     """Make `run_dir` itself the model that lies in `exported`, whole or not at all. Every rank calls it.
 
     Weights are linked, not copied, where the file system can: they are on the disk once. All of it is on the disk
     when this returns, so that what is said of it afterwards is true after a power cut as well.
+    keep: files that stay as they are where they are there already
     """
 
     def move_in() -> None:
         aside = run_dir / ".export.partial"
         shutil.rmtree(aside, ignore_errors=True)
         try:
-            shutil.copytree(exported, aside, copy_function=link_weights)
+            stays = [name for name in keep if (run_dir / name).is_file()]
+            shutil.copytree(exported, aside, copy_function=link_weights, ignore=lambda _, names: stays)
             sync_tree(aside)
         except (OSError, shutil.Error):  # give the space back, where the disk is full
             shutil.rmtree(aside, ignore_errors=True)

@@ -36,6 +36,11 @@ def test_whitespace_that_nobody_sees_is_shown():
     assert conversation(sample(("a\tb\r\n", 0)), marks=True, ids=True).plain == "a⇥b␍↵\n[0]"
 
 
+def test_what_a_terminal_obeys_is_shown():
+    seen = sample(("a\x1b]52;c;eA==\x07", 0), ("\x9b2J\u202e", 1))
+    assert conversation(seen, marks=False, ids=False).plain == "a␛]52;c;eA==␇\\u009b2J\\u202e"
+
+
 @pytest.mark.parametrize("text", ["plain words", "é 😀 日本 👩‍👩‍👧", "<|im_start|>user\n\n x<|im_end|>", "  \n\n\n\n "])
 def test_token_texts_join_to_the_text(text):
     tokenizer = tiny_tokenizer()

@@ -42,6 +42,17 @@ def test_the_page_says_what_was_done() -> None:
     assert "peft" not in card
 
 
+def test_names_are_shown_as_they_are_and_obeyed_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_SEKRETENV")
+    file = {"file": "a`b\x1b]0;t\x07.jsonl", "rows": 1, "hash": "h"}
+    command = ["python", "```", "<img src=x>", "hf_SEKRETENV"]
+    card = model_card(replace(FACTS, name="x <b>`y`", data={"train": [file]}, command=command, settings={"k": "a``b"}))
+    assert "\n# x \\<b\\>\\`y\\`\n" in card
+    assert "| ``a`b␛]0;t␇.jsonl`` |" in card and "| `k` | ```a``b``` |" in card
+    assert "\n````\npython ``` <img src=x> ***\n````\n" in card
+    assert is_untouched(card)
+
+
 def test_no_path_of_this_machine(tmp_path: Path) -> None:
     card = model_card(replace(FACTS, base_model=str(tmp_path / "base"), has_curve=False, has_adapter=True))
     assert "data.train_files=~/rows.jsonl" in card and f"{Path.home()}/" not in card

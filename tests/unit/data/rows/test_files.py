@@ -58,4 +58,5 @@ def test_files_are_called_by_the_end_of_their_path_that_tells_them_apart(tmp_pat
     assert names("a/train.jsonl", "b/train.jsonl", "val.jsonl") == ["a/train.jsonl", "b/train.jsonl", "val.jsonl"]
     assert names("1/a/x.jsonl", "2/a/x.jsonl", "2/b/x.jsonl") == ["1/a/x.jsonl", "2/a/x.jsonl", "b/x.jsonl"]
     assert names("x.jsonl", "x.jsonl") == ["x.jsonl"]
+    assert names("a\x1b[2J\n.jsonl") == ["a␛[2J␊.jsonl"], "it stands in every message"
     assert list(read_rows(write_jsonl(tmp_path / "x.jsonl", [{"a": 1}]), "1/x.jsonl")) == [("1/x.jsonl:1", {"a": 1})]
