@@ -185,7 +185,7 @@ def train_step(job: Job, micro_batches: list[Batch], weight_sums: list[float]) -
     """
     model, optimizer, optim = job.model, job.optimizer, job.config.optim
     weight_sum, sources = sum(weight_sums), len(weight_sums)
-    shares = torch.zeros(sources, device=job.world.device)  # what each source adds to the loss
+    shares = torch.zeros(sources, dtype=torch.float64, device=job.world.device)  # what each source adds to the loss
     for number, batch in enumerate(micro_batches, start=1):
         begin_micro_batch(model, job.sharding, is_last=number == len(micro_batches))
         share, of_sources = token_ce_sum(model, batch.to(job.world.device), weight_sum=weight_sum, sources=sources)

@@ -124,7 +124,7 @@ def start_adapters(model: PreTrainedModel, *, seed: int, adapter: str | None, st
 def _start_magnitude(layer: LoraLinear) -> None:
     """m = ‖W‖ of each row, so that DoRA, too, starts as the model it starts from."""
     magnitude, weight = _weight(layer.lora_magnitude_vector[NAME]), _weight(layer.get_base_layer())
-    norm = torch.linalg.vector_norm(weight.float(), dim=0 if layer.fan_in_fan_out else 1)
+    norm = torch.linalg.vector_norm(weight, dim=0 if layer.fan_in_fan_out else 1, dtype=torch.float64)
     if isinstance(norm, DTensor) and isinstance(magnitude, DTensor):
         norm = norm.redistribute(magnitude.device_mesh, magnitude.placements)
     local_part(magnitude).copy_(local_part(norm))
@@ -145,7 +145,8 @@ class Adapter:
         rows = weight.float().T if self.transposed else weight.float()
         rows = rows + self.scaling * (self.b @ self.a)
         if self.magnitude is not None:
-            rows = rows * (self.magnitude / rows.norm(dim=1))[:, None]
+            norm = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+            rows = rows * (self.magnitude / norm).float()[:, None]
         return (rows.T if self.transposed else rows).to(dtype).contiguous()
 
 

@@ -45,15 +45,15 @@ def token_ce_sum(
 
 @torch.no_grad()
 def token_ce_sum_and_hits(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """(Σ w·CE, number of supervised tokens whose most likely prediction is right), both fp32 scalars."""
+    """(Σ w·CE, number of supervised tokens whose most likely prediction is right), float64 and fp32 scalars."""
     form = getattr(model, "logit_form", None)
     if form is not None:
-        ce_sum, _, hits = _fused(model, batch, form)
-        return ce_sum, hits
+        _, ce, hits = _fused(model, batch, form)
+        return ce.sum(dtype=torch.float64), hits
     logits, labels, weights = supervised_logits(model, batch)
-    ce_sum = hits = logits.new_zeros((), dtype=torch.float32)
+    ce_sum, hits = logits.new_zeros((), dtype=torch.float64), logits.new_zeros((), dtype=torch.float32)
     for chunk in _chunks(logits, labels, weights):
-        ce_sum = ce_sum + _weighted_ce(*chunk).sum()
+        ce_sum = ce_sum + _weighted_ce(*chunk).sum(dtype=torch.float64)
         hits = hits + (chunk[0].argmax(-1) == chunk[1]).sum()  # IGNORE_INDEX equals no token id
     return ce_sum, hits
 
@@ -109,10 +109,12 @@ def _supervised(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _by_source(ce: torch.Tensor, batch: Batch, sources: int) -> torch.Tensor:
-    """Σ of ce [N] over the tokens of each source, [sources]."""
+    """Return Σ of ce [N] over the tokens of each source: float64 [sources]."""
     if batch.sources is None:
-        return ce.sum()[None]
-    return ce.new_zeros(sources).index_add_(0, batch.sources[:, batch.supervised_columns].flatten(), ce)
+        return ce.sum(dtype=torch.float64)[None]
+    # index_add_ adds one after the other: in fp32 that would lose digits in a long batch.
+    totals = ce.new_zeros(sources, dtype=torch.float64)
+    return totals.index_add_(0, batch.sources[:, batch.supervised_columns].flatten(), ce.double())
 
 
 def _chunks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:

@@ -92,6 +92,24 @@ def test_an_adapted_model_starts_as_the_model_it_starts_from(kind: str, untied: 
     )
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_doras_norms_are_those_of_fp64(transposed: bool) -> None:
+    rows = torch.empty(8, 14_336).uniform_(0, 1, generator=torch.Generator().manual_seed(1))
+    weight = rows.T.contiguous() if transposed else rows
+    exact = rows.double().norm(dim=1)
+    layer = SimpleNamespace(
+        lora_magnitude_vector={lora.NAME: SimpleNamespace(weight=torch.empty(8))},
+        get_base_layer=lambda: SimpleNamespace(weight=weight),
+        fan_in_fan_out=transposed,
+    )
+    lora._start_magnitude(layer)
+    torch.testing.assert_close(layer.lora_magnitude_vector[lora.NAME].weight.double(), exact, rtol=1e-7, atol=0)
+    nothing = lora.Adapter(torch.zeros(1, 14_336), torch.zeros(8, 1), torch.ones(8), 1.0, transposed)
+    merged = nothing.merged_into(weight, torch.float32)
+    found = (merged.T if transposed else merged).double()
+    torch.testing.assert_close(found, rows.double() / exact[:, None], rtol=3e-7, atol=0)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_merged_and_adapter_compute_what_was_trained(kind: str, untied: Path, tmp_path: Path) -> None:
     """fp32, logits of order 1: 1e-5 is the rounding of adding B·A to W first, or to W·x later."""

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sft.data.order.collate import collate
 from sft.model.logits import learn_logit_form
-from sft.train.loss import token_ce_sum, token_ce_sum_and_hits
+from sft.train.loss import _by_source, token_ce_sum, token_ce_sum_and_hits
 from sft.types import Sample
 from tests.assets import boundaries, tiny_model_dir
 from tests.models import Watch, load_sharded
@@ -211,6 +211,16 @@ def test_the_sum_of_every_source_is_that_of_its_samples_alone(tmp_path, world_of
     share, shares = token_ce_sum(model, batch, weight_sum=8, sources=3)  # a power of two, so that nothing is rounded
     assert share.item() == pytest.approx(total.item() / 8, rel=1e-6)
     assert torch.equal(shares, of_sources / 8)
+
+
+@pytest.mark.parametrize("sources", [1, 2])
+def test_the_loss_of_a_long_batch_is_that_of_fp64(sources):
+    tokens = 200_000
+    ce = torch.rand(tokens, generator=torch.Generator().manual_seed(1))
+    of_token = torch.arange(tokens) % sources
+    batch = SimpleNamespace(sources=of_token[None] if sources > 1 else None, supervised_columns=torch.arange(tokens))
+    exact = [ce.double()[of_token == source].sum().item() for source in range(sources)]
+    assert _by_source(ce, batch, sources).tolist() == pytest.approx(exact, rel=1e-12)
 
 
 @pytest.mark.parametrize("fused", [True, False])
