@@ -77,7 +77,7 @@ def redacted(text: str) -> str:
 
 
 def secret_values() -> list[str]:
-    """The values of all environment variables whose names say that they are secrets, the longest first."""
+    """Return the values of all environment variables whose names say that they are secrets, the longest first."""
     values = {value.strip() for name, value in os.environ.items() if is_secret(name)}
     long = (value for value in values if len(value) >= SHORTEST and value.lower() not in NO_SECRETS)
     return sorted(long, key=len, reverse=True)

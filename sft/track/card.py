@@ -164,7 +164,7 @@ def plain(text: str) -> str:
 
 
 def _block(text: str) -> list[str]:
-    """The lines of a block of code, which no backticks in the text can end."""
+    """Return the lines of a block of code, which no backticks in the text can end."""
     text = visible_line(text)
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return [fence, text, fence]
