@@ -27,12 +27,14 @@ class Origin:
     is_state: bool
 
 
-def find_origin(name: str, run_dir: Path, *, with_adapters: bool, world: World) -> Origin:
+def find_origin(
+    name: str, run_dir: Path, *, with_adapters: bool, world: World, frozen: dict[str, list[str]] | None = None
+) -> Origin:
     """Find the checkpoint that `name` stands for. Every rank calls it; all get the same one, or all raise InputError.
 
     name: a run directory (its newest good checkpoint, else its model), `run:step-N` (run: a run directory, or the name
     of one beside this run's), a global_step_N directory, or a model directory
-    with_adapters: whether this run trains LoRA adapters
+    with_adapters: whether this run trains LoRA adapters. frozen: as in the run's fingerprint
     """
     candidates = on_main_rank(f"{KNOB}={name}", lambda: _candidates(name, run_dir))
     rejected = []
@@ -43,7 +45,7 @@ def find_origin(name: str, run_dir: Path, *, with_adapters: bool, world: World) 
             rejected.append(f"{path}: {'; '.join(problems)}")
             continue
         else:
-            origin = _part_to_use(path, with_adapters)
+            origin = _part_to_use(path, with_adapters, frozen)
         if with_adapters and not origin.is_state:
             raise InputError(
                 f"{KNOB}={name} is a whole model, and a LoRA run keeps the model it starts from as it is: set "
@@ -58,14 +60,20 @@ def start_from(origin: Origin, model: torch.nn.Module) -> None:
     fill(named(trained_weights(model)), origin.path)
 
 
-def _part_to_use(checkpoint: Path, with_adapters: bool) -> Origin:
+def _part_to_use(checkpoint: Path, with_adapters: bool, frozen: dict[str, list[str]] | None) -> Origin:
     manifest = read_manifest(checkpoint)
     holds_adapters = manifest["fingerprint"].get("lora") is not None
+    same_part = manifest["fingerprint"].get("frozen") == frozen
     # The state has the weights as they were trained; the model has them rounded to the dtype it ships in.
-    if has_state(manifest) and holds_adapters == with_adapters:
+    if has_state(manifest) and holds_adapters == with_adapters and same_part:
         return Origin(checkpoint, is_state=True)
     if has_model(manifest):
         return Origin(checkpoint / MODEL_DIR, is_state=False)
+    if holds_adapters == with_adapters:
+        raise InputError(
+            f"{KNOB}: {checkpoint} is STATE of a run with other model.frozen and model.train_only, without the weights "
+            "that it did not train; save it with its model first (BOTH: touch save_now in a run that continues it)."
+        )
     holds, trains = ("adapters", "all weights") if holds_adapters else ("all weights", "adapters")
     raise InputError(
         f"{KNOB}: {checkpoint} is STATE of {holds} and this run trains {trains}; save it with its model first (BOTH: "

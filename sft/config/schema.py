@@ -114,6 +114,9 @@ class ParameterGroup:
     name: Name | None = None  # in logs and metrics; None: the pattern
 
 
+Patterns = Annotated[
+    tuple[Pattern, ...], BeforeValidator(_none_is_empty), Field(description="a list of regular expressions")
+]
 ParameterGroups = Annotated[
     tuple[ParameterGroup, ...],
     BeforeValidator(_none_is_empty),
@@ -274,6 +277,8 @@ class ModelConfig:
     modules_to_save: Names | None
     init_lora_weights: LoraStart
     lora_adapter_path: UserPath | None
+    frozen: Patterns
+    train_only: Patterns
 
 
 @dataclass(frozen=True)

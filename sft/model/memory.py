@@ -56,6 +56,7 @@ class Load:
     master_bytes: int  # of a weight that trains, and of its gradient
     compute_bytes: int
     optimizer_bytes: Callable[[int], float]  # what the optimizer remembers of a weight of that many master bytes
+    frozen_bytes: int | None = None  # of a weight that does not train; None: compute_bytes
     checkpointing: Literal["full", "selective"] | None = None
     offload: bool = False  # states live in CPU memory
     whole_weights: bool = False  # kept by every rank from forward to the end of the step
@@ -106,7 +107,7 @@ def estimate(model: ModelSize, load: Load) -> Memory:
     here = 0 if load.offload else 1
     remembered = int(model.trainable * load.optimizer_bytes(m))
     return Memory(
-        weights=here * (model.trainable * m + model.frozen * c) // n,
+        weights=here * (model.trainable * m + model.frozen * (load.frozen_bytes or c)) // n,
         gradients=4 * model.trainable if load.whole_gradients else here * model.trainable * m // n,
         optimizer=here * remembered // n,
         gathered=alive * c + int(trained_share * (c * (model.outside + model.layer) + 4 * largest)),

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 import torch
+
+from sft.errors import InputError
 
 ADAPTER = re.compile(r"\.lora_(A|B|magnitude_vector)\.")  # parts of the modules that peft puts around `.base_layer`
 
@@ -58,3 +62,25 @@ def _state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     # would give its plain, low-precision copies. state_dict() shards it again first.
     persistent = model.state_dict().keys()
     return dict(model.named_parameters()) | {n: b for n, b in model.named_buffers() if n in persistent}
+
+
+def shown_name(name: str) -> str:
+    """Return the name of a parameter without what peft and compilation put around its module."""
+    return name.replace(".base_layer.", ".").replace("_orig_mod.", "")
+
+
+def matching(knob: str, pattern: str, names: Iterable[str]) -> list[str]:
+    """Return the names in which a regular expression is found.
+
+    Raises InputError, naming `knob` and parts of names that are near, where it is found in none.
+    """
+    names = list(names)
+    if matched := [name for name in names if re.search(pattern, name)]:
+        return matched
+    pieces = sorted({piece for name in names for piece in name.split(".") if not piece.isdecimal()})
+    asked = [part for part in re.split(r"\W+", pattern) if part]
+    near = [piece for part in asked for piece in get_close_matches(part, pieces, n=2, cutoff=0.5)]
+    raise InputError(
+        f"{knob}={pattern} matches no parameter that trains; their names have parts such as "
+        f"{', '.join(dict.fromkeys(near or pieces[:6]))}."
+    )

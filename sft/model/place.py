@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from sft.config import FsdpConfig, ModelConfig, SftConfig
 from sft.model.attention import Choice, prove_separation, share_rows
+from sft.model.frozen import freeze
 from sft.model.liger import use_liger_kernels
 from sft.model.load import build_skeleton, decoder_layers, load_weights
 from sft.model.logits import learn_logit_form
@@ -44,6 +45,8 @@ def build_bare_model(
 
         name = str(source.resolve()) if Path(config.model.partial_pretrain).is_dir() else config.model.partial_pretrain
         lora.add_adapters(model, base=name, dtype=master_dtype, **adapters)
+    if line := freeze(model, config.model.frozen, config.model.train_only):
+        log.info("%s", line)
     learn_logit_form(model)  # with its adapters: one on the LM head makes it another head
     return model, grown
 
@@ -115,3 +118,9 @@ def adapter_settings(model: ModelConfig) -> dict[str, Any]:
         "use_dora": model.use_dora,
         "modules_to_save": list(model.modules_to_save or ()),
     }
+
+
+def frozen_settings(model: ModelConfig) -> dict[str, list[str]] | None:
+    """Return which parameters the configuration freezes, in types that JSON keeps; None without."""
+    asked = {"frozen": list(model.frozen), "train_only": list(model.train_only)}
+    return asked if any(asked.values()) else None

@@ -20,7 +20,7 @@ from sft.data.chat.encode import stop_token_ids
 from sft.data.chat.tokenizer import template_fingerprint
 from sft.data.dataset import Dataset
 from sft.data.order import plan
-from sft.model.place import adapter_settings, place, sharding_of
+from sft.model.place import adapter_settings, frozen_settings, place, sharding_of
 from sft.model.pretrained import fingerprint as model_fingerprint
 from sft.parallel.fsdp import Sharding
 from sft.parallel.mesh import Mesh, build_mesh
@@ -187,6 +187,7 @@ def fingerprint_of(config: SftConfig, inputs: Inputs) -> dict[str, Any]:
         "model": model_fingerprint(inputs.source),
         "lora": adapter_settings(config.model) or None,
         "lora_adapter": config.model.lora_adapter_path,
+        "frozen": frozen_settings(config.model),
         "lora_start": None if config.model.init_lora_weights is True else config.model.init_lora_weights,
         "seed": config.trainer.seed,
         "template": template_fingerprint(inputs.tokenizer, config.data.apply_chat_template_kwargs),

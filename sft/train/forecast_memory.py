@@ -87,6 +87,8 @@ def footprint(
         logits=view.most_logits // view.sp_size,
         master_bytes=BYTES[fsdp.model_dtype],
         compute_bytes=BYTES[fsdp.compute_dtype],
+        # Without LoRA a frozen weight lies among those that train, in their dtype.
+        frozen_bytes=None if config.model.lora_rank else BYTES[fsdp.model_dtype],
         optimizer_bytes=OPTIMIZERS[config.optim.name].state_bytes,
         checkpointing=kind if config.model.enable_gradient_checkpointing else None,
         offload=(fsdp.cpu_offload or fsdp.offload_params) and device != "cpu",

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Set
-from difflib import get_close_matches
 from typing import Any
 
 import torch
 
 from sft.config.schema import OptimConfig, ParameterGroup
 from sft.errors import InputError
+from sft.model.names import matching, shown_name
 
 
 def parameter_groups(model: torch.nn.Module, optim: OptimConfig, apart: Set[str] = frozenset()) -> list[dict[str, Any]]:
@@ -24,7 +23,7 @@ def parameter_groups(model: torch.nn.Module, optim: OptimConfig, apart: Set[str]
     Matrices decay, vectors (norms, biases) do not, unless the group says so. Raises InputError for a pattern that
     matches nothing, and for a parameter that two patterns match.
     """
-    trainable = {_shown(name): weight for name, weight in model.named_parameters() if weight.requires_grad}
+    trainable = {shown_name(name): weight for name, weight in model.named_parameters() if weight.requires_grad}
     asked_of = _assign(trainable, optim.groups)
     divided: dict[tuple[Any, ...], dict[str, Any]] = {}
     for name, weight in sorted(trainable.items(), key=lambda item: item[1].ndim < 2):  # stable: matrices first
@@ -80,12 +79,7 @@ def _assign(names: Iterable[str], groups: tuple[ParameterGroup, ...]) -> dict[st
     """Return the number of the group of every parameter that a pattern matches."""
     names, number_of = list(names), {}
     for number, group in enumerate(groups):
-        matched = [name for name in names if re.search(group.match, name)]
-        if not matched:
-            raise InputError(
-                f"optim.groups[{number}].match={group.match} matches no parameter that trains"
-                f"{_near(group.match, names)}."
-            )
+        matched = matching(f"optim.groups[{number}].match", group.match, names)
         for name in matched:
             if (other := number_of.setdefault(name, number)) != number:
                 raise InputError(
@@ -93,15 +87,3 @@ def _assign(names: Iterable[str], groups: tuple[ParameterGroup, ...]) -> dict[st
                     f"both match {name}: a parameter is in one group. Make one of them narrower."
                 )
     return number_of
-
-
-def _near(pattern: str, names: list[str]) -> str:
-    literal = re.sub(r"\W+", ".", pattern.replace("\\", ""))
-    pieces = sorted({piece for name in names for piece in name.split(".") if not piece.isdecimal()})
-    near = [piece for part in literal.split(".") if part for piece in get_close_matches(part, pieces, n=2, cutoff=0.5)]
-    return f"; names have parts such as {', '.join(dict.fromkeys(near or pieces[:6]))}"
-
-
-def _shown(name: str) -> str:
-    """Return the name of a parameter without what peft and compilation put around modules."""
-    return name.replace(".base_layer.", ".").replace("_orig_mod.", "")

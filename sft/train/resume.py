@@ -12,6 +12,7 @@ from sft import checkpoint
 from sft.config import SftConfig
 from sft.errors import InputError
 from sft.model.load import read_weights
+from sft.model.place import frozen_settings
 from sft.parallel.world import World, log
 from sft.train import course
 from sft.types import TrainState
@@ -71,7 +72,11 @@ def start_elsewhere(config: SftConfig, model: PreTrainedModel, world: World) -> 
     name = config.trainer.init_from_checkpoint
     assert name is not None
     origin = checkpoint.find_origin(
-        name, Path(config.trainer.default_local_dir), with_adapters=config.model.lora_rank > 0, world=world
+        name,
+        Path(config.trainer.default_local_dir),
+        with_adapters=config.model.lora_rank > 0,
+        world=world,
+        frozen=frozen_settings(config.model),
     )
     if origin.is_state:
         checkpoint.start_from(origin, model)

@@ -72,7 +72,9 @@ def stand_in(monkeypatch, *, reduce_gradients="auto", offload=False, micro_batch
     monkeypatch.setattr("sft.train.forecast_memory.look_ahead", lambda *_: view)
     monkeypatch.setattr("sft.train.forecast_memory.model_size", lambda *_: MODEL)
     monkeypatch.setattr("sft.train.forecast_memory.decoder_layers", lambda _: [])
-    model = SimpleNamespace(fsdp_config=fsdp, gradient_checkpointing_kind="full", enable_gradient_checkpointing=False)
+    model = SimpleNamespace(
+        fsdp_config=fsdp, gradient_checkpointing_kind="full", enable_gradient_checkpointing=False, lora_rank=0
+    )
     return SimpleNamespace(model=model, trainer=trainer, optim=SimpleNamespace(name="adamw"))
 
 
