@@ -41,6 +41,7 @@ AtLeast0 = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False, descri
 Dropout = Annotated[float, Field(strict=True, ge=0, lt=1, description="a number of at least 0 and below 1")]
 Share = Annotated[float, Field(strict=True, ge=0, le=1, description="a number from 0 to 1")]
 ShareAbove0 = Annotated[float, Field(strict=True, gt=0, le=1, description="a number above 0 and up to 1")]
+Part = Annotated[float, Field(strict=True, ge=0, lt=1, description="a part of the rows, from 0 to below 1,")]
 Decay = Annotated[float, Field(strict=True, ge=0, lt=1)]
 Betas = Annotated[tuple[Decay, Decay], Field(description="two numbers, each at least 0 and below 1")]
 
@@ -209,6 +210,7 @@ class DataConfig:
     train_files: Files | None
     mixture: Mixture | None
     val_files: Files | None
+    val_fraction: Part | Count
     train_max_samples: CountOrOff
     val_max_samples: CountOrOff
     cache_dir: UserPath
@@ -236,6 +238,11 @@ class DataConfig:
     chat_template: Template | None
     apply_chat_template_kwargs: Variables
     custom_cls: CustomClassConfig
+
+    @property
+    def has_val(self) -> bool:
+        """Whether there are rows to validate on."""
+        return self.val_files is not None or self.val_fraction > 0
 
 
 @dataclass(frozen=True)

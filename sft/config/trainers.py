@@ -291,8 +291,8 @@ FOREIGN: dict[str, Foreign] = {
     **no_effect("write the split behind the id: data.val_files=org/name:split", "dataset_test_split"),
     **no_effect("every epoch is shuffled over all rows", "shuffle_merged_datasets shuffle_before_merging_datasets "
         "data_seed ignore_data_skip"),
-    **only(is_off, "keep some rows in a file of their own and name it in data.val_files", "val_set_size"),
-    **only(is_off, "keep some rows in a file of their own and name it in data.val_files", "val_size"),
+    **only(is_off, "data.val_fraction=0.05 (or a number of rows) holds rows out", "val_set_size"),
+    **only(is_off, "data.val_fraction=0.05 (or a number of rows) holds rows out", "val_size"),
     **no_effect("each entry of data.val_files has a loss of its own", "eval_on_each_dataset"),
     **not_offered("the tokenizer's own chat template is used; set data.chat_template for another", "template"),
     "enable_thinking": as_key("data.apply_chat_template_kwargs", lambda value: {"enable_thinking": value}),

@@ -17,6 +17,7 @@ from sft.data.cache.tokenise import Recipe
 from sft.data.order import plan
 from sft.data.order.collate import collate
 from sft.data.order.fit import FitReport, FittedSamples, fit
+from sft.data.order.held_out import held_out
 from sft.data.order.mixture import Mixture, Source, describe, refuse_empty
 from sft.data.rows.entries import Part, parts_of_files, parts_of_mixture
 from sft.data.rows.source import with_difficulty
@@ -92,6 +93,7 @@ def open_dataset(
     say: Callable[[str], None],
     curriculum: str | None = None,
     seed: int = 0,
+    is_val: bool = False,
 ) -> Dataset:
     """Tokenise (or find tokenised) the files and fit the samples to data.max_length.
 
@@ -100,6 +102,7 @@ def open_dataset(
     max_tokens:  tokens of a micro-batch; None: data.micro_batch_size_per_gpu samples
     curriculum:  "length", or the column by which the first data.curriculum_epochs are sorted; None: all are shuffled
     seed:        of the rows that a source of data.mixture draws
+    is_val:      of files that data.val_fraction divides, the rows for validation; else those for training
 
     Every rank calls it, outside of any collective; build_here on one process per node. Raises InputError naming
     file:row for rows that cannot be used.
@@ -119,13 +122,32 @@ def open_dataset(
             say(remark)
     files_of_part = [len(of_part) for of_part in cached_rows]
     flat = [rows for of_part in cached_rows for rows in of_part]
-    samples, report = fit(SampleStore(flat), max_length=config.max_length, truncation=config.truncation)
-    names = ", ".join(rows.name for rows in flat)
+    store, names = SampleStore(flat), ", ".join(rows.name for rows in flat)
+    wanted = None
+    if divided := config.val_fraction and files == config.train_files:
+        entry_starts = store.file_starts[np.cumsum([0, *files_of_part])]
+        held = held_out(store, entry_starts, config.val_fraction)
+        if not is_val:
+            say(
+                f"data.val_fraction={config.val_fraction:g} holds out {int(held.sum()):,} of {len(held):,} samples, by "
+                "what their rows say; none of them is trained"
+            )
+        wanted = held if is_val else ~held
+    samples, report = fit(store, max_length=config.max_length, truncation=config.truncation, wanted=wanted)
     if not len(samples):
-        raise InputError(f"{names}: no sample is left ({report}); check the rows, data.train_on and data.max_length.")
+        part = f" for {'validation' if is_val else 'training'} by data.val_fraction={config.val_fraction:g}"
+        raise InputError(
+            f"{names}: no sample is left{part if divided else ''} ({report}); check the rows, data.train_on and "
+            "data.max_length."
+        )
     sources = _sources(parts, samples.file_starts[np.cumsum([0, *files_of_part])])
     identity = [*(rows.key for rows in flat), config.max_length, config.truncation]
-    if files is None:
+    if divided:
+        identity.append(["val_fraction", config.val_fraction, is_val])
+    if is_val:
+        sources = [Source(source.name, source.samples) for source in sources]
+        curriculum = None  # it decided what was read
+    elif files is None:
         refuse_empty(sources)
         identity.append([(source.samples, source.weight, source.fraction) for source in sources])
     if curriculum is not None:

@@ -99,8 +99,13 @@ def evaluate(config: SftConfig, options: Options, world: World) -> Numbers:
 def check(config: SftConfig, options: Options, world: World) -> None:
     """Raise InputError for keys that training could use and evaluation cannot."""
     model, sp = config.model, config.ulysses_sequence_parallel_size
-    if not config.data.val_files:
+    if not config.data.has_val:
         raise InputError("data.val_files=null: there is nothing to evaluate on; give held-out files.")
+    if options.generate and not config.data.val_files:
+        raise InputError(
+            f"evaluate.generate=true asks the rows of data.val_files, and those that data.val_fraction="
+            f"{config.data.val_fraction:g} holds out are known as tokens alone; give files, or leave generate out."
+        )
     if world.size % sp:
         raise InputError(f"ulysses_sequence_parallel_size={sp} must divide the number of ranks, {world.size}.")
     if model.lora_adapter_path and (Path(model.partial_pretrain) / "lora_adapter").is_dir():

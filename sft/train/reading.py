@@ -75,7 +75,7 @@ def open_data(config: SftConfig, tokenizer: Any, world: World) -> tuple[Dataset,
     train = _open(config, data.train_files, tokenizer, world, max_samples=data.train_max_samples, order=data.curriculum)
     if len(train.mixture.sources) > 1:
         log.info("%s", train.describe_epoch())
-    return train, open_val(config, tokenizer, world) if data.val_files else None
+    return train, open_val(config, tokenizer, world) if data.has_val else None
 
 
 def tokenise_data(config: SftConfig, tokenizer: Any, say: Callable[[str], None]) -> None:
@@ -97,8 +97,19 @@ def tokenise_data(config: SftConfig, tokenizer: Any, say: Callable[[str], None])
 
 
 def open_val(config: SftConfig, tokenizer: Any, world: World) -> Dataset:
-    """Open the validation samples alone."""
-    return _open(config, config.data.val_files, tokenizer, world, max_samples=config.data.val_max_samples)
+    """Open the validation samples alone: those of data.val_files, or those that data.val_fraction holds out."""
+    data = config.data
+    if data.val_files:
+        return _open(config, data.val_files, tokenizer, world, max_samples=data.val_max_samples)
+    return _open(
+        config,
+        data.train_files,
+        tokenizer,
+        world,
+        max_samples=data.train_max_samples,
+        order=data.curriculum,
+        is_val=True,
+    )
 
 
 def _open(
@@ -109,6 +120,7 @@ def _open(
     *,
     max_samples: int,
     order: str | None = None,
+    is_val: bool = False,
 ) -> Dataset:
     max_tokens = config.data.max_tokens_per_gpu
     if max_tokens is not None:
@@ -124,4 +136,5 @@ def _open(
         say=log.info,
         curriculum=order,
         seed=config.trainer.seed,
+        is_val=is_val,
     )

@@ -35,6 +35,11 @@ def misshaped(problem: Mapping[str, Any]) -> str | None:
 
 def mixture_problems(data: DataConfig) -> Iterator[str]:
     """List entries that contradict each other or another key. Does not look whether their files exist."""
+    if data.val_files is not None and data.val_fraction:
+        yield (
+            f"data.val_fraction={data.val_fraction:g} would be ignored: data.val_files={shown(data.val_files)} has the "
+            "rows for validation; set one of them to 0 or null."
+        )
     if data.mixture is None:
         if data.train_files is None:
             yield (

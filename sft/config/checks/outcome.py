@@ -14,7 +14,7 @@ def judgement_problems(config: SftConfig) -> Iterator[str]:
     trainer = config.trainer
     asked = [f"trainer.early_stop_metric={trainer.early_stop_metric}"] if trainer.early_stop_metric else []
     asked += ["trainer.save_best=true"] if trainer.save_best else []
-    if asked and config.data.val_files is None:
+    if asked and not config.data.has_val:
         yield f"{' and '.join(asked)} needs validations, and data.val_files=null; give some rows, or leave it out."
     elif asked and trainer.test_freq == 0:
         yield f"{' and '.join(asked)} needs validations, and trainer.test_freq=0 makes none; set -1 or a number."

@@ -49,9 +49,9 @@ def check(config: SftConfig, world_size: int, report: Report) -> None:
         report.warn("data.balance_dp_token=true has no effect: data.max_tokens_per_gpu already balances tokens.")
     if config.data.curriculum is None and config.data.curriculum_epochs > 1:
         report.warn(f"data.curriculum_epochs={config.data.curriculum_epochs} has no effect: data.curriculum=null.")
-    if config.data.val_files is None and config.trainer.test_freq > 0:
+    if not config.data.has_val and config.trainer.test_freq > 0:
         report.warn(f"trainer.test_freq={config.trainer.test_freq} has no effect: data.val_files=null.")
-    if config.data.val_files is None and config.trainer.val_before_train:
+    if not config.data.has_val and config.trainer.val_before_train:
         report.warn("trainer.val_before_train=true has no effect: data.val_files=null.")
 
 

@@ -67,6 +67,14 @@ class SampleStore:
         """float64 [number of samples]; of rows that were read with one."""
         return self._column("difficulty")
 
+    def row_starts(self) -> np.ndarray:
+        """Return the first sample of every row, int64 [rows]; a row has several where the template rewrites turns."""
+        rows = self._column("row")
+        starts = np.ones(len(self), bool)
+        starts[1:] = rows[1:] != rows[:-1]
+        starts[self.file_starts[:-1][self.file_starts[:-1] < len(self)]] = True
+        return np.flatnonzero(starts)
+
     def blocks(self) -> Iterator[tuple[int, Block]]:
         """All samples in order, each block with the index of its first one; nothing is copied."""
         for start, (offsets, ids), weights in zip(self._starts, self._ids, self._weights, strict=False):

@@ -78,14 +78,18 @@ class FitReport:
         return ", ".join(told)
 
 
-def fit(store: SampleStore, *, max_length: int, truncation: str) -> tuple[FittedSamples, FitReport]:
+def fit(
+    store: SampleStore, *, max_length: int, truncation: str, wanted: np.ndarray | None = None
+) -> tuple[FittedSamples, FitReport]:
     """Cut or drop what is longer than max_length tokens, by truncation = error | left | right | drop.
 
+    wanted: bool [samples], the others are left out and not counted; None: all.
     left keeps the end of a sample, right its beginning. A sample whose window holds no trained token that can
     be predicted from inside it is dropped and counted. Raises InputError for `error`, naming the first rows.
     """
     lengths, ids = store.lengths, np.arange(len(store))
-    too_long = lengths > max_length
+    wanted = np.ones(len(store), bool) if wanted is None else wanted
+    too_long = wanted & (lengths > max_length)
     if truncation == "error" and too_long.any():
         worst = ids[too_long]
         first = ", ".join(f"{store.where(i)} ({lengths[i]:,} tokens)" for i in worst[:MAX_SHOWN])
@@ -99,7 +103,7 @@ def fit(store: SampleStore, *, max_length: int, truncation: str) -> tuple[Fitted
     fitted_lengths = np.where(cut, max_length, lengths)
     starts = np.where(cut, lengths - max_length, 0) if truncation == "left" else np.zeros_like(lengths)
     # The window's first token has nothing before it to be predicted from.
-    learns = (store.last_supervised > starts) & (store.first_supervised < starts + fitted_lengths)
+    learns = wanted & (store.last_supervised > starts) & (store.first_supervised < starts + fitted_lengths)
     emptied = cut & ~learns
     kept = learns & ~dropped
 
