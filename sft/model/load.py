@@ -17,6 +17,7 @@ from sft.errors import InputError
 from sft.model.attention import Choice, expect_calls, hide_lengths, register, separate_samples
 from sft.model.conversion import Conversion, conversion_of, remember_conversions
 from sft.model.names import named_weights
+from sft.model.precision import keep_in_fp32
 from sft.model.pretrained import weight_files
 from sft.model.text_part import attention_of_text, freeze_all_but_text, model_class
 from sft.model.vocabulary import fill_with_mean_rows, vocabulary_weights
@@ -33,6 +34,7 @@ def build_skeleton(
     """
     register(attention)
     model = _build(config, attention, dtype, trust_remote_code)
+    keep_in_fp32(model)
     model.tie_weights()  # parameters were exchanged for others without memory, each by itself
     remember_conversions(model)
     freeze_all_but_text(model)

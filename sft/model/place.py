@@ -14,6 +14,7 @@ from sft.model.frozen import freeze
 from sft.model.liger import use_liger_kernels
 from sft.model.load import build_skeleton, decoder_layers, load_weights
 from sft.model.logits import learn_logit_form
+from sft.model.precision import fp32_modules
 from sft.model.pretrained import load_config
 from sft.model.text_part import parts_beside_text
 from sft.model.vocabulary import grow_vocabulary
@@ -95,7 +96,8 @@ def place(
                 "a row; another model.attn_implementation is not."
             )
         compile_layers(layers)
-    shard(model, layers, mesh.fsdp, sharding, apart=list(parts_beside_text(model).values()))
+    apart = list(parts_beside_text(model).values())
+    shard(model, layers, mesh.fsdp, sharding, apart=apart, in_fp32=fp32_modules(model))
     load_weights(model, source, world.device, offload=sharding.offload, grown_vocabulary=grown)
     if config.model.lora_rank:
         from sft.model import lora

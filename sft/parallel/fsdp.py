@@ -28,11 +28,13 @@ def shard(
     sharding: Sharding,
     *,
     apart: Sequence[torch.nn.Module] = (),
+    in_fp32: Sequence[torch.nn.Module] = (),
 ) -> None:
     """Shard `model` in place over `mesh`: one group per layer, one for what remains (embeddings, norm, head).
 
     mesh: its last axis shards the weights; where it has two, the first one replicates them. apart: modules that no
-    forward calls; as groups of their own they are never gathered.
+    forward calls; as groups of their own they are never gathered. in_fp32: modules, inside of layers, that are groups
+    of their own and compute in fp32 on inputs of whatever dtype.
     Layers compute in compute_dtype; gradients are reduced in fp32 and are *sums* over the ranks, because the
     loss is divided by the token count of the whole step before backward.
     """
@@ -40,6 +42,9 @@ def shard(
     offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if sharding.offload else OffloadPolicy()
     # None: layers give their weights back after forward, and the root, which backward needs at once, does not.
     reshard = None if sharding.reshard_after_forward else False
+    exact = MixedPrecisionPolicy(torch.float32, torch.float32, cast_forward_inputs=False)
+    for module in in_fp32:
+        fully_shard(module, mesh=mesh, mp_policy=exact, offload_policy=offload, reshard_after_forward=reshard)
     for group in (*join_layers(layers, sharding.min_group_params), *apart, model):
         fully_shard(group, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=reshard)
     if mesh.size() == 1:  # nothing is averaged, and a factor would cost a copy of every gradient
