@@ -28,6 +28,9 @@ from sft.parallel.world import log
 LEDGER = "checkpoints.jsonl"
 KEYS = ("name", "step", "data_consumed", "state_path", "sampler_path", "source_job_id", "base_model")
 
+REQUIRED = ("name", "step", "data_consumed", "source_job_id", "base_model")
+TYPES = {"name": str, "step": int, "data_consumed": int, "source_job_id": str, "base_model": str}
+
 Kind = Literal["STATE", "SAMPLER", "BOTH"]
 """STATE can be resumed, SAMPLER is a model to load, BOTH is both."""
 
@@ -54,7 +57,13 @@ def entry_of(checkpoint: Path, manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def append(run_dir: Path, entry: dict[str, Any]) -> None:
-    """Add a line, on the disk when this returns. A torn last line stays alone on its line."""
+    """Add a line, on the disk when this returns. A torn last line stays alone on its line.
+
+    Where a directory has the ledger's name, the checkpoint counts without its line.
+    """
+    if (run_dir / LEDGER).is_dir():
+        log.warning("%s is a directory: no line is written for %s", run_dir / LEDGER, entry["name"])
+        return
     with (run_dir / LEDGER).open("a+b") as file:
         if file.tell() > 0:
             file.seek(-1, os.SEEK_END)
@@ -72,17 +81,36 @@ def read(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """
     entries: dict[str, dict[str, Any]] = {}
     problems = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        try:
-            entry = json.loads(line)
-            name, _ = entry["name"], entry["step"] + 0
-        except (ValueError, KeyError, TypeError):
-            if line.strip():
-                problems.append(f"{path.name}:{number} is no entry: {line[:80].decode(errors='replace')!r}")
-            continue
-        entries.pop(name, None)
-        entries[name] = entry
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        return [], [f"{path.name} cannot be read ({error.strerror})"]
+    for number, line in enumerate(lines, start=1):
+        if (entry := _parsed(line)) is not None:
+            entries.pop(entry["name"], None)
+            entries[entry["name"]] = entry
+        elif line.strip():
+            problems.append(f"{path.name}:{number} is no entry: {line[:80].decode(errors='replace')!r}")
     return sorted(entries.values(), key=lambda entry: entry["step"]), problems
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """Return the entry of a line, or None for a line that `entry_of` cannot have written: others may write here too."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(entry, dict) or any(not isinstance(entry.get(key), TYPES[key]) for key in REQUIRED):
+        return None
+    if any(isinstance(entry[key], bool) or entry[key] < 0 for key in ("step", "data_consumed")):
+        return None
+    places = {"state_path": STATE_DIR, "sampler_path": MODEL_DIR}
+    checkpoint = f"global_step_{entry['step']}"
+    if entry["name"] != f"step-{entry['step']}" or not entry.keys() & places.keys():
+        return None
+    # Relative, inside, of this very step: nothing else is ever followed.
+    ours = all(entry[key] == f"{checkpoint}/{inside}" for key, inside in places.items() if key in entry)
+    return {key: entry[key] for key in KEYS if key in entry} if ours else None
 
 
 def reconcile(run_dir: Path) -> None:

@@ -34,6 +34,8 @@ def promote(
         raise CheckpointError(f"{target} exists; choose another --output-model-id, or remove it first.")
     source = run_dir / entry["sampler_path"]
     checkpoint = source.parent
+    if checkpoint.is_symlink() or checkpoint.resolve().parent != run_dir.resolve():
+        raise CheckpointError(f"{checkpoint} leads out of the run, to {checkpoint.resolve()}. Choose another --step.")
     if problems := problems_of(checkpoint):
         raise CheckpointError(f"{checkpoint} is not what was written: {'; '.join(problems)}. Choose another --step.")
     promotion = {

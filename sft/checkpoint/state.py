@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from sft.checkpoint.changes import changes, differences, explained
 from sft.checkpoint.manifest import STATE_DIR, CheckpointError, read_manifest
 from sft.checkpoint.optimizer import MODEL, remembered, restore
 from sft.files import let_others_read
@@ -56,18 +57,24 @@ def load(
     *,
     world: World,
     fingerprint: dict[str, Any],
+    settings: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> TrainState:
     """Bring model, optimizer and random state to where `checkpoint` stands, on any number of ranks.
 
     On the number of ranks that wrote it, the run goes on bit for bit. Raises CheckpointError where the run
-    asked for is another one (data, model, seed, batch size); with force, that is only said.
+    asked for is another one (data, model, seed, batch size); with force, that is only said. settings: of this run, by
+    their keys; what else has changed among them is said.
     """
     manifest = read_manifest(checkpoint)
-    if changed := _differences(manifest["fingerprint"], fingerprint):
+    changed = changes(manifest.get("settings", {}), settings or {})
+    if differs := differences(manifest["fingerprint"], fingerprint):
         if not force:
-            raise CheckpointError(_another_run(checkpoint, changed))
-        log.warning("trainer.resume_force=true: %s is continued although %s", checkpoint, "; ".join(changed.values()))
+            raise CheckpointError(_another_run(checkpoint, differs, changed))
+        told = "; ".join(explained(differs, changed))
+        log.warning("trainer.resume_force=true: %s is continued although %s", checkpoint, told)
+    for line in changed.values():
+        log.info("since %s: %s", checkpoint.name, line)
     state = TrainState.of(manifest["state"])
     weights, random_state = trained_weights(model), _random_state(world)
     stored = stored_state(named(weights), checkpoint)
@@ -117,33 +124,15 @@ def _restore_random_state(state: dict[str, torch.Tensor]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, str]:
-    theirs, ours = _flat(theirs), _flat(ours)
-    return {
-        key: f"{key}: the checkpoint has {theirs.get(key)!r}, this run {ours.get(key)!r}"
-        for key in sorted(theirs.keys() | ours.keys())
-        if theirs.get(key) != ours.get(key)
-    }
-
-
-def _flat(fingerprint: dict[str, Any]) -> dict[str, Any]:
-    """{"lora": {"rank": 4}} -> {"lora.rank": 4}"""
-    return {
-        f"{key}.{inner}" if inner else key: told
-        for key, value in fingerprint.items()
-        for inner, told in (value.items() if isinstance(value, dict) and value else [("", value)])
-    }
-
-
-def _another_run(checkpoint: Path, changed: dict[str, str]) -> str:
-    if list(changed) == ["init_from_checkpoint"]:
+def _another_run(checkpoint: Path, differs: dict[str, str], changed: dict[str, str]) -> str:
+    if list(differs) == ["init_from_checkpoint"]:
         return (
-            f"{checkpoint} belongs to a run that began elsewhere:\n  {changed['init_from_checkpoint']}\n"
+            f"{checkpoint} belongs to a run that began elsewhere:\n  {differs['init_from_checkpoint']}\n"
             "Leave trainer.init_from_checkpoint as it was to go on with this run, or begin another one in another "
             "trainer.default_local_dir (trainer.resume_mode=disable begins it here and sets this one aside)."
         )
     return (
-        f"{checkpoint} belongs to another run:\n  " + "\n  ".join(changed.values()) + "\nUse another "
+        f"{checkpoint} belongs to another run:\n  " + "\n  ".join(explained(differs, changed)) + "\nUse another "
         "trainer.default_local_dir, or trainer.resume_mode=disable to start over. If you know that it is the same "
         "run, trainer.resume_force=true goes on with it."
     )

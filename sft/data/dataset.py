@@ -38,6 +38,7 @@ class Dataset:
     fitting: FitReport
     mixture: Mixture  # their sources, an entry of data.train_files each, and what an epoch holds of them
     fingerprint: str  # of the rows, tokenizer, template, columns, truncation and mixture: equal means equal epochs
+    tokens: str  # of the samples and their mixture alone: equal means equal epochs, however they were made
     micro_batch_size: int
     max_tokens: int | None  # of a micro-batch; replaces micro_batch_size
     balanced: bool
@@ -141,6 +142,7 @@ def open_dataset(
             "data.max_length."
         )
     sources = _sources(parts, samples.file_starts[np.cumsum([0, *files_of_part])])
+    of_tokens: list[Any] = [samples.fingerprint()]
     identity = [*(rows.key for rows in flat), config.max_length, config.truncation]
     if divided:
         identity.append(["val_fraction", config.val_fraction, is_val])
@@ -149,9 +151,12 @@ def open_dataset(
         curriculum = None  # it decided what was read
     elif files is None:
         refuse_empty(sources)
-        identity.append([(source.samples, source.weight, source.fraction) for source in sources])
+        shares = [(source.samples, source.weight, source.fraction) for source in sources]
+        identity.append(shares)
+        of_tokens.append(shares)
     if curriculum is not None:
         identity.append([curriculum, config.curriculum_epochs])
+        of_tokens.append([curriculum, config.curriculum_epochs])
     return Dataset(
         samples=samples,
         files=tuple(flat),
@@ -162,6 +167,7 @@ def open_dataset(
             curriculum_epochs=config.curriculum_epochs,
         ),
         fingerprint=hashlib.sha256(repr(identity).encode()).hexdigest()[:32],
+        tokens=hashlib.sha256(repr(of_tokens).encode()).hexdigest()[:32],
         micro_batch_size=config.micro_batch_size_per_gpu,
         max_tokens=max_tokens,
         balanced=config.balance_dp_token,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ import torch
 from transformers import PreTrainedModel
 
 from sft import checkpoint
+from sft.checkpoint.changes import flat
 from sft.config import SftConfig, TrainerConfig
-from sft.config.secrets import redacted
+from sft.config.secrets import redacted, without_secrets
 from sft.data.chat.encode import stop_token_ids
 from sft.data.chat.tokenizer import template_fingerprint
 from sft.data.dataset import Dataset
@@ -131,7 +132,8 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
         log.info("%s", line)
     steps_per_epoch = plan.steps_per_epoch(len(inputs.train.mixture), config.data.train_batch_size)
     seed_rank(trainer.seed, world)
-    state, began_with = resume(config, model, optimizer, inputs.source, world, fingerprint)
+    settings = settings_of_run(config)
+    state, began_with = resume(config, model, optimizer, inputs.source, world, fingerprint, settings)
     return Job(
         config=config,
         world=world,
@@ -152,6 +154,7 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
                 "began_with": began_with,
                 "steps_per_epoch": steps_per_epoch,
                 "fingerprint": fingerprint,
+                "settings": settings,
             },
             keep=checkpoints_to_keep(trainer),
             in_background=config.trainer.async_save,
@@ -183,6 +186,7 @@ def fingerprint_of(config: SftConfig, inputs: Inputs) -> dict[str, Any]:
     """Return what a checkpoint must share with this run so that the run can continue it."""
     return {
         "data": inputs.train.fingerprint,
+        "tokens": inputs.train.tokens,
         "init_from_checkpoint": config.trainer.init_from_checkpoint,
         "model": model_fingerprint(inputs.source),
         "lora": adapter_settings(config.model) or None,
@@ -193,3 +197,11 @@ def fingerprint_of(config: SftConfig, inputs: Inputs) -> dict[str, Any]:
         "template": template_fingerprint(inputs.tokenizer, config.data.apply_chat_template_kwargs),
         "train_batch_size": config.data.train_batch_size,
     }
+
+
+def settings_of_run(config: SftConfig) -> dict[str, Any]:
+    """Return the settings that decide how a run goes on, dotted, for a later one to say what it changed."""
+    decide = ("data.", "model.", "optim.", "trainer.total_", "use_remove_padding", "ulysses_sequence_parallel_size")
+    nowhere = ("data.cache_dir", "data.num_workers")
+    settings = flat(without_secrets(asdict(config)))
+    return {key: value for key, value in settings.items() if key.startswith(decide) and key not in nowhere}

@@ -25,6 +25,7 @@ def resume(
     source: Path,
     world: World,
     fingerprint: dict[str, Any],
+    settings: dict[str, Any],
 ) -> tuple[TrainState, str]:
     """Resume: (state, directory whose weights the run began with) of the newest good checkpoint or the one asked for.
 
@@ -54,7 +55,7 @@ def resume(
     state, began_with = TrainState(), str(source)
     if found is not None:
         state = checkpoint.load(
-            found, model, optimizer, world=world, fingerprint=fingerprint, force=trainer.resume_force
+            found, model, optimizer, world=world, fingerprint=fingerprint, settings=settings, force=trainer.resume_force
         )
         began_with = checkpoint.read_manifest(found)["began_with"]
         log.info("continuing from %s", found)

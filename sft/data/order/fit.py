@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -33,6 +34,11 @@ class FittedSamples:
         whole = self._store[self._ids[index]]
         window = slice(self._starts[index], self._starts[index] + self.lengths[index])
         return Sample(whole.input_ids[window], whole.loss_weights[window])
+
+    def fingerprint(self) -> str:
+        """Return a hash of all tokens and weights in order: equal only if all samples are, however they were made."""
+        parts = (self.digests, self._starts, self.lengths)
+        return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()[:32]
 
     def difficulty(self) -> np.ndarray:
         """float64 [number of samples]; of rows that were read with one."""

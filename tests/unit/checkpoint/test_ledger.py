@@ -6,6 +6,8 @@ import pytest
 
 from sft.checkpoint import prepare
 from sft.checkpoint.ledger import read
+from sft.checkpoint.manifest import CheckpointError
+from sft.checkpoint.promote import promote
 
 COMMON = ["name", "step", "data_consumed"]
 ORIGIN = ["source_job_id", "base_model"]
@@ -60,3 +62,50 @@ def test_a_line_missing_after_the_commit_is_added_at_the_next_start(run):
     assert ledger.read_bytes().endswith(before.splitlines(keepends=True)[1])
     prepare(run.dir)
     assert ledger.read_bytes().count(b"\n") == 3, "added once"
+
+
+FOREIGN = [
+    b"null",
+    b"[1, 2]",
+    b"7",
+    b"[" * 100_000,
+    b"\xff\xfe",
+    b'{"name": ["step-1"], "step": 1}',
+    b'{"name": "step-1", "step": "1"}',
+    b'{"name": "step-1", "step": true}',
+    b'{"name": "step-1", "step": 1e400}',
+    b'{"name": "step-1", "step": 1, "sampler_path": 3}',
+]
+ENTRY = {"name": "step-1", "step": 1, "data_consumed": 8, "source_job_id": "job", "base_model": "org/base"}
+LEADS_AWAY = ["/etc", "../other/global_step_1/huggingface", "global_step_2/huggingface", "global_step_1/../../x", ""]
+
+
+def test_foreign_lines_are_passed_over_and_named(run):
+    ledger = run.dir / "checkpoints.jsonl"
+    run.train_to(1)
+    run.save("BOTH")
+    ours = ledger.read_bytes()
+    away = [json.dumps(ENTRY | {"sampler_path": path}).encode() for path in LEADS_AWAY]
+    ledger.write_bytes(ours + b"\n".join([*FOREIGN, *away]) + b"\n")
+    entries, problems = read(ledger)
+    assert entries == [json.loads(ours)]
+    assert len(problems) == len(FOREIGN) + len(away)
+    prepare(run.dir)
+    assert promote(ledger).name == "job-step-1", "the entry that is ours"
+
+
+def test_a_directory_of_that_name_stops_nothing(run, caplog):
+    (run.dir / "checkpoints.jsonl").mkdir()
+    run.train_to(1)
+    run.save("STATE")
+    prepare(run.dir)
+    assert (run.dir / "global_step_1").is_dir()
+
+
+def test_a_checkpoint_that_is_a_link_out_of_the_run_is_not_promoted(run, tmp_path):
+    run.train_to(1)
+    run.save("BOTH")
+    moved = (run.dir / "global_step_1").rename(tmp_path / "elsewhere")
+    (run.dir / "global_step_1").symlink_to(moved)
+    with pytest.raises(CheckpointError, match="leads out of the run"):
+        promote(run.dir / "checkpoints.jsonl")

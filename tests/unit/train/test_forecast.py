@@ -25,6 +25,7 @@ def dataset(lengths, *, packed, max_tokens=None, micro_batch_size=2):
         fitting=None,  # pyright: ignore
         mixture=Mixture((Source("rows", len(lengths)),)),
         fingerprint="",
+        tokens="",
         micro_batch_size=micro_batch_size,
         max_tokens=max_tokens,
         balanced=False,
