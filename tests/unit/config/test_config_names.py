@@ -66,7 +66,7 @@ def typed(value: object) -> str:
     return value[0] if isinstance(value, tuple) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-@pytest.mark.parametrize("alias", ALIASES.keys() - trainers.ALIASES.keys())
+@pytest.mark.parametrize("alias", sorted(ALIASES.keys() - trainers.ALIASES.keys()))
 def test_an_alias_lands_on_its_key_with_one_warning(alias: str, here: Path, runnable: list[str]) -> None:
     (here / "other.jsonl").touch()
     key = ALIASES[alias]
