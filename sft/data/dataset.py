@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -185,14 +186,33 @@ def tokenise_files(
     say: Callable[[str], None],
     curriculum: str | None = None,
     seed: int = 0,
-) -> None:
+    share: tuple[int, int] = (1, 1),
+) -> int:
     """Fill the token cache with all that open_dataset will look for; arguments and errors are as there.
 
-    say: hears of what was tokenised, and of nothing that open_dataset says
+    say:   hears of what was tokenised, and of nothing that open_dataset says
+    share: (3, 16): only the third of sixteen shares of the files; needs max_samples=-1
+
+    Returns how many files are in the cache now, of this share.
     """
+    if share[1] > 1 and max_samples >= 0:
+        raise InputError(
+            f"part={share[0]}/{share[1]} divides the files, and max_samples={max_samples} cuts the rows of the first "
+            "ones; leave one of them out."
+        )
     by_column = _column_of(curriculum)
     parts = _parts(config, files, tokenizer, lambda line: None, by_column, seed)
-    _cached(parts, config, _recipe(config, tokenizer), by_column, max_samples, build_here=True, say=say)
+    parts = _share_of(parts, *share)
+    rows = _cached(parts, config, _recipe(config, tokenizer), by_column, max_samples, build_here=True, say=say)
+    return sum(map(len, rows))
+
+
+def _share_of(parts: Sequence[Part], number: int, of: int) -> list[Part]:
+    """Return the parts with every `of`-th of their files, counted over all parts."""
+    count = itertools.count()
+    return [
+        replace(part, sources=[source for source in part.sources if next(count) % of == number - 1]) for part in parts
+    ]
 
 
 def _column_of(curriculum: str | None) -> str | None:

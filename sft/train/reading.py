@@ -78,13 +78,18 @@ def open_data(config: SftConfig, tokenizer: Any, world: World) -> tuple[Dataset,
     return train, open_val(config, tokenizer, world) if data.has_val else None
 
 
-def tokenise_data(config: SftConfig, tokenizer: Any, say: Callable[[str], None]) -> None:
-    """Fill the token cache with all that open_data will look for; `say` hears what was tokenised."""
+def tokenise_data(
+    config: SftConfig, tokenizer: Any, say: Callable[[str], None], share: tuple[int, int] = (1, 1)
+) -> int:
+    """Fill the token cache with all that open_data will look for; `say` hears what was tokenised.
+
+    share: as in tokenise_files. Returns how many files of it are in the cache now.
+    """
     data = config.data
     given = [(data.train_files, data.train_max_samples, data.curriculum)]
     if data.val_files:
         given.append((data.val_files, data.val_max_samples, None))
-    for files, max_samples, order in given:
+    return sum(
         tokenise_files(
             data,
             files,
@@ -93,7 +98,10 @@ def tokenise_data(config: SftConfig, tokenizer: Any, say: Callable[[str], None])
             say=say,
             curriculum=order,
             seed=config.trainer.seed,
+            share=share,
         )
+        for files, max_samples, order in given
+    )
 
 
 def open_val(config: SftConfig, tokenizer: Any, world: World) -> Dataset:
