@@ -70,6 +70,8 @@ def decoder_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
     blocks = set(model._no_split_modules or ())
     inside = model.get_decoder() if model.config.get_text_config() is not model.config else model
     layers = [module for module in inside.modules() if type(module).__name__ in blocks]
+    nested = {id(part) for layer in layers for part in layer.modules() if part is not layer}  # Mamba names mixers, too
+    layers = [layer for layer in layers if id(layer) not in nested]
     if not layers:
         raise InputError(f"{type(model).__name__} does not say which of its modules are decoder layers.")
     return layers

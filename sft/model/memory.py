@@ -165,7 +165,8 @@ def gigabytes(number: int) -> str:
 def model_size(model: PreTrainedModel, layers: list[torch.nn.Module]) -> ModelSize:
     """The sizes of a model, which may lie on the meta device."""
     config = model.config.get_text_config()
-    head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", None) or 0  # Mamba and RWKV have none
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)
     parameters = list(model.parameters())
     in_layers = [sum(weight.numel() for weight in layer.parameters()) for layer in layers]
     everything = sum(weight.numel() for weight in parameters)
@@ -177,8 +178,8 @@ def model_size(model: PreTrainedModel, layers: list[torch.nn.Module]) -> ModelSi
         outside=everything - sum(in_layers),
         layers=len(layers),
         width=config.hidden_size,
-        query_width=config.num_attention_heads * head_width,
-        key_width=(getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head_width,
+        query_width=heads * head_width,
+        key_width=(getattr(config, "num_key_value_heads", None) or heads) * head_width,
         mlp_width=_mlp_width(config),
         vocabulary=config.vocab_size,
         head_trains=any(weight.requires_grad for weight in head.parameters()) if head is not None else True,

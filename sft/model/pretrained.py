@@ -65,7 +65,10 @@ def weight_files(directory: Path) -> list[Path]:
     """The safetensors files that make the model: those of the index, or the only one; others may lie beside them."""
     index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
     if index.is_file():
-        names = set(json.loads(index.read_text())["weight_map"].values())
+        try:
+            names = set(json.loads(index.read_text())["weight_map"].values())
+        except (ValueError, KeyError, AttributeError) as error:
+            raise InputError(f"{index} is no index of weights ({error!r}); download it again.") from error
         if absent := sorted(name for name in names if not (directory / name).is_file()):
             raise InputError(
                 f"model.partial_pretrain={directory} lacks {', '.join(absent)}, which {index.name} names; "

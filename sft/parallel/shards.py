@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from sft.errors import InputError
 from sft.files import let_others_read
 from sft.parallel.host_memory import HostMemory
 
@@ -95,13 +96,22 @@ class StoredTensors:
         """Open a Hugging Face model directory: every tensor whole, in exactly one file. Reads headers only."""
         stored = cls()
         for file in files:
-            with safe_open(file, "pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
-                    view = tensors.get_slice(name)
-                    shape = tuple(view.get_shape())
-                    stored.parts[name] = [StoredPart(file, name, Box((0,) * len(shape), shape))]
-                    stored.dtypes[name] = view.get_dtype()
+            try:
+                stored._add_whole_tensors_of(file)
+            except SafetensorError as error:
+                raise InputError(
+                    f"{file} is no whole safetensors file ({error}): it is cut short, or another file under this name; "
+                    "download it again."
+                ) from error
         return stored
+
+    def _add_whole_tensors_of(self, file: Path) -> None:
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+                view = tensors.get_slice(name)
+                shape = tuple(view.get_shape())
+                self.parts[name] = [StoredPart(file, name, Box((0,) * len(shape), shape))]
+                self.dtypes[name] = view.get_dtype()
 
     @classmethod
     def of_ranks(cls, directory: Path) -> StoredTensors:

@@ -100,7 +100,9 @@ def refuse_impossible_split(config: PretrainedConfig, sp: int, *, ranks: int) ->
     """Raise InputError where sp ranks cannot share a row of this architecture, naming the numbers that can."""
     if sp == 1:
         return
-    heads = config.get_text_config().num_attention_heads
+    heads = getattr(config.get_text_config(), "num_attention_heads", None)
+    if not heads:
+        raise InputError(f"ulysses_sequence_parallel_size={sp}: {config.model_type} has no attention heads; use 1.")
     if heads % sp:
         valid = [size for size in range(1, heads + 1) if heads % size == 0 and ranks % size == 0]
         raise InputError(

@@ -15,6 +15,7 @@ from sft.config import SftConfig
 from sft.data.dataset import Dataset
 from sft.errors import InputError
 from sft.model.attention import Available, Choice, choose_attention
+from sft.model.fits import refuse_misfit_samples
 from sft.model.place import build_bare_model
 from sft.model.pretrained import find_model, load_config
 from sft.model.write.proof import prove_export
@@ -55,6 +56,12 @@ def read_inputs(config: SftConfig, world: World, head_start: HeadStart | None = 
     if head_start:
         head_start.wait()
     train, val = open_data(config, tokenizer, world)
+    refuse_misfit_samples(
+        model,
+        [dataset.samples for dataset in (train, val) if dataset is not None],
+        vocabulary=tokenizer.get_vocab().values(),
+        max_length=config.data.max_length,
+    )
     return Inputs(source, attention, model, grown, tokenizer, chat_template, new_tokens, train, val)
 
 

@@ -75,7 +75,8 @@ def start_meter(job: Job, run_log: RunLog) -> Meter:
     config, lengths = job.model.config.get_text_config(), lengths_in_epoch(job)
     peak = device_peak(job.world.device, DTYPES[job.config.model.fsdp_config.compute_dtype])
     run_log.say(peak.source)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", None) or 0  # Mamba and RWKV have none
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)
     head, embedding = job.model.get_output_embeddings(), job.model.get_input_embeddings()
     assert head is not None and isinstance(head.weight, torch.Tensor)
     ends = (head.weight, embedding.weight)
@@ -87,7 +88,7 @@ def start_meter(job: Job, run_log: RunLog) -> Meter:
         flops_per_token=training_flops_per_token(
             met_by_a_token(body, experts),
             config.num_hidden_layers,
-            config.num_attention_heads * head_dim,
+            heads * head_dim,
             mean_seq_len=float((lengths**2).sum() / lengths.sum()),
             num_frozen_params=met_by_a_token([weight for weight in body if not weight.requires_grad], experts),
         ),

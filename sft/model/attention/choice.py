@@ -204,7 +204,8 @@ def _has_sinks(config: PretrainedConfig) -> bool:
 def _head_width(config: PretrainedConfig) -> int:
     names = ("head_dim", "global_head_dim", "qk_head_dim")
     stated = [width for name in names if (width := getattr(config, name, None))]
-    return max(stated, default=config.hidden_size // config.num_attention_heads)
+    heads = getattr(config, "num_attention_heads", None) or 1  # Mamba and RWKV have none
+    return max(stated, default=config.hidden_size // heads)
 
 
 def _passed_over(kernels: list[str], obstacles: dict[str, str]) -> str:

@@ -12,6 +12,7 @@ from sft.errors import InputError
 from sft.model.attention import Choice
 from sft.model.conversion import conversion_of
 from sft.model.load import build_skeleton, decoder_layers, load_weights
+from sft.model.memory import model_size
 from sft.model.names import named_weights
 from sft.model.pretrained import load_config, weight_files
 from sft.model.write.proof import loading_report, prove_export
@@ -19,6 +20,7 @@ from sft.model.write.weights import write_weights
 from sft.parallel.fsdp import Sharding, shard
 from sft.parallel.mesh import build_mesh
 from sft.parallel.shards import StoredTensors
+from sft.parallel.ulysses import refuse_impossible_split
 
 SIZES = {
     "vocab_size": 96,
@@ -232,3 +234,17 @@ def test_an_index_that_promises_more_than_the_model_has_is_refused(tmp_path):
     (source / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1, "layer_types": None}))
     with pytest.raises(InputError, match=r"unexpected: model\.layers\.1\.input_layernorm"):
         prove_export(skeleton(source), source)
+
+
+@pytest.mark.parametrize("kind", ["mamba", "mamba2", "rwkv", "gpt_neo", "gpt_bigcode", "falcon_h1"])
+def test_models_that_could_not_be_built_without_memory_compute_what_transformers_does(tmp_path, world_of_one, kind):
+    """No attention heads, masks and scales in buffers or beside them, layers that are named twice."""
+    source = written(tmp_path, kind)
+    model = loaded(source).eval()
+    theirs = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    bare = skeleton(source)
+    assert len(decoder_layers(bare)) == model_size(bare, decoder_layers(bare)).layers == 2
+    refuse_impossible_split(bare.config, 1, ranks=2)
+    ids = torch.arange(3, 15)[None]
+    ours, expected = (each(input_ids=ids, use_cache=False).logits for each in (model, theirs))
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)

@@ -164,3 +164,33 @@ def test_a_snapshot_without_weights_can_be_asked_for(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     assert find_model("org/name") == find_model("org/name", weights=False) == tmp_path
     assert asked == [(False, True), (True, True)]
+
+
+def cut(directory):
+    file = directory / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+BAD_DIRECTORIES = {
+    "cut short": (cut, r"model\.safetensors is no whole safetensors file .* download it again"),
+    "empty": (lambda d: (d / "model.safetensors").write_bytes(b""), r"model\.safetensors is no whole .* again"),
+    "a pointer of Git LFS": (
+        lambda d: (d / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n"),
+        r"model\.safetensors is no whole .* download it again",
+    ),
+    "no index": (
+        lambda d: (d / "model.safetensors.index.json").write_text('{"weight_ma'),
+        r"model\.safetensors\.index\.json is no index of weights .* download it again",
+    ),
+    "no weights": (lambda d: (d / "model.safetensors").unlink(), r"holds no \*\.safetensors but no weights at all"),
+    "no config": (lambda d: (d / "config.json").write_text("{"), r"no usable config\.json there"),
+    "unknown": (lambda d: (d / "config.json").write_text('{"model_type": "x"}'), r"no usable config\.json there"),
+}
+
+
+@pytest.mark.parametrize("damage", BAD_DIRECTORIES)
+def test_a_bad_directory_is_refused_in_a_sentence(tmp_path, world_of_one, damage):
+    change, told = BAD_DIRECTORIES[damage]
+    change(tiny_model_dir(tmp_path))
+    with pytest.raises(InputError, match=told):
+        load_sharded(tmp_path)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GPT2Config, Qwen3MoeConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, Qwen3MoeConfig
 
 from sft.data.order.collate import collate
 from sft.errors import InputError
@@ -20,6 +20,7 @@ from sft.model import lora
 from sft.model.load import build_skeleton, load_weights
 from sft.model.names import named_weights, trained_weights
 from sft.model.pretrained import load_config
+from sft.model.write.proof import prove_export
 from sft.model.write.weights import ROOM_FOR_SIDE_FILES, write_weights
 from sft.train.loss import token_ce_sum
 from sft.types import Sample
@@ -368,3 +369,51 @@ def test_experts_are_not_adapted_and_that_is_said(tmp_path: Path, caplog: pytest
     assert load_file(source / "model.safetensors").keys() == load_file(tmp_path / "run" / "model.safetensors").keys()
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     torch.testing.assert_close(logits(merged), logits(model), rtol=0, atol=1e-5)
+
+
+ODD = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "pad_token_id": 0}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+MAMBA = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8}
+ROUTED = {"num_local_experts": 2, "num_experts_per_tok": 1}
+NOT_ADAPTED = {
+    "llama4_text": (ODD | HEADS | ROUTED | {"head_dim": 8, "intermediate_size_mlp": 32}, "router", "a Llama4Router"),
+    "phimoe": (ODD | HEADS | ROUTED, "router", "a PhimoeTopKRouter"),
+    "jamba": (
+        ODD | HEADS | {"num_experts": 2, "mamba_dt_rank": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
+        "out_proj",
+        "read by",
+    ),
+    "falcon_h1": (ODD | HEADS | MAMBA | {"head_dim": 8}, "mamba.out_proj", "read by what is around it"),
+    "mamba": (ODD | {"state_size": 4}, "out_proj", "read by what is around it"),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_ADAPTED)
+def test_all_linear_skips_what_an_adapter_would_not_reach_and_says_so(kind, tmp_path, caplog):
+    sizes, left_out, reason = NOT_ADAPTED[kind]
+    source = random_model_dir(AutoConfig.for_model(kind, **sizes), tmp_path / kind)
+    with caplog.at_level("INFO", logger="sft"):
+        model = adapted(source)
+    assert reason in caplog.text
+    names = list(lora.adapters(model))
+    assert names and not [name for name in names if left_out in name]
+    torch.testing.assert_close(logits(model), logits(AutoModelForCausalLM.from_pretrained(source)), rtol=0, atol=1e-5)
+    disturb(model)
+    prove_export(model, source)
+    lora.save_adapter(model, tmp_path / "adapter", write=True)
+    opened = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(source), str(tmp_path / "adapter"))
+    torch.testing.assert_close(logits(opened), logits(model), rtol=0, atol=1e-5)
+    if kind == "mamba":
+        with pytest.raises(InputError, match=r"out_proj, which has its weight read by what is around it.*leave it out"):
+            adapted(source, targets=["out_proj"])
+
+
+def test_gpt2_keeps_all_that_lora_freezes(tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=64, n_positions=32, n_embd=32, n_layer=2, n_head=2)
+    source = random_model_dir(config, tmp_path / "gpt2")
+    model = adapted(source)
+    disturb(model)
+    (tmp_path / "run").mkdir()
+    write_weights(model, source, tmp_path / "run", write=True)
+    before, after = (load_file(each / "model.safetensors") for each in (source, tmp_path / "run"))
+    assert before.keys() == after.keys() and "transformer.h.0.attn.c_attn.bias" in after

@@ -14,7 +14,7 @@ from sft.errors import InputError
 from sft.model import tokenizer as subject
 from sft.model.tokenizer import load_tokenizer, takes_file_as_it_is
 from sft.model.write.side_files import write_side_files
-from tests.assets import tiny_tokenizer
+from tests.assets import tiny_model_dir, tiny_tokenizer
 
 TEXT = " It's 1234 + x_y\n\n\tthree  spaces;\r\n É 漢字"
 
@@ -138,3 +138,13 @@ def test_a_tokenizer_made_from_a_model_file_is_written_as_a_tokenizer_json(tmp_p
 def test_no_tokenizer_at_all_is_a_sentence(tmp_path):
     with pytest.raises(InputError, match="no usable tokenizer there"):
         load_tokenizer(tmp_path, trust_remote_code=False)
+
+
+def test_a_class_that_transformers_takes_by_model_type_is_trained_with_as_everybody_opens_it(tmp_path):
+    """Qwen2 and Qwen3.5, whatever the files say: the export would open otherwise than it was trained."""
+    directory = tiny_model_dir(tmp_path, kind="qwen2")
+    file = directory / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}))
+    opened = AutoTokenizer.from_pretrained(directory)
+    assert type(opened).__name__ == "Qwen2Tokenizer"
+    assert ids(load_tokenizer(directory, trust_remote_code=False)) == ids(opened)
