@@ -103,6 +103,19 @@ def config_to_yaml(config: SftConfig) -> str:
     return yaml.safe_dump(without_secrets(asdict(config)), sort_keys=False, allow_unicode=True)
 
 
+def changed_keys(config: SftConfig) -> set[str]:
+    """Return the keys whose value is another than the default."""
+    defaults = _defaults()
+    values = flatten(asdict(config))
+    return {key for key, value in values.items() if _listed(value) != _listed(defaults.get(key))}
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith("~"):
+        return str(Path(value).expanduser())
+    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def read_config(file: Path) -> SftConfig:
     """Read the configuration that a run left in its config.yaml; nothing of it is checked against this machine.
 

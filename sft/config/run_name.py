@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 ROOT = "runs"
-SHARED = re.compile(
-    r"data\.(train_batch_size|train_files|mixture|train_max_samples|format|\w+_keys?|multiturn\.\w+|max_length"
-    r"|truncation|curriculum\w*|train_on|thinking_history|chat_template|apply_chat_template_kwargs|custom_cls\.\w+)"
-    r"|model\.(partial_pretrain|revision|lora_\w+|target_modules|use_rslora|use_dora|modules_to_save|init_lora_weights)"
-    r"|optim\.\w+|trainer\.(seed|init_from_checkpoint)"
+GOES_ON_ANYWAY = re.compile(
+    r"data\.(val_\w+|cache_dir|num_workers|micro_batch_size_per_gpu|max_tokens_per_gpu|balance_dp_token)"
+    r"|model\.(fsdp_config\..+|strategy|attn_implementation|enable_gradient_checkpointing|gradient_checkpointing_kind"
+    r"|compile|use_liger|trust_remote_code|external_lib)"
+    r"|trainer\.(?!(seed|init_from_checkpoint)$).+|ulysses_sequence_parallel_size|use_remove_padding"
 )
-"""Keys that make it another run: what a checkpoint must share to be continued, and how the optimizer moves.
+"""Keys that may change and it is still the same run: how long it is, on how many ranks and how fast, what it writes.
 
-How long a run is, on how many ranks, and what it writes are not among them: the same run goes on."""
+All others make another one: what a checkpoint must share to be continued, and how the weights move."""
 SAYS_NOTHING = re.compile(r"(train|training|data|dataset|sft|all|part|file)?[\d_.*-]*(\d+-of-\d+.*)?", re.IGNORECASE)
 SUFFIXES = re.compile(r"(\.(parquet|jsonl?|csv|tsv|txt|arrow|gz|zst|bz2|xz))+$")
 LONGEST = 48
@@ -40,7 +40,7 @@ def fill_names(values: dict[str, Any]) -> None:
 
 def name_of(values: Mapping[str, Any]) -> str:
     """Return `<model>-<data>-<hash>`: the same for the same model, data and settings, in any directory."""
-    shared = {key: value for key, value in sorted(values.items()) if SHARED.fullmatch(key)}
+    shared = {key: value for key, value in sorted(values.items()) if not GOES_ON_ANYWAY.fullmatch(key)}
     digest = hashlib.sha256(json.dumps(shared, sort_keys=True, default=str).encode()).hexdigest()[:8]
     told = (_leaf(values.get("model.partial_pretrain")), _data(values))
     return "-".join([*filter(None, told), digest])

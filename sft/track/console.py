@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TextIO, TypeVar
 
 from rich.console import Console as RichConsole
@@ -38,6 +38,37 @@ def step_line(step: int, metrics: Mapping[str, float]) -> str:
     return " ".join([f"step={step}", *(_written(name, metrics[name]) for name in shown)])
 
 
+TERMINAL_COLUMNS = 80
+ON_A_TERMINAL = ("train/loss", "train/lr", "val/loss", "train/grad_norm", "perf/tokens_per_sec_per_gpu")
+"""What a line on a terminal has room for, dearest first; the others stand in metrics.jsonl."""
+
+
+def short_line(step: int, metrics: Mapping[str, float]) -> str:
+    """Return `step_line` in at most 80 columns, without what is least asked for."""
+    shown = [name for name in ON_A_TERMINAL if name in metrics] or [name for name in metrics if name.startswith("val/")]
+    while len(line := step_line(step, {name: metrics[name] for name in metrics if name in shown})) > TERMINAL_COLUMNS:
+        shown.pop()
+    return line
+
+
+def sample_table(step: int, answers: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return the lines of a table of what the model answers, at most 80 columns wide; samples.jsonl has all of it."""
+    width = min(24, max((len(sample["row"]) for sample in answers), default=0))
+    cell = (TERMINAL_COLUMNS - width - 8) // 2
+    head = [f"samples after step {step}:", f"  {'row':<{width}}  {'answer':<{cell}}  expected"] if answers else []
+    return head + [
+        f"  {sample['row'][-width:]:<{width}}  {_clipped(sample['answer'], cell):<{cell}}  "
+        f"{_clipped(sample['expected'], cell)}"
+        for sample in answers
+    ]
+
+
+def _clipped(text: str, width: int) -> str:
+    """Return text as one line of at most `width` characters: line ends and other control characters are escaped."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:width])
+    return line if len(line) <= width and len(text) <= width else line[: width - 3] + "..."
+
+
 def _written(name: str, value: float) -> str:
     quantity = name.rsplit("/", 1)[-1]
     key = name.removeprefix("train/").removeprefix("perf/").replace("/", "_")
@@ -62,6 +93,7 @@ class Console:
                 TimeRemainingColumn(),
                 console=RichConsole(file=self._stream),
                 refresh_per_second=4,
+                transient=True,  # what stays are the lines above it
                 expand=True,
             )
             self._training = self._bar.add_task("step", total=total_steps, completed=start_step, facts="")
@@ -75,9 +107,9 @@ class Console:
             self._stream.write(f"{text}\n")  # one write: trackers print from their threads
             self._stream.flush()
 
-    def show_step(self, line: str) -> None:
+    def show_step(self, step: int, metrics: Mapping[str, float]) -> None:
         if self._show_steps:
-            self.say(line)
+            self.say(short_line(step, metrics) if self._bar else step_line(step, metrics))
 
     def advance(self, step: int, metrics: Mapping[str, float]) -> None:
         """Move the bar to the end of training step `step`."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sft.config.secrets import presentable, redacted, without_secrets
-from sft.track.console import Console, step_line
+from sft.track.console import Console, sample_table, step_line
 from sft.track.curve import LossCurve
 from sft.track.files import MetricsFile, TrainingLog, append_line, write_samples
 from sft.track.trackers import TrackedRun, TrackerThread, check_loggers
@@ -50,7 +50,7 @@ def open_run(
         training_log=TrainingLog(run_dir / "training.log"),
         recorders={
             "metrics.jsonl": metrics_file,
-            "loss.png": LossCurve(run_dir / "loss.png", metrics_file.path, title=f"{project} / {experiment}"),
+            "loss.png": LossCurve(run_dir / "loss.png", metrics_file.path, title=experiment),
         },
     )
     if metrics_file.unreadable_lines:
@@ -98,11 +98,10 @@ class RunLog:
         for name, recorder in self._recorders.items():
             self._try(name, recorder.log, step, metrics)
         if step % self._log_freq == 0 or step == self._total_steps or "train/loss" not in metrics:
-            line = step_line(step, metrics)
             if self._console:
-                self._try("console", self._console.show_step, line)
+                self._try("console", self._console.show_step, step, metrics)
             if self._training_log:
-                self._try("training.log", self._training_log.say, line)
+                self._try("training.log", self._training_log.say, step_line(step, metrics))
             for name, tracker in self._trackers.items():
                 self._try(name, tracker.log, step, metrics)
 
@@ -126,12 +125,10 @@ class RunLog:
 
         What the file holds of this step and later ones is replaced: a resumed run goes that way again.
         """
-        for sample in answers:
-            self.say(
-                f"sample after step {step}, {sample['row']}: {sample['answer']!r}, expected {sample['expected']!r}"
-            )
+        answers = [{key: redacted(text) for key, text in sample.items()} for sample in answers]  # before they are cut
+        for line in sample_table(step, answers):
+            self.say(line)
         if self._run_dir:
-            answers = [{key: redacted(text) for key, text in sample.items()} for sample in answers]
             self._try("samples.jsonl", write_samples, self._run_dir / "samples.jsonl", step, answers)
 
     def warn(self, text: str) -> None:

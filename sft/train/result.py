@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from sft.config.door import changed_keys
 from sft.config.secrets import without_secrets
 from sft.files import replace_file
 from sft.parallel.world import log, max_over_all_ranks, on_main_rank
@@ -140,7 +141,7 @@ def write_card(job: Job, model_dir: Path) -> None:
 def card_facts(job: Job, has_curve: bool) -> CardFacts:
     """Collect what the card of the model says as it stands now."""
     config, state = job.config, job.state
-    data = config.data
+    data, changed = config.data, changed_keys(config)
     files = [source.path for source in data.mixture] if data.mixture else list(data.train_files or ())
     process, name = facts_of_process(), job.run_dir.resolve().name
     return CardFacts(
@@ -158,7 +159,7 @@ def card_facts(job: Job, has_curve: bool) -> CardFacts:
         tokens=state.tokens_seen,
         train_loss=losses(job),
         metrics=state.course.last_val,
-        settings=settings_of(asdict(config)),
+        settings={key: value for key, value in settings_of(asdict(config)).items() if key in changed},
         versions=process["versions"],
         command=command_of(process["command"], os.environ.get("LOCAL_WORLD_SIZE")),
         world_size=job.world.size,
@@ -176,6 +177,8 @@ def template_name(given: str | None) -> str:
 
 def command_of(argv: list[str], ranks_per_node: str | None) -> list[str]:
     """Return the command as a person types it."""
+    if argv and Path(argv[0]).name == "sft-train" and not ranks_per_node:
+        return ["sft-train", *argv[1:]]
     if not argv or Path(argv[0]).name != "fsdp_sft_trainer.py":
         return ["python", *argv]
     launcher = ["torchrun", f"--nproc_per_node={ranks_per_node}"] if ranks_per_node else ["python"]

@@ -10,7 +10,7 @@ import yaml
 
 from sft.config import SftConfig, SourceConfig, config_to_yaml, load_config
 from sft.config.compose import CONFIG_DIR, compose
-from sft.config.door import flatten
+from sft.config.door import changed_keys, flatten
 from sft.config.expectations import expectations
 from sft.config.reference import reference
 
@@ -294,6 +294,12 @@ def test_saved_configuration_reads_back_and_hides_secrets(runnable: list[str]) -
     assert saved["data"]["balance_dp_token"] is False  # no secret, though the name says token
     assert saved["optim"]["betas"] == [0.9, 0.95]
     assert set(flatten(saved)) == set(expectations())
+
+
+def test_the_keys_that_are_not_at_their_default(runnable: list[str]) -> None:
+    config = load_config([*runnable, "optim.lr=0.5", "optim.betas=[0.9,0.95]", "data.val_files=null"])
+    own = {"trainer.default_local_dir", "trainer.project_name", "trainer.experiment_name"}
+    assert changed_keys(config) == {"optim.lr", "data.train_files", "model.partial_pretrain"} | own
 
 
 def test_loading_works_inside_a_program_that_uses_hydra(runnable: list[str]) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from sft.config.secrets import without_secrets
 from sft.track import trackers
-from sft.track.console import Console, step_line
+from sft.track.console import Console, sample_table, short_line, step_line
 from sft.track.curve import REDRAW_EVERY_S, LossCurve, _smoothed
 from sft.track.facts import masked_command, write_run_json
 from sft.track.files import MetricsFile
@@ -448,3 +448,24 @@ class TestFacts:
 
     def test_without_secrets_goes_down(self):
         assert without_secrets({"a": {"b": {"token": "x"}}, "n": [1]}) == {"a": {"b": {"token": "***"}}, "n": [1]}
+
+
+class TestOnATerminal:
+    def test_a_step_is_one_line_of_at_most_80_columns(self) -> None:
+        line = short_line(1000, {"perf/step_time_s": 1.0, **TRAIN, **VAL})
+        assert line.startswith("step=1000 loss=1.2345 lr=9.511e-06")
+        assert "val_loss=0.5000" in line and len(line) <= 80
+        assert len(short_line(10**9, TRAIN | {"val/loss": 12345.678})) <= 80
+        assert short_line(100, VAL).startswith("step=100 val_loss=0.5000")
+
+    def test_samples_are_a_small_table(self) -> None:
+        answers = [
+            {"row": "a/very/long/path/of/rows/val.jsonl:12", "answer": "\n" * 300, "expected": "41"},
+            {"row": "val.jsonl:2", "answer": "forty\x1b[31m", "expected": "x" * 90},
+        ]
+        lines = sample_table(7, answers)
+        assert lines[0] == "samples after step 7:"
+        assert len(lines) == 4 and all(len(line) <= 80 and line.isprintable() for line in lines)
+        assert lines[2].endswith("41") and "val.jsonl:12" in lines[2] and r"\n\n" in lines[2] and "..." in lines[2]
+        assert r"forty\x1b[31m" in lines[3] and lines[3].endswith("...")
+        assert sample_table(7, []) == []
