@@ -18,7 +18,7 @@ from sft.config.checks.outcome import hub_problems, judgement_problems
 from sft.config.problems import Report, choices, divisors_around, from_here, multiples_around, shown
 from sft.config.schema import DataConfig, SftConfig, TrainerConfig
 
-DATA_SUFFIXES = (".parquet", ".jsonl")
+DATA_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".arrow", ".feather", ".gz", ".zst", ".bz2")
 DATASET_ID = re.compile(
     r"(?!.*\.(parquet|jsonl|json|csv|txt|gz)$)"  # a file, and none of the hub
     r"(?P<id>[\w-][\w.-]*/[\w.-]+)(?P<folder>(/[\w.-]+)*)(:(?P<split>[A-Za-z_]\w*))?"
@@ -140,13 +140,23 @@ def _complaint_about_file(file: str) -> str | None:
         if any(inside.suffix in DATA_SUFFIXES for inside in path.rglob("*")):
             return None
         return f"is a directory without any {kinds}; give the directory that holds the rows."
-    if path.exists():
+    if path.exists() or Path(file.rpartition(":")[0] or file).is_dir():  # DIR:SPLIT
         return None
+    if "://" in file:
+        return _complaint_about_url(file)
     if glob.has_magic(file):
         return None if glob.glob(file, recursive=True) else f"matches no file{from_here(path)}."  # noqa: PTH207
     if DATASET_ID.fullmatch(file):
         return None
     return f"does not exist{from_here(path)}; set the path of a parquet or jsonl file."
+
+
+def _complaint_about_url(file: str) -> str:
+    kind, _, rest = file.partition("://")
+    if kind == "hf":
+        name = "/".join(rest.removeprefix("datasets/").split("/")[:2])
+        return f"is the address of a hub data set; write its id: {name}, or {name}/FOLDER:SPLIT."
+    return "is no local path; copy it to this machine first, or download it (for example: aws s3 cp, gsutil cp)."
 
 
 def _trainer_problems(trainer: TrainerConfig) -> Iterator[str]:

@@ -20,7 +20,7 @@ from sft.data.rows.formats import Columns
 from sft.data.rows.source import RowSource, differences, draw, rows_of_file
 from sft.errors import InputError
 
-DATA_SUFFIXES = (".parquet", ".jsonl", ".json")
+DATA_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".txt", ".arrow", ".feather", ".gz", ".zst")
 
 
 @dataclass(frozen=True)

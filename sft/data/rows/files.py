@@ -14,27 +14,33 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from sft.data.chat.values import plain
 from sft.data.rows import hub
-from sft.data.types import Row, RowError
+from sft.data.rows.readers import BINARY, COMPRESSED, READERS, count_rows, kind_of
+from sft.data.rows.splits import by_split, configs_in, files_of_config, one_of
+from sft.data.types import Row
 from sft.errors import InputError
 from sft.visible import visible_line
 
+__all__ = ["count_rows", "expand_files", "fingerprint_file", "names_of", "read_rows"]
+
 SEARCHED_SUFFIXES = (".parquet", ".jsonl")
-"""What a directory is searched for. A .json is read where it is named: among data it is mostly about the data."""
+"""What a directory is searched for first. Where it has none of these, other kinds of files count, but for ABOUT_DATA."""
+
+ABOUT_DATA = frozenset(
+    {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json", "package.json"}
+)
 
 OTHER_KINDS = {
-    b"version https://git-lfs": "is a git-lfs pointer, not the data; run `git lfs pull` where you cloned it.",
-    b"\x1f\x8b": "is compressed with gzip; unpack it with `gunzip -k`.",
-    b"\x28\xb5\x2f\xfd": "is compressed with zstd; unpack it with `zstd -d`.",
-    b"PK\x03\x04": "is a zip archive; unpack it.",
-    b"ARROW1": "is an Arrow file; write it as parquet: datasets.Dataset.from_file(...).to_parquet(...).",
-    b"\xff\xfe": "is UTF-16; convert it with `iconv -f UTF-16 -t UTF-8`.",
-    b"\xfe\xff": "is UTF-16; convert it with `iconv -f UTF-16 -t UTF-8`.",
+    b"version https://git-lfs": ("is a git-lfs pointer, not the data; run `git lfs pull` where you cloned it.", ()),
+    b"\x1f\x8b": ("is compressed with gzip; name it *.gz, as in rows.jsonl.gz.", (".gz",)),
+    b"\x28\xb5\x2f\xfd": ("is compressed with zstd; name it *.zst, as in rows.jsonl.zst.", (".zst",)),
+    b"PK\x03\x04": ("is a zip archive; unpack it.", ()),
+    b"ARROW1": ("is an Arrow file; name it *.arrow.", (".arrow", ".feather")),
+    b"\xff\xfe": ("is UTF-16; convert it with `iconv -f UTF-16 -t UTF-8`.", ()),
+    b"\xfe\xff": ("is UTF-16; convert it with `iconv -f UTF-16 -t UTF-8`.", ()),
 }
-"""First bytes of files that are often given in place of the data, and what to do about them."""
+"""First bytes of files that are often given in place of the data, what to do, and the suffixes with which they are read."""
 
 
 def expand_files(specs: Iterable[str], say: Callable[[str], None] = lambda line: None) -> list[Path]:
@@ -45,17 +51,19 @@ def expand_files(specs: Iterable[str], say: Callable[[str], None] = lambda line:
     files: list[Path] = []
     for spec in specs:
         path = Path(spec)
-        if path.is_dir():
-            found = data_files_in(path)
+        directory, split = directory_named(spec)
+        if directory is not None:
+            found = files_of_directory(directory, split, say)
         elif path.exists() or path.is_symlink():
             found = [path]
         elif (dataset := hub.dataset_named(spec)) and not glob.has_magic(spec):
-            found = hub.files_of(dataset, is_data, say)
+            found = hub.files_of(dataset, _data_in, say)
         else:
             found = sorted(Path(match) for match in glob.glob(spec, recursive=True))  # noqa: PTH207 - may be absolute
         if not found:
             kinds = " or ".join(f"*{suffix}" for suffix in SEARCHED_SUFFIXES)
-            raise InputError(f"no data files at {spec} (a directory is searched for {kinds}); check the path.")
+            there = _what_is_in(path) if path.is_dir() else ""
+            raise InputError(f"no data files at {spec} (a directory is searched for {kinds}){there}; check the path.")
         files += found
     return files
 
@@ -77,14 +85,91 @@ def names_of(paths: Iterable[Path]) -> dict[Path, str]:
     raise AssertionError("a whole path is told from all others")
 
 
-def data_files_in(directory: Path) -> list[Path]:
-    """The data files below a directory, sorted."""
-    return sorted(path for path in directory.rglob("*") if is_data(path.relative_to(directory)) and not path.is_dir())
+def directory_named(spec: str) -> tuple[Path | None, str | None]:
+    """Return the directory and the split of DIR or DIR:SPLIT; (None, None) where the spec is something else."""
+    if Path(spec).is_dir():
+        return Path(spec), None
+    base, colon, split = spec.rpartition(":")
+    return (Path(base), split) if colon and base and split.isidentifier() and Path(base).is_dir() else (None, None)
+
+
+def files_of_directory(directory: Path, split: str | None, say: Callable[[str], None]) -> list[Path]:
+    """Return the data files of a directory: of what `save_to_disk` wrote, of a data set with splits, or all below it.
+
+    Where a README declares splits, or files of train stand beside those of validation or test, it is one split: train
+    if none is named. What is left out is said.
+    """
+    if (directory / "dataset_dict.json").is_file():
+        splits = json.loads((directory / "dataset_dict.json").read_text()).get("splits", [])
+        chosen = one_of(dict.fromkeys(splits), str(directory), split)
+        say(f"{directory}: saved by save_to_disk; {chosen} of its splits {', '.join(splits)}")
+        return _saved(directory / chosen)
+    if (directory / "state.json").is_file() and any(directory.glob("*.arrow")):
+        return _saved(directory)
+    inside = sorted(path.relative_to(directory) for path in directory.rglob("*") if not path.is_dir())
+    found = _data_in(inside)
+    chosen = _of_split(directory, found, split)
+    left_out = [path for path in inside if path not in chosen and not _is_hidden(path)]
+    if left_out:
+        kinds = ", ".join(path.as_posix() for path in left_out[:6]) + (", …" if len(left_out) > 6 else "")
+        say(f"{directory}: {len(chosen)} of {len(inside)} files are read; left out: {kinds}")
+    return [directory / path for path in chosen]
+
+
+def _of_split(directory: Path, found: list[Path], split: str | None) -> list[Path]:
+    readme = directory / "README.md"
+    if readme.is_file() and (configs := configs_in(readme.read_text(errors="replace"))):
+        return files_of_config(configs, found, str(directory), "", split)
+    splits = by_split(found)
+    named = {name: paths for name, paths in splits.items() if name is not None}
+    if split is None:
+        bases = {name for of_base in ("train", "validation", "test") for name in named if name.startswith(of_base)}
+        training = [name for name in bases if name.startswith("train")]
+        if not training or len(training) == len(bases):
+            return found  # no splits: all there is
+        if len(training) > 1:
+            raise InputError(
+                f"{directory}: several splits begin with train ({', '.join(sorted(training))}); name one of them: "
+                f"{directory}:{sorted(training)[0]}, or the files."
+            )
+        return named[training[0]]
+    return named[one_of(named, str(directory), split)]
+
+
+def _saved(directory: Path) -> list[Path]:
+    """The Arrow files that `save_to_disk` wrote, in its order."""
+    try:
+        state = json.loads((directory / "state.json").read_text())
+        return [directory / file["filename"] for file in state["_data_files"]]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{directory} is no directory of save_to_disk (state.json: {error}); save it again."
+        ) from error
+
+
+def _data_in(paths: list[Path]) -> list[Path]:
+    """Those of a directory's paths that are data: of SEARCHED_SUFFIXES, or, where there are none, of other kinds."""
+    return sorted(filter(is_data, paths)) or sorted(filter(_may_be_data, paths))
+
+
+def _may_be_data(path: Path) -> bool:
+    """Whether a file is read in a directory that has neither parquet nor JSONL."""
+    kind = kind_of(path)
+    return kind in READERS and kind != ".txt" and path.name not in ABOUT_DATA and not _is_hidden(path)
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _what_is_in(directory: Path) -> str:
+    inside = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir())
+    return f"; it holds {', '.join(inside[:6])}{', …' if len(inside) > 6 else ''}" if inside else "; it is empty"
 
 
 def is_data(path: Path) -> bool:
     """Whether a directory that is searched has data at this path, relative to it: of a known suffix, and not hidden."""
-    return path.suffix in SEARCHED_SUFFIXES and not any(part.startswith(".") for part in path.parts)
+    return path.suffix in SEARCHED_SUFFIXES and not _is_hidden(path)
 
 
 def fingerprint_file(path: Path) -> str:
@@ -105,24 +190,15 @@ def version_of_file(path: Path) -> tuple[int, int, int]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def count_rows(path: Path) -> int:
-    """Rows of the file, without reading what they hold."""
-    if path.suffix == ".parquet":
-        return _open_parquet(path).metadata.num_rows
-    with path.open("rb") as file:
-        return sum(not line.isspace() for line in file)
-
-
 def read_rows(path: Path, name: str | None = None) -> Iterator[Row]:
-    """Every row of a parquet or JSONL file in file order, a batch at a time in memory.
+    """Yield every row of a file in file order, a part at a time in memory.
 
     name: of the file in each row's `where`; None: the last part of its path
 
     Raises InputError for a file, RowError for a line that is not what its name says.
     """
     _check_kind(path)
-    name = name or path.name
-    return _read_parquet(path, name) if path.suffix == ".parquet" else _read_jsonl(path, name)
+    return READERS[kind_of(path)](path, name or path.name)
 
 
 def _check_kind(path: Path) -> None:
@@ -136,119 +212,21 @@ def _check_kind(path: Path) -> None:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its permissions.") from error
     if not head:
         raise InputError(f"{path} is empty: expected parquet, or JSONL with one object per line.")
-    for magic, complaint in OTHER_KINDS.items():
-        if head.startswith(magic):
+    for magic, (complaint, suffix) in OTHER_KINDS.items():
+        if head.startswith(magic) and path.suffix not in suffix:
             raise InputError(f"{path} {complaint}")
-    if path.suffix not in (*SEARCHED_SUFFIXES, ".json"):
+    kind = kind_of(path)
+    if kind not in READERS or (path.suffix in COMPRESSED and kind in BINARY):
         raise InputError(
-            f"{path}: expected *.parquet, *.jsonl, or *.json with one object per line; found {path.suffix or 'no'} "
-            "suffix. Convert the file, or rename it if that is what it holds."
+            f"{path}: expected {', '.join(f'*{suffix}' for suffix in READERS)}, or text of them with "
+            f"{', '.join(COMPRESSED)} behind it; found {path.suffix or 'no'} suffix. Convert the file, or rename it if "
+            "that is what it holds."
         )
-    if (path.suffix == ".parquet") != head.startswith(b"PAR1"):
-        found = "does not start as parquet does" if path.suffix == ".parquet" else "is parquet"
+    if (kind == ".parquet") != head.startswith(b"PAR1"):
+        found = "does not start as parquet does" if kind == ".parquet" else "is parquet"
         raise InputError(
-            f"{path} {found} (first bytes {head[:16]!r}): not a readable {path.suffix[1:]} file. "
+            f"{path} {found} (first bytes {head[:16]!r}): not a readable {kind[1:]} file. "
             "Rename it to what it holds, or download it again."
         )
-    if path.suffix != ".parquet" and b"\0" in head:
+    if kind not in BINARY and path.suffix not in COMPRESSED and b"\0" in head:
         raise InputError(f"{path} holds NUL bytes: it is no text, or not UTF-8; expected one JSON object per line.")
-    if path.suffix != ".parquet" and head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-        raise InputError(
-            f"{path} begins with '[': found a JSON array, expected one object per line. "
-            f"Convert it: jq -c '.[]' {path.name} > {path.stem}.rows.jsonl"
-        )
-
-
-def _open_parquet(path: Path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(
-            f"{path} is not a readable parquet file ({_line(error)}); download or write it again."
-        ) from error
-
-
-def _read_parquet(path: Path, name: str) -> Iterator[Row]:
-    import pyarrow as pa
-
-    index, batches = 0, _open_parquet(path).iter_batches(batch_size=1024)
-    while True:
-        try:
-            batch = next(batches, None)
-            rows = batch.to_pylist() if batch is not None else None
-        except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: text that is not UTF-8
-            raise RowError(
-                f"{name}:{index}: this row or one of the next 1,023 cannot be decoded ({_line(error)}); "
-                "download or write the file again."
-            ) from error
-        if rows is None:
-            return
-        for row in rows:
-            # In Arrow every struct has the keys of all its siblings: null says that it has no such key.
-            yield f"{name}:{index}", {column: plain(value, drop_nulls=True) for column, value in row.items()}
-            index += 1
-
-
-def _read_jsonl(path: Path, name: str) -> Iterator[Row]:
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            where = f"{name}:{number}"
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            except UnicodeDecodeError as error:
-                raise RowError(
-                    f"{where}: byte {error.start} is not UTF-8 ({raw[max(0, error.start - 20) : error.start + 20]!r}); "
-                    "convert the file to UTF-8 (iconv -f LATIN1 -t UTF-8, if it is Latin-1)."
-                ) from error
-            if line:
-                yield where, _parse_line(line, where)
-
-
-def _parse_line(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = _DECODER.decode(line)
-    except json.JSONDecodeError as error:
-        near = line[max(0, error.pos - 40) : error.pos + 40]
-        raise RowError(
-            f"{where}: not JSON ({error.msg} at column {error.colno}: {near!r}); expected one object per line."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise RowError(f"{where}: {_line(error)}; expected one JSON object per line.") from error
-    if not isinstance(row, dict):
-        raise RowError(
-            f"{where}: found a JSON {type(row).__name__} ({line[:80]!r}), expected an object with columns; "
-            "write one object per line."
-        )
-    if "\\ud" in line or "\\uD" in line:
-        try:
-            json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            raise RowError(
-                f"{where}: found a lone surrogate ({error.object[error.start]!r}), half of a character that was cut "
-                "in two; expected whole characters. Mend the text, or take the row out."
-            ) from error
-    return row
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice[:80]!r} stands twice in one object, and only one of its values can count")
-    return row
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON value (write null)")
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
-
-
-def _line(error: BaseException) -> str:
-    """What an exception says, as the part of a line."""
-    return " ".join(str(error).split())[:200]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sft.config.checks.run import DATASET_ID
+from sft.data.rows.splits import Config, by_split, canonical, configs_in, files_of_config, one_of
 from sft.errors import InputError
 
-SPLITS = ("train", "test", "validation", "valid", "val", "dev")
+_IS_SHARD = re.compile(r"-\d+-of-\d+\.")
 
 
 @dataclass(frozen=True)
@@ -29,28 +30,46 @@ def dataset_named(spec: str) -> HubDataset | None:
     return match and HubDataset(match["id"], match["folder"].strip("/"), match["split"])
 
 
-def files_of(dataset: HubDataset, is_data: Callable[[Path], bool], say: Callable[[str], None]) -> list[Path]:
+def files_of(
+    dataset: HubDataset, data_in: Callable[[list[Path]], list[Path]], say: Callable[[str], None]
+) -> list[Path]:
     """The files of its split, and no others, downloaded if they are not here yet.
 
-    is_data: whether a path of the repository is one of data
+    data_in: picks those of the repository's paths that are data
     Raises InputError where the hub does not give them, and where they are of several configurations.
     """
     snapshot, paths = _listing(dataset)
-    files = sorted(filter(is_data, paths))
-    chosen = _choose(dataset, files)
+    files = data_in(paths)
+    configs = configs_in(_readme(dataset, snapshot)) if Path("README.md") in paths else []
+    split, chosen = _choose(dataset, files, configs)
     if snapshot is None:
         snapshot = _download(dataset, chosen)
-    say(f"{dataset.id}: {_split(dataset, files) or 'all files'}, {len(chosen)} of {len(files)} files ({_few(chosen)})")
+    say(f"{dataset.id}: {split or 'all files'}, {len(chosen)} of {len(files)} files ({_few(chosen)})")
     return [snapshot / path for path in chosen]
 
 
-def _choose(dataset: HubDataset, files: list[Path]) -> list[Path]:
-    """Those of a repository's files that the spec names."""
+def _choose(dataset: HubDataset, files: list[Path], configs: Sequence[Config]) -> tuple[str | None, list[Path]]:
+    """The split that is meant (None: all there is), and those of a repository's files that the spec names."""
+    name = f"{dataset.id}/{dataset.folder}" if dataset.folder else dataset.id
+    if configs and (not dataset.folder or any(config.name == dataset.folder for config in configs)):
+        return dataset.split or "train", files_of_config(configs, files, dataset.id, dataset.folder, dataset.split)
     files = [path for path in files if _is_in(path, dataset.folder)]
-    split = _split(dataset, files)
-    chosen = [path for path in files if _is_of(path, split)] if split else files
-    if split is None and (named := [name for name in SPLITS if any(_is_of(path, name) for path in files)]):
-        raise InputError(f"{dataset.id} has no split train; name one of {named}: {dataset.id}:{named[0]}.")
+    splits = by_split(files)
+    if dataset.split is not None:
+        split: str | None = canonical(dataset.split)
+        # A name of the repository's own stands anywhere in the path.
+        chosen = splits.get(split) or [path for path in files if _is_of(path, dataset.split)]
+        split = dataset.split
+    else:
+        named = {split: paths for split, paths in splits.items() if split is not None}
+        split = one_of(named, name, None) if named else None
+        beside = [other for other in named if split == "train" and other.startswith("train") and other != split]
+        if beside and not all(_IS_SHARD.search(path.name) for other in (split, *beside) for path in named[other]):
+            raise InputError(
+                f"{name}: several splits begin with train ({', '.join(sorted([split, *beside]))}); name one of them: "
+                f"{name}:train."
+            )
+        chosen = splits.get(split, [])
     if not chosen:
         raise InputError(
             f"{dataset.id}: no parquet or jsonl file{f' of the split {split}' if split else ''}"
@@ -62,13 +81,18 @@ def _choose(dataset: HubDataset, files: list[Path]) -> list[Path]:
             f"{dataset.id} has several configurations ({', '.join(map(repr, folders[:8]))}); choose one: "
             f"{dataset.id}/{folders[-1]}{f':{split}' if split else ''}."
         )
-    return chosen
+    return split, chosen
 
 
-def _split(dataset: HubDataset, files: list[Path]) -> str | None:
-    """The split that is meant; None: all there is."""
-    has_train = any(_is_of(path, "train") for path in files if _is_in(path, dataset.folder))
-    return dataset.split or ("train" if has_train else None)
+def _readme(dataset: HubDataset, snapshot: Path | None) -> str:
+    """The README of the data set; "" where the hub does not give it."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        path = snapshot / "README.md" if snapshot else hf_hub_download(dataset.id, "README.md", repo_type="dataset")
+        return Path(path).read_text(errors="replace")
+    except Exception:  # of the client's HTTP library, as below; the names of the files speak as well
+        return ""
 
 
 def _listing(dataset: HubDataset) -> tuple[Path | None, list[Path]]:

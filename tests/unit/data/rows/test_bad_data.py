@@ -120,7 +120,7 @@ def unix_socket(home: Path) -> Path:
 
 def empty_directory(home: Path) -> Path:
     (home / "data").mkdir()
-    (home / "data" / "rows.json").write_bytes(ROWS)
+    (home / "data" / "rows.txt").write_bytes(ROWS)
     (home / "data" / ".hidden.jsonl").write_bytes(ROWS)
     return home / "data"
 
@@ -128,6 +128,11 @@ def empty_directory(home: Path) -> Path:
 def dangling_link(home: Path) -> Path:
     (home / "rows.jsonl").symlink_to(home / "gone.jsonl")
     return home / "rows.jsonl"
+
+
+def cut(path: Path, size: int) -> Path:
+    path.write_bytes(path.read_bytes()[:size])
+    return path
 
 
 def damaged_page(content: bytes) -> bytes:
@@ -154,18 +159,31 @@ BAD = [
     Bad("empty file", raw("a.jsonl", b""), ["a.jsonl is empty", "one object per line"]),
     Bad("empty parquet", raw("a.parquet", b""), ["a.parquet is empty"]),
     Bad("only blank lines", raw("a.jsonl", b"\n \n\t\n"), ["a.jsonl holds no rows"]),
-    Bad("gzip", gz, ["rows.jsonl.gz is compressed with gzip", "gunzip"]),
+    Bad("gzip without its suffix", lambda home: gz(home).rename(home / "a.jsonl"), ["compressed with gzip", "*.gz"]),
+    Bad("gzip cut short", lambda home: cut(gz(home), 20), ["rows.jsonl.gz", "cannot be unpacked", "download"]),
     Bad("zip named jsonl", zipped, ["rows.jsonl is a zip archive"]),
-    Bad("csv", raw("a.csv", b"question,answer\na,b\n"), ["a.csv", "found .csv suffix", "expected *.parquet, *.jsonl"]),
+    Bad("csv row with a cell too many", raw("a.csv", b"question,answer\na,b\na,b,c\n"), ["a.csv:3: 3 cells", "Quote"]),
+    Bad("csv with a name twice", raw("a.csv", b"answer,answer\na,b\n"), ["a.csv:1: a column name stands twice"]),
+    Bad("csv that is not UTF-8", raw("a.csv", b"question,answer\na,caf\xe9\n"), ["a.csv:", "cannot be read as csv"]),
+    Bad("csv of a header alone", raw("a.csv", b"question,answer\n"), ["a.csv holds no rows"]),
+    Bad("excel", raw("a.xlsx", b"rows"), ["a.xlsx", "found .xlsx suffix", "expected *.parquet, *.jsonl"]),
+    Bad("Arrow that is none", raw("a.arrow", b"rows and more rows"), ["a.arrow is not a readable Arrow file"]),
     Bad("no suffix", raw("rows", ROWS), ["rows: expected *.parquet", "found no suffix", "rename"]),
     Bad("utf-16", raw("a.jsonl", ROWS.decode().encode("utf-16")), ["a.jsonl is UTF-16", "iconv -f UTF-16"]),
     Bad("utf-16 without a mark", raw("a.jsonl", ROWS.decode().encode("utf-16-le")), ["a.jsonl holds NUL bytes"]),
     Bad("binary named jsonl", raw("a.jsonl", bytes(range(256))), ["a.jsonl holds NUL bytes", "no text"]),
-    Bad("JSON array", raw("a.json", b"[" + json.dumps(ROW).encode() + b"]"), ["a.json begins", "array", "jq -c '.[]'"]),
-    Bad("JSON array of many lines", raw("a.jsonl", b"[\n  {\n"), ["a.jsonl begins with '['", "jq -c '.[]' a.jsonl"]),
+    Bad("JSON array cut short", raw("a.json", b"[" + json.dumps(ROW).encode()), ["a.json:1: the file ends here"]),
+    Bad("JSON array cut in a row", raw("a.jsonl", b"[\n  {\n"), ["a.jsonl:0: not JSON", "expected an array"]),
+    Bad("JSON array of numbers", raw("a.json", b"[1, 2]"), ["a.json:0: found a JSON int", "expected an object"]),
+    Bad("JSON array without commas", raw("a.json", b'[{"question": "a"} {}]'), ["a.json:0: found '{}]' behind it"]),
+    Bad("JSON array with a key twice", raw("a.json", b'[{"a": 1, "a": 2}]'), ["a.json:0: the key 'a' stands twice"]),
     Bad("pipe", fifo, ["pipe.jsonl is a pipe, a socket or a device"]),
     Bad("socket", unix_socket, ["s.jsonl is a pipe, a socket or a device"]),
-    Bad("directory without data", empty_directory, ["no data files at", "*.parquet or *.jsonl"]),
+    Bad(
+        "directory without data",
+        empty_directory,
+        ["no data files at", "*.parquet or *.jsonl", "it holds .hidden.jsonl, rows.txt"],
+    ),
     Bad("glob without a match", lambda home: home / "*.jsonl", ["no data files at", "*.jsonl"]),
     Bad("link to nowhere", dangling_link, ["rows.jsonl cannot be read (No such file", "check the path"]),
     Bad("no such file", lambda home: home / "gone.jsonl", ["no data files at", "gone.jsonl"]),

@@ -62,6 +62,9 @@ CONFIGURATIONS = ["main/train.jsonl", "main/test.jsonl", "socratic/train.jsonl",
         (CONFIGURATIONS, "org/name/main", ["train.jsonl"]),
         (CONFIGURATIONS, "org/name/socratic:test", ["test.jsonl"]),
         (["trainer.jsonl", "training/train.jsonl"], "org/name", ["train.jsonl"]),
+        (["train-00000-of-00001.jsonl", "train_gen-00000-of-00001.jsonl"], "org/name", ["train-00000-of-00001.jsonl"]),
+        (["train_sft.jsonl", "train_gen.jsonl"], "org/name:train_sft", ["train_sft.jsonl"]),
+        (["train.jsonl", "train.rejected.jsonl"], "org/name:train", ["train.jsonl"]),
     ],
 )
 def test_the_files_of_a_split(hub, files, spec, found):
@@ -81,6 +84,16 @@ def test_the_files_of_a_split(hub, files, spec, found):
         (CONFIGURATIONS, "org/name", r"several configurations \('main', 'socratic'\); choose one: org/name/socratic"),
         (FLAT, "org/other", "no local path .*the hub did not give.*OfflineModeIsEnabled.*network.*local path"),
         (["README.md"], "org/name", "no parquet or jsonl file; found nothing"),
+        (
+            ["train_sft.jsonl", "train_gen.jsonl"],
+            "org/name",
+            r"no split train; name one of \['train_gen', 'train_sft'\]",
+        ),
+        (
+            ["train.jsonl", "train.rejected.jsonl"],
+            "org/name",
+            r"several splits begin with train \(train, train.rejected",
+        ),
     ],
 )
 def test_what_the_hub_does_not_have(hub, files, spec, message):
@@ -112,6 +125,7 @@ def test_only_the_files_of_the_split_are_downloaded(tmp_path, monkeypatch, spec,
 
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, repo_id, *, repo_type: there)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *which, repo_type: tmp_path / "no README.md")
     monkeypatch.chdir(tmp_path)
     assert expand_files([spec]) == [tmp_path / name for name in downloaded]
     assert asked == downloaded
@@ -121,3 +135,15 @@ def test_a_path_that_exists_is_no_hub_id(hub, tmp_path):
     hub("org/name", FLAT)
     write_jsonl(tmp_path / "org/name/mine.jsonl", [{}])
     assert [path.name for path in expand_files(["org/name"])] == ["mine.jsonl"]
+
+
+def test_the_readme_of_the_hub_says_which_files_are_a_split(hub, tmp_path):
+    hub("org/name", ["a/x.jsonl", "a/y.jsonl", "README.md"])
+    snapshot = tmp_path / "hub/datasets--org--name/snapshots/c0ffee"
+    (snapshot / "README.md").write_text(
+        "---\nconfigs:\n- config_name: en\n  data_files:\n  - {split: train, path: a/x*}\n"
+        "  - {split: test, path: a/y*}\n---\n"
+    )
+    assert [path.name for path in expand_files(["org/name", "org/name/en", "org/name:test"])] == [
+        *("x.jsonl", "x.jsonl", "y.jsonl")
+    ]
