@@ -19,6 +19,10 @@ from sft.config.problems import Report, choices, divisors_around, from_here, mul
 from sft.config.schema import DataConfig, SftConfig, TrainerConfig
 
 DATA_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".arrow", ".feather", ".gz", ".zst", ".bz2")
+ABOUT_DATA = re.compile(
+    r"(dataset_infos?|dataset_dict|state|package|.*config|tokenizer.*|vocab|special_tokens_map|added_tokens|.*index)\.json"
+)
+"""Files of JSON that hold no rows."""
 DATASET_ID = re.compile(
     r"(?!.*\.(parquet|jsonl|json|csv|txt|gz)$)"  # a file, and none of the hub
     r"(?P<id>[\w-][\w.-]*/[\w.-]+)(?P<folder>(/[\w.-]+)*)(:(?P<split>[A-Za-z_]\w*))?"
@@ -137,7 +141,7 @@ def _complaint_about_file(file: str) -> str | None:
     kinds = " or ".join(f"*{suffix}" for suffix in DATA_SUFFIXES)
     path = Path(file)
     if path.is_dir():
-        if any(inside.suffix in DATA_SUFFIXES for inside in path.rglob("*")):
+        if any(inside.suffix in DATA_SUFFIXES and not ABOUT_DATA.fullmatch(inside.name) for inside in path.rglob("*")):
             return None
         return f"is a directory without any {kinds}; give the directory that holds the rows."
     if path.exists() or Path(file.rpartition(":")[0] or file).is_dir():  # DIR:SPLIT

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from sft.config.checks.run import ABOUT_DATA
 from sft.data.rows import hub
 from sft.data.rows.readers import BINARY, COMPRESSED, READERS, count_rows, kind_of
 from sft.data.rows.splits import by_split, configs_in, files_of_config, one_of
@@ -25,11 +26,7 @@ from sft.visible import visible_line
 __all__ = ["count_rows", "expand_files", "fingerprint_file", "names_of", "read_rows"]
 
 SEARCHED_SUFFIXES = (".parquet", ".jsonl")
-"""What a directory is searched for first. Where it has none of these, other kinds of files count, but for ABOUT_DATA."""
-
-ABOUT_DATA = frozenset(
-    {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json", "package.json"}
-)
+"""What a directory is searched for first. Where it has none, other kinds of files count, but for ABOUT_DATA."""
 
 OTHER_KINDS = {
     b"version https://git-lfs": ("is a git-lfs pointer, not the data; run `git lfs pull` where you cloned it.", ()),
@@ -40,7 +37,7 @@ OTHER_KINDS = {
     b"\xff\xfe": ("is UTF-16; convert it with `iconv -f UTF-16 -t UTF-8`.", ()),
     b"\xfe\xff": ("is UTF-16; convert it with `iconv -f UTF-16 -t UTF-8`.", ()),
 }
-"""First bytes of files that are often given in place of the data, what to do, and the suffixes with which they are read."""
+"""First bytes of files that are often given in place of the data, what to do, and with which suffixes they are read."""
 
 
 def expand_files(specs: Iterable[str], say: Callable[[str], None] = lambda line: None) -> list[Path]:
@@ -155,7 +152,7 @@ def _data_in(paths: list[Path]) -> list[Path]:
 def _may_be_data(path: Path) -> bool:
     """Whether a file is read in a directory that has neither parquet nor JSONL."""
     kind = kind_of(path)
-    return kind in READERS and kind != ".txt" and path.name not in ABOUT_DATA and not _is_hidden(path)
+    return kind in READERS and kind != ".txt" and not ABOUT_DATA.fullmatch(path.name) and not _is_hidden(path)
 
 
 def _is_hidden(path: Path) -> bool:

@@ -63,11 +63,11 @@ def _choose(dataset: HubDataset, files: list[Path], configs: Sequence[Config]) -
     else:
         named = {split: paths for split, paths in splits.items() if split is not None}
         split = one_of(named, name, None) if named else None
-        beside = [other for other in named if split == "train" and other.startswith("train") and other != split]
-        if beside and not all(_IS_SHARD.search(path.name) for other in (split, *beside) for path in named[other]):
+        training = sorted(other for other in named if other.startswith("train")) if split == "train" else []
+        are_shards = all(_IS_SHARD.search(path.name) for other in training for path in named[other])
+        if len(training) > 1 and not are_shards:
             raise InputError(
-                f"{name}: several splits begin with train ({', '.join(sorted([split, *beside]))}); name one of them: "
-                f"{name}:train."
+                f"{name}: several splits begin with train ({', '.join(training)}); name one of them: {name}:train."
             )
         chosen = splits.get(split, [])
     if not chosen:

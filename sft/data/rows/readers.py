@@ -149,9 +149,9 @@ def read_text(path: Path, name: str) -> Iterator[Row]:
     """Every line that is not blank is a text of its own, as `datasets` reads such files."""
     for number, raw in enumerate(_lines(path, name), start=1):
         where = f"{name}:{number}"
-        if line := _decoded(raw, where, number == 1).rstrip("\r\n").strip("\r\n"):
-            if not line.isspace():
-                yield where, {"text": line}
+        line = _decoded(raw, where, number == 1).strip("\r\n")
+        if line and not line.isspace():
+            yield where, {"text": line}
 
 
 def read_parquet(path: Path, name: str) -> Iterator[Row]:
@@ -251,7 +251,8 @@ def _lines(path: Path, name: str) -> Iterator[bytes]:
     number = 0
     try:
         with opened(path) as file:
-            for number, raw in enumerate(file, start=1):
+            for raw in file:
+                number += 1
                 yield raw
     except OSError as error:
         raise RowError(
