@@ -34,7 +34,7 @@ def not_offered(reason: str, names: str) -> dict[str, Foreign]:
 
 
 def only(accepts: Callable[[Any], bool], reason: str, names: str) -> dict[str, Foreign]:
-    """Describe keys whose value is accepted, without an effect, if `accepts` says so."""
+    """Describe keys of another trainer that have no effect here, and may hold only what `accepts` returns True for."""
     return {name: Foreign(lambda value: NOTHING if accepts(value) else None, reason) for name in names.split()}
 
 

@@ -22,7 +22,7 @@ Names of other trainers are understood, too: docs/config.md."""
 
 
 def help_text() -> str:
-    """Return the whole text, read from the files in conf/."""
+    """Return the text of --help: every key with its default and meaning, read from the files in conf/."""
     folders = sorted(path for path in CONFIG_DIR.iterdir() if path.is_dir())
     groups = [f"{folder.name}: {', '.join(sorted(file.stem for file in folder.glob('*.yaml')))}" for folder in folders]
     root = (CONFIG_DIR / f"{CONFIG_NAME}.yaml").read_text(encoding="utf-8")

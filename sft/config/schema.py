@@ -241,7 +241,7 @@ class DataConfig:
 
     @property
     def has_val(self) -> bool:
-        """Whether there are rows to validate on."""
+        """Return True if there are rows to validate on."""
         return self.val_files is not None or self.val_fraction > 0
 
 

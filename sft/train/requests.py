@@ -80,7 +80,7 @@ class Listener:
         return stop > 0
 
     def hear(self, number: int) -> None:
-        """Take a signal: the first one is a wish, the second an order."""
+        """Note a signal: the first one asks the run to stop after its step, a second one ends the process at once."""
         now = time.monotonic()
         if not self._signal:
             self._signal, self._heard_at = number, now

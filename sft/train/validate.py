@@ -26,7 +26,7 @@ def validate_if_due(job: Job, run_log: RunLog, listener: Listener) -> dict[str, 
 
 
 def is_due(test_freq: int | float, job: Job) -> bool:
-    """Return True if this step ends with a validation: every test_freq steps (below 1: part of it all), -1: each epoch.
+    """Return True if this step ends with a validation. test_freq: steps, below 1 a part of the run, -1 an epoch.
 
     Always after the last one, unless test_freq is 0.
     Before the first step only if trainer.val_before_train says so.

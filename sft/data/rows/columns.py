@@ -108,7 +108,7 @@ class Columns:
 
     @cached_property
     def used(self) -> dict[str, str]:
-        """What columns are read as, beside those that make the messages: {"system_prompt": "system", ...}."""
+        """Return what each column beside those of the messages is read as: {"system_prompt": "system", ...}."""
         if self.format == "text":
             return dict.fromkeys(_one_of(self.weight_key, WEIGHT_COLUMNS), "weight")
         return {

@@ -92,7 +92,7 @@ def rows_of_class(
 
 
 def to_item(row: Row, columns: Columns, template_options: Mapping[str, Any], vocabulary: int) -> Item:
-    """A conversation, or the sample that the item holds. Raises RowError naming the item."""
+    """Turn an item of a custom dataset into a conversation, or return the sample that it holds. Raises RowError."""
     where, item = row
     if not isinstance(item, Mapping):
         raise RowError(f"{where} is {short(item)}, expected a dict with messages or input_ids.")

@@ -98,20 +98,22 @@ def columns_read(columns: Columns) -> frozenset[str]:
 
 
 def of_messages(cells: Cells, where: str, columns: Columns) -> Turns:
-    """OpenAI's list of {role, content, ...}, or JSON text of it."""
+    """Convert OpenAI's list of {role, content, ...}, or JSON text of it, to turns."""
     key = columns.messages_key
     return Turns(_with_context(cells, where, columns, messages_of(turns_in(cells, key, where), where, key, columns)))
 
 
 def of_sharegpt(cells: Cells, where: str, columns: Columns) -> Turns:
-    """A list of {from, value}."""
+    """Convert a ShareGPT list of {from, value} to turns."""
     key = columns.messages_key
     messages = messages_of_sharegpt(turns_in(cells, key, where), where, key, columns)
     return Turns(_with_context(cells, where, columns, messages))
 
 
 def of_prompt_response(cells: Cells, where: str, columns: Columns) -> Turns:
-    """One column asks, one answers: text or lists of messages, at the end of data.*_dict_keys where they are nested.
+    """Convert a row in which one column asks and one answers: text or lists of messages.
+
+    Where they are nested, they stand at the end of data.*_dict_keys.
 
     What the prompt holds is given, the assistant's words too. A prompt that ends with them is a prefill: the response
     goes on behind its last character.
@@ -140,12 +142,12 @@ def of_prompt_response(cells: Cells, where: str, columns: Columns) -> Turns:
 
 
 def of_alpaca(cells: Cells, where: str, columns: Columns) -> Turns:
-    """instruction, input (may be empty), output."""
+    """Convert an Alpaca row to turns: instruction, input (may be empty), output."""
     return Turns(_with_context(cells, where, columns, _pair(cells, where, "instruction", "input", "output")))
 
 
 def of_dolly(cells: Cells, where: str, columns: Columns) -> Turns:
-    """instruction, context or input (either may be empty), response."""
+    """Convert a Dolly row to turns: instruction, context or input (either may be empty), response."""
     filled = [key for key in ("context", "input") if optional_text(cells, key, where).strip()]
     if len(filled) > 1:
         raise RowError(f"{where}: both 'context' and 'input' hold text, expected one of them; join or empty one.")
@@ -153,7 +155,7 @@ def of_dolly(cells: Cells, where: str, columns: Columns) -> Turns:
 
 
 def of_openorca(cells: Cells, where: str, columns: Columns) -> Turns:
-    """system_prompt (may be empty), question, response."""
+    """Convert an OpenOrca row to turns: system_prompt (may be empty), question, response."""
     return Turns(_with_context(cells, where, columns, _pair(cells, where, "question", None, "response")))
 
 
