@@ -31,7 +31,7 @@ from sft.train import course
 from sft.train.forecast_memory import Footprint, explaining_memory, footprint_of_run
 from sft.train.groups import describe
 from sft.train.inputs import Inputs, refuse_other_inputs
-from sft.train.optim import OPTIMIZERS
+from sft.train.optim import OPTIMIZERS, lr_at
 from sft.train.reading import supervision_of
 from sft.train.resume import resume
 from sft.train.score import my_batches
@@ -134,6 +134,9 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
     seed_rank(trainer.seed, world)
     settings = settings_of_run(config)
     state, began_with = resume(config, model, optimizer, inputs.source, world, fingerprint, settings)
+    total_steps = trainer.total_training_steps or trainer.total_epochs * steps_per_epoch
+    if 0 < state.step < total_steps:
+        log.info("%s", describe_schedule(config, state, total_steps))
     return Job(
         config=config,
         world=world,
@@ -159,7 +162,7 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
             keep=checkpoints_to_keep(trainer),
             in_background=config.trainer.async_save,
         ),
-        total_steps=config.trainer.total_training_steps or config.trainer.total_epochs * steps_per_epoch,
+        total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
         fingerprint=fingerprint,
         stop_token_ids=stop_token_ids(
@@ -171,6 +174,21 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
         if world.is_main
         else None,
     )
+
+
+def describe_schedule(config: SftConfig, state: TrainState, total_steps: int) -> str:
+    """Return where a run that goes on stands in its schedule, which is drawn anew from the settings of this start."""
+    optim, update = config.optim, state.updates + 1
+    lr = lr_at(
+        update,
+        total_steps,
+        lr=optim.lr,
+        schedule=optim.lr_scheduler,
+        warmup_steps=optim.warmup_steps,
+        warmup_steps_ratio=optim.warmup_steps_ratio,
+        min_lr_ratio=optim.min_lr_ratio,
+    )
+    return f"the schedule of {total_steps:,} steps gives {lr:.3g} at the next step, update {update:,}"
 
 
 def checkpoints_to_keep(trainer: TrainerConfig) -> int | None:
