@@ -33,7 +33,7 @@ def main() -> None:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(CANNOT_RUN)
 
-    cli(run, overrides, world_size=0)
+    cli(run, overrides, world_size=0, needs_weights=False)
 
 
 def part_of(text: str) -> tuple[int, int]:

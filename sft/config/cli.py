@@ -42,17 +42,21 @@ UNFIT_FOR_A_PATH = re.compile(r"[^\w.+-]+")
 
 
 def cli(
-    run: Callable[[SftConfig], object], arguments: Sequence[str] | None = None, *, world_size: int | None = None
+    run: Callable[[SftConfig], object],
+    arguments: Sequence[str] | None = None,
+    *,
+    world_size: int | None = None,
+    needs_weights: bool = True,
 ) -> None:
     """Call `run` with the configuration that argv composes; with --multirun once per job; with --help not at all.
 
-    arguments: in place of argv's. world_size: as `checked`.
+    arguments: in place of argv's. world_size, needs_weights: as `checked`.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"--help", "-h"} & set(arguments):
         return say_help()
     try:
-        configs = _configs(arguments, world_size)
+        configs = _configs(arguments, world_size, needs_weights)
     except ConfigError as error:
         if os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0":  # a file may be missing on one node only
             print(presentable(error), file=sys.stderr, flush=True)
@@ -74,7 +78,7 @@ def say_help() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains when it ends
 
 
-def _configs(arguments: Sequence[str], world_size: int | None) -> list[SftConfig]:
+def _configs(arguments: Sequence[str], world_size: int | None, needs_weights: bool) -> list[SftConfig]:
     _refuse_dashes(arguments)
     parsed = get_args_parser().parse_intermixed_args(arguments)
     if parsed.shell_completion:  # its words, install=bash and query=bash, look like overrides
@@ -107,7 +111,7 @@ def _configs(arguments: Sequence[str], world_size: int | None) -> list[SftConfig
         of_files = set(from_files)  # the command line beats them, whatever the names
         composed = [(values, [*(text for text in texts if text not in of_files), *verls]) for values, texts in composed]
     _keep_apart(composed)
-    configs = [checked(values, overrides, _say, world_size, unusable) for values, overrides in composed]
+    configs = [checked(values, overrides, _say, world_size, unusable, needs_weights) for values, overrides in composed]
     if unusable and not configs:  # --help or --cfg
         raise ConfigError([*unusable.values()])
     _refuse_shared_directory(configs)

@@ -53,10 +53,12 @@ def checked(
     warn: Callable[[str], None],
     world_size: int | None = None,
     unusable: Mapping[str, str] | None = None,
+    needs_weights: bool = True,
 ) -> SftConfig:
     """Check composed values and return an SftConfig. Raises ConfigError.
 
     overrides: what came from the command line
+    needs_weights: whether the model directory must have them; a look at the rows does not
     world_size: ranks that it must be able to run on; None: what torchrun says, 0: the fewest that it can run on
     unusable: overrides that `values` lack, each with the problem to report
     """
@@ -80,7 +82,7 @@ def checked(
         flat = {name: value for name, value in _defaults().items() if name.startswith(f"{key}.")} | flat
     config, wrong = _typed(flat, report)
     checks = Report(warn)
-    check(config, world_size, checks)
+    check(config, world_size, checks, needs_weights)
     unread = {key_of(override) for override in unusable} & expectations().keys()
     problems = [
         *unusable.values(),

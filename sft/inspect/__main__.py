@@ -36,7 +36,7 @@ def main() -> None:
         if code := look(config, options):
             sys.exit(code)
 
-    cli(run, overrides, world_size=options.ranks or 0)
+    cli(run, overrides, world_size=options.ranks or 0, needs_weights=False)
 
 
 def look(config: SftConfig, options: Options) -> int:

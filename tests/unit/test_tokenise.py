@@ -18,7 +18,6 @@ def told(tmp_path, monkeypatch, capsys):
     """Run the command on five files and one of validation with a cache; what it said."""
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "config.json").write_text("{}")
-    (tmp_path / "model" / "model.safetensors").touch()
     for n in range(5):
         rows = [{"messages": [user(f"{n} {k}"), assistant(f"{k}")]} for k in range(n + 1)]
         write_jsonl(tmp_path / "rows" / f"{n}.jsonl", rows)

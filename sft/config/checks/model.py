@@ -14,9 +14,9 @@ from sft.config.schema import ModelConfig
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
-def model_problems(model: ModelConfig) -> Iterator[str]:
+def model_problems(model: ModelConfig, needs_weights: bool = True) -> Iterator[str]:
     """List the problems of the `model` keys with which the run cannot start."""
-    if complaint := _complaint_about_model(model.partial_pretrain):
+    if complaint := _complaint_about_model(model.partial_pretrain, needs_weights):
         yield f"model.partial_pretrain={shown(model.partial_pretrain)} {complaint}"
     if model.revision and Path(model.partial_pretrain).is_dir():
         yield (
@@ -79,7 +79,7 @@ def _lora_problems(model: ModelConfig) -> Iterator[str]:
         )
 
 
-def _complaint_about_model(model: str) -> str | None:
+def _complaint_about_model(model: str, needs_weights: bool) -> str | None:
     path = Path(model)
     if path.is_file():
         return "is a file; give the directory around it."
@@ -95,7 +95,7 @@ def _complaint_about_model(model: str) -> str | None:
             f"is quantised ({quantised}); weights are trained as they are and sharded, and what LoRA freezes is kept "
             "in bf16: take the model it was made of."
         )
-    if any(path.glob("*.safetensors")):
+    if not needs_weights or any(path.glob("*.safetensors")):
         return None
     return f"has no *.safetensors ({found}); convert other weights with save_pretrained, they can carry code."
 

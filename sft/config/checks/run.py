@@ -30,12 +30,12 @@ DATASET_ID = re.compile(
 """A data set of the hub: org/name, org/name:split or org/name/folder:split."""
 
 
-def check(config: SftConfig, world_size: int, report: Report) -> None:
+def check(config: SftConfig, world_size: int, report: Report, needs_weights: bool = True) -> None:
     """Report everything about a well-typed configuration that could not run with `world_size` ranks."""
     for problem in (
         *_batch_problems(config, world_size),
         *_data_problems(config.data),
-        *model_problems(config.model),
+        *model_problems(config.model, needs_weights),
         *optim_problems(config.optim),
         *_trainer_problems(config.trainer),
         *judgement_problems(config),

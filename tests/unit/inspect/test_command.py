@@ -1,6 +1,7 @@
 """The command: what it says, to the letter; its exit codes; the same door as the trainer's."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,8 +36,9 @@ def test_what_is_said_when_piped(inspect):
     assert out in PAGE.read_text(), "the example of the page is this one"
 
 
-def test_the_command_itself(overrides):
-    done = start(*overrides, "epochs=2", "+inspect.samples=1")
+def test_the_command_itself_needs_no_weights(overrides, model, tmp_path):
+    bare = shutil.copytree(model, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    done = start(*overrides, f"model.partial_pretrain={bare}", "epochs=2", "+inspect.samples=1")
     assert (done.returncode, done.stderr.count("epochs=2 is read as trainer.total_epochs=2.")) == (0, 1)
     assert "«2<|im_end|>»" in done.stdout and "4 steps = 2.00 epochs of 2" in done.stdout
     assert "\x1b[" not in done.stdout, "piped, nobody sees colours"
