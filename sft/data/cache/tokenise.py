@@ -55,6 +55,10 @@ class Recipe:
 
     def fingerprint(self) -> list[Any]:
         """JSON values, equal only if equal rows become equal samples."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> list[Any]:  # once, and not for every file: a large vocabulary takes half a second
         return [
             tokenizer_fingerprint(self.tokenizer),
             template_fingerprint(self.tokenizer, self.template_options),

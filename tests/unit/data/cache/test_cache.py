@@ -10,6 +10,7 @@ import pytest
 
 from sft.data.cache import cache, notes
 from sft.data.cache.store import SampleStore
+from sft.data.cache.tokenise import Recipe
 from sft.data.order.fit import fit
 from sft.data.types import Supervision
 from sft.errors import InputError, MishapError, OwnMishapError
@@ -304,3 +305,10 @@ def test_a_window_that_starts_at_its_only_trained_token_learns_nothing(store):
     """Nothing stands before the window's first token from which it could be predicted."""
     _, report = fit(store, max_length=2, truncation="left")  # "<|im_end|>\n": the stop token comes first
     assert report.dropped_nothing_supervised == 3
+
+
+def test_the_tokenizer_is_hashed_once_for_any_number_of_files(monkeypatch):
+    hashed = []
+    monkeypatch.setattr("sft.data.cache.tokenise.tokenizer_fingerprint", lambda tokenizer: hashed.append(1) or "a")
+    recipe = Recipe(tiny_tokenizer(), {}, Supervision())
+    assert recipe.fingerprint() == recipe.fingerprint() and len(hashed) == 1
