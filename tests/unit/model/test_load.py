@@ -113,7 +113,10 @@ def test_a_hub_id_that_is_not_here_says_so_without_a_network(monkeypatch):
     from sft.model.pretrained import find_model
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match=r"model.partial_pretrain=nobody/nothing is no local directory, and the hub"):
+    with pytest.raises(
+        InputError,
+        match=r"model.partial_pretrain=nobody/nothing is not in the hub's cache, and this machine is offline",
+    ):
         find_model("nobody/nothing")
 
 
@@ -157,7 +160,7 @@ def test_a_snapshot_without_weights_can_be_asked_for(monkeypatch, tmp_path):
 
     asked = []
 
-    def snapshot_download(name, *, allow_patterns, ignore_patterns):
+    def snapshot_download(name, *, revision, allow_patterns, ignore_patterns):
         asked.append(("*.safetensors" in ignore_patterns, "*.json" in allow_patterns))
         return str(tmp_path)
 

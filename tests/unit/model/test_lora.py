@@ -380,8 +380,8 @@ NOT_ADAPTED = {
     "phimoe": (ODD | HEADS | ROUTED, "router", "a PhimoeTopKRouter"),
     "jamba": (
         ODD | HEADS | {"num_experts": 2, "mamba_dt_rank": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
-        "out_proj",
-        "read by",
+        "dt_proj",
+        "read by what is around it",
     ),
     "falcon_h1": (ODD | HEADS | MAMBA | {"head_dim": 8}, "mamba.out_proj", "read by what is around it"),
     "mamba": (ODD | {"state_size": 4}, "out_proj", "read by what is around it"),
