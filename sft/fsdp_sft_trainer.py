@@ -32,7 +32,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -52,7 +52,7 @@ from sft.parallel.world import (
     log_on_main_rank_only,
     process_group,
     seed_everything,
-    sum_over,
+    sum_by_name,
 )
 from sft.track.run_log import RunLog
 from sft.track.trackers import check_loggers
@@ -70,7 +70,7 @@ from sft.train.requests import Requests, listening
 from sft.train.result import Start, summarise
 from sft.train.save import finish, is_complete, publish_what_differs, save_if_best, save_if_due
 from sft.train.validate import validate_if_due, watch
-from sft.types import Batch, StepStats, TrainState
+from sft.types import Batch, Counts, StepStats, TrainState
 
 MAX_SKIPS_IN_A_ROW = 5
 
@@ -193,18 +193,14 @@ def train_step(job: Job, micro_batches: list[Batch], weight_sums: list[float]) -
         shares += of_sources
 
     # The one place where the host waits for the device.
-    *shares, square_sum, computed_weight_sum, samples, tokens, supervised_tokens, positions = sum_over(
-        ALL_RANKS,
-        *shares,
-        squared_norm_of_gradients(model) / job.mesh.dp_replicate,  # that many ranks hold the same part
-        sum(batch.weight_sum for batch in micro_batches),
-        sum(batch.num_samples for batch in micro_batches),
-        sum(batch.num_tokens for batch in micro_batches),
-        sum(batch.num_supervised_tokens for batch in micro_batches),
-        sum(batch.input_ids.numel() for batch in micro_batches),
-    )
-    refuse_other_data(computed_weight_sum, weight_sum)
-    loss, grad_norm = sum(shares), math.sqrt(square_sum)
+    counts = sum((batch.counts for batch in micro_batches), Counts())
+    loss_of = {f"loss of source {number}": share for number, share in enumerate(shares)}
+    # Ranks of dp_replicate hold the same part of each gradient.
+    square_sum = {"grad_norm²": squared_norm_of_gradients(model) / job.mesh.dp_replicate}
+    sums = sum_by_name(ALL_RANKS, loss_of | square_sum | asdict(counts))
+    shares, counts = [sums[name] for name in loss_of], counts.of(sums)
+    refuse_other_data(counts.weight_sum, weight_sum)
+    loss, grad_norm = sum(shares), math.sqrt(sums["grad_norm²"])
     finite = math.isfinite(loss) and math.isfinite(grad_norm)  # sums over all ranks: every rank sees the same
     lr = lr_at(
         job.state.updates + 1,
@@ -226,10 +222,7 @@ def train_step(job: Job, micro_batches: list[Batch], weight_sums: list[float]) -
         losses=tuple(share * weight_sum / w if w else math.nan for share, w in zip(shares, weight_sums, strict=True)),
         grad_norm=grad_norm,
         lr=lr,
-        samples=int(samples),
-        tokens=int(tokens),
-        supervised_tokens=int(supervised_tokens),
-        padding=int(positions - tokens),
+        counts=counts,
         skipped=not finite,
     )
 
@@ -246,8 +239,8 @@ def parts_from(job: Job, first: int) -> Iterator[tuple[list[Batch], list[float]]
 def advance(state: TrainState, stats: StepStats) -> None:
     """Move the state one step on. A skipped step took its samples, but moved neither optimizer nor schedule."""
     state.step += 1
-    state.samples_seen += stats.samples
-    state.tokens_seen += stats.tokens
+    state.samples_seen += stats.counts.samples
+    state.tokens_seen += stats.counts.tokens
     state.updates += not stats.skipped
     state.skipped_total += stats.skipped
     state.skipped_in_a_row = state.skipped_in_a_row + 1 if stats.skipped else 0

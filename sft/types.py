@@ -6,7 +6,8 @@ micro-batch in one row), R x C the padded layout (one row per sample, padded to 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +35,32 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Counts:
+    """What is counted of a micro-batch, of a step over all ranks, of several steps. They add up field by field.
+
+    A new count is a field here, and is filled where a batch is made (data/order/collate.py) and cut
+    (parallel/ulysses.py); it is summed over the ranks under its own name.
+    """
+
+    samples: int = 0
+    tokens: int = 0  # real tokens, padding excluded
+    supervised_tokens: int = 0
+    positions: int = 0  # tokens and padding
+    weight_sum: float = 0.0  # Σ loss_weights
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
+
+    def of(self, sums: Mapping[str, float]) -> Counts:
+        """Return the counts that `sums` holds under their names, in the types of these."""
+        return Counts(**{name: type(value)(sums[name]) for name, value in asdict(self).items()})
+
+    @property
+    def padding(self) -> int:
+        return self.positions - self.tokens
+
+
+@dataclass(frozen=True)
 class Batch:
     """One micro-batch, labels already shifted: position t predicts labels[t].
 
@@ -53,10 +80,7 @@ class Batch:
     sample_lengths: tuple[int, ...] | None  # their differences, which the host can read without waiting for the device
     sources: torch.Tensor | None  # int64 [R, C], the source of the mixture that each position is of; None: there is one
     max_seqlen: int
-    num_samples: int
-    num_tokens: int  # real tokens, padding excluded
-    num_supervised_tokens: int
-    weight_sum: float  # Σ loss_weights
+    counts: Counts
 
     def to(self, device: torch.device) -> Batch:
         """Copy the batch to `device`."""
@@ -88,10 +112,7 @@ class StepStats:
     losses: tuple[float, ...]  # the same over the tokens of each source of the mixture; nan: none in this step
     grad_norm: float  # before clipping
     lr: float
-    samples: int
-    tokens: int
-    supervised_tokens: int
-    padding: int
+    counts: Counts
     skipped: bool  # loss or gradient was not finite: nothing was updated
 
 

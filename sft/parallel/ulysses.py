@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from sft.errors import InputError
-from sft.types import IGNORE_INDEX, Batch
+from sft.types import IGNORE_INDEX, Batch, Counts
 
 LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 
@@ -53,7 +53,7 @@ def split_tokens(batch: Batch, *, part: int, parts: int) -> Batch:
     # Shifted before they are split: the last token of a part still knows the label that lies in the next part.
     labels, loss_weights = mine(batch.labels, IGNORE_INDEX), mine(batch.loss_weights, 0)
     supervised = labels[0] != IGNORE_INDEX
-    starts = batch.cu_seqlens[: batch.num_samples]
+    starts = batch.cu_seqlens[: batch.counts.samples]
     ends = batch.cu_seqlens.new_tensor([length + padding] if padding else [])
     return replace(
         batch,
@@ -66,10 +66,13 @@ def split_tokens(batch: Batch, *, part: int, parts: int) -> Batch:
         cu_seqlens=torch.cat([batch.cu_seqlens, ends]),
         sample_lengths=(*batch.sample_lengths, *([padding] if padding else [])),
         max_seqlen=max(batch.max_seqlen, padding),
-        num_samples=int(((starts >= begin) & (starts < end)).sum()),
-        num_tokens=min(max(batch.num_tokens - begin, 0), width),
-        num_supervised_tokens=int(supervised.sum()),
-        weight_sum=float(loss_weights.sum(dtype=torch.float64)),
+        counts=Counts(
+            samples=int(((starts >= begin) & (starts < end)).sum()),
+            tokens=min(max(batch.counts.tokens - begin, 0), width),
+            supervised_tokens=int(supervised.sum()),
+            positions=width,
+            weight_sum=float(loss_weights.sum(dtype=torch.float64)),
+        ),
     )
 
 

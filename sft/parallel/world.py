@@ -13,7 +13,7 @@ import random
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -36,6 +36,7 @@ log = logging.getLogger("sft")
 _RUNS = itertools.count()
 
 Result = TypeVar("Result")
+Name = TypeVar("Name")
 
 OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 """Set to 1, torchrun makes a new store for every start of the ranks."""
@@ -170,6 +171,11 @@ def sum_over(group: dist.ProcessGroup | None, *values: float | torch.Tensor) -> 
         dist.all_reduce(torch.zeros(()), group=group)
     dist.all_reduce(total, group=group)
     return total.tolist()
+
+
+def sum_by_name(group: dist.ProcessGroup | None, values: Mapping[Name, float | torch.Tensor]) -> dict[Name, float]:
+    """As `sum_over`, by name: the sum of each of `values`. The names, and their order, are the same on every rank."""
+    return dict(zip(values, sum_over(group, *values.values()), strict=True))
 
 
 def max_over_all_ranks(*values: float) -> list[float]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sft.types import StepStats
+from sft.types import Counts, StepStats
 
 # Dense bf16 FLOP/s by the makers' data sheets. The first name found in the device's name wins: longer names first.
 PEAK_BF16_FLOPS = {
@@ -108,9 +108,7 @@ def peak_memory_gb() -> float:
 class _Step:
     seconds: float
     data_wait_s: float
-    tokens: int
-    supervised_tokens: int
-    padding: int
+    counts: Counts
 
 
 class Meter:
@@ -155,12 +153,10 @@ class Meter:
     def measure(self, stats: StepStats, data_wait_s: float) -> dict[str, float]:
         """Return the metrics of the step that just ended, and begin the next one."""
         now = self._clock()
-        self._recent.append(
-            _Step(now - self._step_began, data_wait_s, stats.tokens, stats.supervised_tokens, stats.padding)
-        )
+        self._recent.append(_Step(now - self._step_began, data_wait_s, stats.counts))
         self._step_began = now
-        self._samples_seen += stats.samples
-        self._tokens_seen += stats.tokens
+        self._samples_seen += stats.counts.samples
+        self._tokens_seen += stats.counts.tokens
         return {
             "train/loss": stats.loss,
             "train/grad_norm": stats.grad_norm,
@@ -173,17 +169,15 @@ class Meter:
     def _performance(self) -> dict[str, float]:
         steps = len(self._recent)
         seconds = sum(step.seconds for step in self._recent)
-        tokens = sum(step.tokens for step in self._recent)
-        supervised_tokens = sum(step.supervised_tokens for step in self._recent)
-        padding = sum(step.padding for step in self._recent)
-        flops = self._flops_per_token * tokens + self._flops_per_supervised_token * supervised_tokens
+        counts = sum((step.counts for step in self._recent), Counts())
+        flops = self._flops_per_token * counts.tokens + self._flops_per_supervised_token * counts.supervised_tokens
         device_seconds = seconds * self._world_size
         return {
-            "perf/tokens_per_sec_per_gpu": tokens / device_seconds,
+            "perf/tokens_per_sec_per_gpu": counts.tokens / device_seconds,
             "perf/mfu": flops / device_seconds / self._peak_flops,
             "perf/max_memory_allocated_gb": peak_memory_gb(),
-            "perf/padding_frac": padding / (tokens + padding),
-            "perf/supervised_frac": supervised_tokens / tokens,
+            "perf/padding_frac": counts.padding / counts.positions,
+            "perf/supervised_frac": counts.supervised_tokens / counts.tokens,
             "perf/data_wait_s": sum(step.data_wait_s for step in self._recent) / steps,
             "perf/step_time_s": seconds / steps,
         }

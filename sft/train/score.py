@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import torch
@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 from sft.data.dataset import Dataset
 from sft.parallel.mesh import Mesh
 from sft.parallel.ulysses import split_tokens
-from sft.parallel.world import ALL_RANKS, sum_over
+from sft.parallel.world import ALL_RANKS, sum_by_name
 from sft.train.loss import token_ce_sum_and_hits
-from sft.types import Batch
+from sft.types import Batch, Counts
 
 Tagged = tuple[str, Batch]
 
@@ -48,7 +48,7 @@ class Score:
         return self.hits / self.supervised_tokens
 
     def __add__(self, other: Score) -> Score:
-        return Score(*np.add(astuple(self), astuple(other)).tolist())
+        return Score(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
 
 
 def my_batches(dataset: Dataset, sample_ids: np.ndarray, mesh: Mesh) -> Iterator[Batch]:
@@ -74,19 +74,22 @@ def score(
     was_training = model.training
     model.eval()
     ids_of = dataset.mixture.ids
-    sums = {name: np.zeros(4) for name in ids_of}
+    counts = dict.fromkeys(ids_of, Counts())
     forwards = [len(dataset.micro_batches(i, dp_size=mesh.dp_size, dp_rank=mesh.dp_rank)) for i in ids_of.values()]
     batches = ((name, batch) for name, ids in ids_of.items() for batch in my_batches(dataset, ids, mesh))
     on_device = {name: torch.zeros(2, dtype=torch.float64, device=device) for name in ids_of}  # Σ w·CE, hits
     for number, (name, batch) in enumerate(progress(batches, "validation", sum(forwards)), start=1):
         on_device[name] += torch.stack(token_ce_sum_and_hits(model, batch.to(device)))
-        sums[name] += (0, 0, batch.weight_sum, batch.num_supervised_tokens)
+        counts[name] += batch.counts
         if number % ASK_EVERY == 0 and must_stop():
             break
     model.train(was_training)
     if must_stop():
         return None
+    mine = {}
     for name, (ce_sum, hits) in ((name, both.tolist()) for name, both in on_device.items()):
-        sums[name] += (ce_sum, hits, 0, 0)
-    totals = np.reshape(sum_over(ALL_RANKS, *np.concatenate(list(sums.values()))), (-1, 4)).tolist()
-    return {name: Score(*total) for name, total in zip(sums, totals, strict=True)}
+        weight_sum, supervised_tokens = counts[name].weight_sum, counts[name].supervised_tokens
+        part = Score(ce_sum=ce_sum, hits=hits, weight_sum=weight_sum, supervised_tokens=supervised_tokens)
+        mine |= {(name, key): value for key, value in asdict(part).items()}
+    sums = sum_by_name(ALL_RANKS, mine)
+    return {name: Score(**{each.name: sums[name, each.name] for each in fields(Score)}) for name in ids_of}

@@ -138,6 +138,6 @@ def test_a_step_asks_the_other_ranks_once_and_never_waits_for_the_device_between
 def test_the_weights_of_a_step_are_known_before_it_is_computed(job):
     """Whoever computes it: a rank divides by what it reads in the files, not by what it is told."""
     micro_batches, weight_sums = next(trainer.parts_from(job, 1))
-    assert sum(weight_sums) == sum(batch.weight_sum for batch in micro_batches) > 0
+    assert sum(weight_sums) == sum(batch.counts.weight_sum for batch in micro_batches) > 0
     with pytest.raises(InputError, match="the ranks read different data"):
         trainer.train_step(job, micro_batches[1:], weight_sums)

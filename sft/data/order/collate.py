@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from sft.types import IGNORE_INDEX, Batch, Sample
+from sft.types import IGNORE_INDEX, Batch, Counts, Sample
 
 _NOTHING = Sample(np.zeros(1, np.int32), np.zeros(1, np.float32))
 """What a rank computes when a step has no sample left for it: one token that teaches nothing."""
@@ -61,8 +61,11 @@ def collate(
         sample_lengths=tuple(lengths.tolist()) if packed else None,
         sources=None if sources is None else layout(source_of_position),
         max_seqlen=longest,
-        num_samples=len(samples) if real_tokens else 0,
-        num_tokens=real_tokens,
-        num_supervised_tokens=int(supervised.sum()),
-        weight_sum=float(loss_weights.sum(dtype=np.float64)),
+        counts=Counts(
+            samples=len(samples) if real_tokens else 0,
+            tokens=real_tokens,
+            supervised_tokens=int(supervised.sum()),
+            positions=rows * columns,
+            weight_sum=float(loss_weights.sum(dtype=np.float64)),
+        ),
     )

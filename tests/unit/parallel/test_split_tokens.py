@@ -1,5 +1,7 @@
 """A row cut in parts: nothing is lost at the cuts, nothing is counted twice."""
 
+from dataclasses import asdict, replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 
 from sft.data.order.collate import collate
 from sft.parallel.ulysses import split_tokens
-from sft.types import IGNORE_INDEX, Sample
+from sft.types import IGNORE_INDEX, Counts, Sample
 
 
 def sample(length, first_id=1):
@@ -32,8 +34,8 @@ def test_the_parts_end_to_end_are_the_row_and_padding_that_teaches_nothing(lengt
             assert (joined[:, total:] == (IGNORE_INDEX if name == "labels" else 0)).all()
     assert len({piece.input_ids.shape for piece in pieces}) == 1
 
-    for name in ("num_samples", "num_tokens", "num_supervised_tokens", "weight_sum"):
-        assert sum(getattr(piece, name) for piece in pieces) == pytest.approx(getattr(whole, name))
+    joined = asdict(sum((piece.counts for piece in pieces), Counts()))
+    assert joined == pytest.approx(asdict(replace(whole.counts, positions=total + padding)))
     for piece in pieces:
         columns = piece.supervised_columns
         assert columns.tolist() == [c for c, label in enumerate(piece.labels[0]) if label != IGNORE_INDEX]
@@ -48,7 +50,7 @@ def test_a_batch_without_samples_still_gives_every_rank_a_token():
     empty = collate([], packed=True, pad_id=0)
     pieces = [split_tokens(empty, part=part, parts=4) for part in range(4)]
     assert [piece.input_ids.shape for piece in pieces] == [(1, 1)] * 4
-    assert [(piece.num_samples, piece.num_tokens, piece.weight_sum) for piece in pieces] == [(0, 0, 0.0)] * 4
+    assert [piece.counts for piece in pieces] == [Counts(positions=1)] * 4
 
 
 @pytest.mark.parametrize("packed", [True, False])

@@ -16,6 +16,7 @@ from sft.parallel.world import (
     _keys_of_this_run,
     on_every_rank,
     seed_rank,
+    sum_by_name,
     sum_over,
 )
 
@@ -67,6 +68,12 @@ def test_sums_of_numbers_and_of_tensors_are_exact_and_in_order(world_of_one):
         2.0**60,
     ]
     assert sum_over(ALL_RANKS, 3) == [3.0]
+
+
+def test_sums_come_back_under_the_names_they_went_out_with(world_of_one):
+    """By position, two swapped lines would go unnoticed."""
+    values = {"tokens": 5, "loss": torch.tensor(0.5), "samples": 2}
+    assert sum_by_name(ALL_RANKS, values) == {"samples": 2.0, "tokens": 5.0, "loss": 0.5}
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ import torch
 
 from sft.track import metrics
 from sft.track.metrics import Meter, device_peak, met_by_a_token, training_flops_per_token
-from sft.types import StepStats
+from sft.types import Counts, StepStats
 
 STATS = StepStats(
-    loss=1.25, losses=(1.25,), grad_norm=0.5, lr=1e-5, samples=8, tokens=1000, supervised_tokens=300, padding=200,
-    skipped=False,
+    loss=1.25, losses=(1.25,), grad_norm=0.5, lr=1e-5, skipped=False,
+    counts=Counts(samples=8, tokens=1000, supervised_tokens=300, positions=1200),
 )  # fmt: skip
 
 
@@ -61,7 +61,8 @@ def test_rates_span_the_window_and_the_loss_is_the_last_steps():
     meter = make_meter(clock, window=2)
     measure(meter, clock, 50.0)  # falls out of the window
     measure(meter, clock, 1.0, data_wait_s=0.25)
-    measured = measure(meter, clock, 3.0, replace(STATS, loss=0.75, tokens=3000), data_wait_s=0.75)
+    counts = replace(STATS.counts, tokens=3000, positions=3200)
+    measured = measure(meter, clock, 3.0, replace(STATS, loss=0.75, counts=counts), data_wait_s=0.75)
     assert measured["train/loss"] == 0.75
     assert measured["perf/tokens_per_sec_per_gpu"] == (1000 + 3000) / (1 + 3) / 2
     assert measured["perf/padding_frac"] == 400 / 4400

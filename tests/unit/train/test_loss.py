@@ -70,8 +70,8 @@ def test_fractional_weights_against_numbers_by_hand():
 
     sample = Sample(np.array([3, 3, 5, 6, 3, 7, 8, 4], np.int32), np.array([0, 0, 0.25, 0.25, 0, 2, 2, 0], np.float32))
     batch = collate([sample], packed=True, pad_id=0)
-    loss = token_ce_sum(Model(), batch)[0].item() / batch.weight_sum
-    assert batch.weight_sum == 4.5
+    loss = token_ce_sum(Model(), batch)[0].item() / batch.counts.weight_sum
+    assert batch.counts.weight_sum == 4.5
     bits = 0.25 * (1 + 2) + 2 * (3 + 4)  # -log2 of the probabilities
     assert loss == pytest.approx(bits * np.log(2) / 4.5, rel=1e-6)
 

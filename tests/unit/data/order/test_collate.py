@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sft.data.order.collate import collate
-from sft.types import IGNORE_INDEX, Sample
+from sft.types import IGNORE_INDEX, Counts, Sample
 
 
 def sample(ids, weights):
@@ -42,7 +42,9 @@ def test_padded_rows():
 @pytest.mark.parametrize("packed", [True, False])
 def test_both_layouts_count_alike(packed):
     batch = collate([FIRST, SECOND], packed=packed, pad_id=0)
-    assert (batch.num_samples, batch.num_tokens, batch.num_supervised_tokens, batch.weight_sum) == (2, 7, 3, 2.5)
+    positions = 7 if packed else 8
+    assert batch.counts == Counts(samples=2, tokens=7, supervised_tokens=3, positions=positions, weight_sum=2.5)
+    assert batch.counts.padding == positions - 7
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -56,5 +58,5 @@ def test_the_first_token_of_a_sample_is_nobodys_label(packed):
 def test_a_rank_without_samples_computes_something_that_teaches_nothing(packed):
     batch = collate([], packed=packed, pad_id=0)
     assert batch.input_ids.shape == (1, 1)
-    assert (batch.num_samples, batch.num_tokens, batch.weight_sum) == (0, 0, 0.0)
+    assert batch.counts == Counts(positions=1)
     assert (batch.labels == IGNORE_INDEX).all()
