@@ -20,7 +20,7 @@ from sft.config.secrets import redacted, without_secrets
 from sft.data.chat.encode import stop_token_ids
 from sft.data.chat.tokenizer import template_fingerprint
 from sft.data.dataset import Dataset
-from sft.data.order import plan
+from sft.data.order.plan import Plan
 from sft.model.place import adapter_settings, frozen_settings, place, sharding_of
 from sft.model.pretrained import fingerprint as model_fingerprint
 from sft.parallel.fsdp import Sharding
@@ -28,6 +28,7 @@ from sft.parallel.mesh import Mesh, build_mesh
 from sft.parallel.world import World, log, seed_rank
 from sft.track.hub import Hub, open_hub
 from sft.train import course
+from sft.train.forecast import plan_of
 from sft.train.forecast_memory import Footprint, explaining_memory, footprint_of_run
 from sft.train.groups import describe
 from sft.train.inputs import Inputs, refuse_other_inputs
@@ -52,8 +53,7 @@ class Job:
     inputs: Inputs
     state: TrainState
     saver: checkpoint.Saver
-    total_steps: int
-    steps_per_epoch: int
+    plan: Plan  # what each step trains
     fingerprint: dict[str, Any]  # what a checkpoint must share with this run to continue it
     began_with: str  # the directory whose weights the run had at step 0
     stop_token_ids: list[int]
@@ -66,6 +66,14 @@ class Job:
         return self.state.step >= self.total_steps or course.out_of_patience(
             self.state.course, trainer.early_stop_metric, trainer.early_stop_patience
         )
+
+    @property
+    def total_steps(self) -> int:
+        return self.plan.total_steps
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.plan.steps_per_epoch
 
     @property
     def train(self) -> Dataset:
@@ -88,12 +96,7 @@ class Job:
 
     def samples_of(self, step: int) -> np.ndarray:
         """Return the sample ids of a step, the same on every rank and for the same data, seed and batch size."""
-        return plan.step_samples(
-            step,
-            mixture=self.train.mixture,
-            batch_size=self.config.data.train_batch_size,
-            seed=self.config.trainer.seed,
-        )
+        return self.plan.samples(step)
 
     def batches(self, dataset: Dataset, sample_ids: np.ndarray) -> Iterator[Batch]:
         """Cut this rank's part of `sample_ids` into micro-batches."""
@@ -130,13 +133,12 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
     optimizer = OPTIMIZERS[config.optim.name].build(model, config.optim)
     for line in describe(optimizer.param_groups):
         log.info("%s", line)
-    steps_per_epoch = plan.steps_per_epoch(len(inputs.train.mixture), config.data.train_batch_size)
+    plan = plan_of(config, inputs.train)
     seed_rank(trainer.seed, world)
     settings = settings_of_run(config)
     state, began_with = resume(config, model, optimizer, inputs.source, world, fingerprint, settings)
-    total_steps = trainer.total_training_steps or trainer.total_epochs * steps_per_epoch
-    if 0 < state.step < total_steps:
-        log.info("%s", describe_schedule(config, state, total_steps))
+    if 0 < state.step < plan.total_steps:
+        log.info("%s", describe_schedule(config, state, plan.total_steps))
     return Job(
         config=config,
         world=world,
@@ -155,15 +157,14 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
                 "job_id": Path(config.trainer.default_local_dir).resolve().name,
                 "base_model": redacted(config.model.partial_pretrain),
                 "began_with": began_with,
-                "steps_per_epoch": steps_per_epoch,
+                "steps_per_epoch": plan.steps_per_epoch,
                 "fingerprint": fingerprint,
                 "settings": settings,
             },
             keep=checkpoints_to_keep(trainer),
             in_background=config.trainer.async_save,
         ),
-        total_steps=total_steps,
-        steps_per_epoch=steps_per_epoch,
+        plan=plan,
         fingerprint=fingerprint,
         stop_token_ids=stop_token_ids(
             inputs.tokenizer, supervision_of(config), **config.data.apply_chat_template_kwargs

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sft.config import SftConfig
 from sft.data.dataset import Dataset
-from sft.data.order import plan
-from sft.data.order.mixture import epoch_order
+from sft.data.order.plan import Plan, steps_per_epoch
 
 MAX_RANKS = 8  # looked at: the plan deals evenly, and filling rows by tokens takes milliseconds per rank
 
@@ -30,13 +30,20 @@ class Forecast:
     most_logits: int  # positions that the LM head meets in one micro-batch, about; 0 where nobody counted
 
 
+def plan_of(config: SftConfig, dataset: Dataset) -> Plan:
+    """Return which samples the steps of the configured run train."""
+    batch_size, trainer = config.data.train_batch_size, config.trainer
+    total_steps = trainer.total_training_steps or trainer.total_epochs * steps_per_epoch(
+        len(dataset.mixture), batch_size
+    )
+    return Plan(dataset.mixture, batch_size, trainer.seed, total_steps)
+
+
 def forecast(
     dataset: Dataset,
+    plan: Plan,
     *,
     steps: Sequence[int],
-    batch_size: int,
-    seed: int,
-    total_steps: int,
     dp_size: int,
     sp_size: int,
     supervised_tokens: np.ndarray | None = None,
@@ -45,7 +52,7 @@ def forecast(
     lengths = dataset.samples.lengths
     micro_batches = samples = tokens = positions = most_positions = most_logits = 0
     for step in steps:
-        ids = plan.step_samples(step, mixture=dataset.mixture, batch_size=batch_size, seed=seed)
+        ids = plan.samples(step)
         for rank in range(min(dp_size, MAX_RANKS)):
             dealt = dataset.micro_batches(ids, dp_size=dp_size, dp_rank=rank)
             if step == steps[0]:
@@ -62,10 +69,10 @@ def forecast(
     return Forecast(
         dp_size=dp_size,
         sp_size=sp_size,
-        total_steps=total_steps,
-        steps_per_epoch=plan.steps_per_epoch(len(dataset.mixture), batch_size),
+        total_steps=plan.total_steps,
+        steps_per_epoch=plan.steps_per_epoch,
         samples=samples,
-        tokens_per_sample=float(lengths[epoch_order(dataset.mixture, seed, 0)].mean()),
+        tokens_per_sample=float(lengths[plan.order(0)].mean()),
         micro_batches=micro_batches,
         padding_frac=1 - tokens / positions,
         most_positions=most_positions,

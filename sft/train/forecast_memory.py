@@ -11,13 +11,13 @@ from transformers import PreTrainedModel
 
 from sft.config import SftConfig
 from sft.data.dataset import Dataset
-from sft.data.order import plan
+from sft.data.order.plan import Plan
 from sft.errors import OwnMishapError
 from sft.model.load import decoder_layers
 from sft.model.memory import Load, ModelSize, device_bytes, estimate, gigabytes, model_size, savings
 from sft.parallel.lost_ranks import is_out_of_memory
 from sft.parallel.world import World, max_over_all_ranks
-from sft.train.forecast import Forecast, forecast
+from sft.train.forecast import Forecast, forecast, plan_of
 from sft.train.optim import OPTIMIZERS
 
 STEPS = 8  # of the first epoch: enough to say how much is padding, and how large a micro-batch becomes
@@ -107,10 +107,9 @@ def footprint(
 
 def footprint_of_run(config: SftConfig, skeleton: PreTrainedModel, train: Dataset, world: World) -> Footprint:
     """Estimate the memory of this run, the same on every rank: by the smallest device, and some steps' samples."""
-    batch_size = config.data.train_batch_size
-    counted = np.zeros(len(train), np.int64)
-    for step in steps_to_look_at(config, train):
-        for index in plan.step_samples(step, mixture=train.mixture, batch_size=batch_size, seed=config.trainer.seed):
+    plan, counted = plan_of(config, train), np.zeros(len(train), np.int64)
+    for step in steps_to_look_at(plan, curriculum=config.data.curriculum is not None):
+        for index in plan.samples(step):
             counted[index] = train.supervised_tokens(index)
     (smallest,) = max_over_all_ranks(-device_bytes(world.device))
     return footprint(
@@ -124,25 +123,22 @@ def footprint_of_run(config: SftConfig, skeleton: PreTrainedModel, train: Datase
     )
 
 
-def steps_to_look_at(config: SftConfig, dataset: Dataset) -> list[int]:
+def steps_to_look_at(plan: Plan, *, curriculum: bool) -> list[int]:
     """Return the first steps of an epoch; with a curriculum, whose first steps are the easy ones, also the last."""
-    steps = range(1, plan.steps_per_epoch(len(dataset.mixture), config.data.train_batch_size) + 1)
+    steps = range(1, plan.steps_per_epoch + 1)
     first, last = list(steps[:STEPS]), list(steps[STEPS:][-STEPS:])
-    return first + last if config.data.curriculum else first
+    return first + last if curriculum else first
 
 
 def look_ahead(
     config: SftConfig, dataset: Dataset, ranks: int, supervised_tokens: np.ndarray | None = None
 ) -> Forecast:
     """Forecast the run on these ranks from some of its steps."""
-    steps_per_epoch = plan.steps_per_epoch(len(dataset.mixture), config.data.train_batch_size)
-    sp_size = config.ulysses_sequence_parallel_size
+    plan, sp_size = plan_of(config, dataset), config.ulysses_sequence_parallel_size
     return forecast(
         dataset,
-        steps=steps_to_look_at(config, dataset),
-        batch_size=config.data.train_batch_size,
-        seed=config.trainer.seed,
-        total_steps=config.trainer.total_training_steps or config.trainer.total_epochs * steps_per_epoch,
+        plan,
+        steps=steps_to_look_at(plan, curriculum=config.data.curriculum is not None),
         dp_size=ranks // sp_size,
         sp_size=sp_size,
         supervised_tokens=supervised_tokens,

@@ -142,17 +142,14 @@ def describe_end(job: Job) -> str:
 def describe_step(job: Job) -> str:
     """Write the arithmetic of a step as one sentence; what varies between steps is of the next one."""
     next_step = job.state.step + 1
-    batch_size = job.config.data.train_batch_size
     view = forecast(
         job.train,
+        job.plan,
         steps=range(next_step, next_step + 1),
-        batch_size=batch_size,
-        seed=job.config.trainer.seed,
-        total_steps=job.total_steps,
         dp_size=job.mesh.dp_size,
         sp_size=job.mesh.sp_size,
     )
-    return sentence(view, job.train, batch_size)
+    return sentence(view, job.train, job.plan.batch_size)
 
 
 def describe_data(job: Job) -> list[str]:

@@ -1,6 +1,6 @@
 """Which samples a step trains, and which rank computes which of them: pure functions, no communication.
 
-    step_samples   what a step trains
+    Plan           what each step trains
     micro_batches  who computes what: every rank the same number of forwards, for each of them waits for all ranks
 
 The order of the samples is a function of (seed, epoch, mixture) alone. World size and micro-batch size only decide
@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -29,14 +30,31 @@ def position(step: int, samples_per_epoch: int, batch_size: int) -> tuple[int, i
     return divmod(step - 1, steps_per_epoch(samples_per_epoch, batch_size))
 
 
-def step_samples(step: int, *, mixture: Mixture, batch_size: int, seed: int) -> np.ndarray:
-    """Sample ids of optimizer step `step` (1 = the first), the same on every rank, int64 [<= batch_size]."""
-    epoch, index = position(step, len(mixture), batch_size)
-    ids = epoch_order(mixture, seed, epoch)[index * batch_size : (index + 1) * batch_size]
-    if len(mixture.streams) == 1:
-        return ids
-    # Sources at an even pace, dealt to ranks in turn, could give every other rank another source.
-    return ids[permutation(len(ids), seed, step, OF_STEPS)]
+@dataclass(frozen=True)
+class Plan:
+    """What a run trains, step by step: a pure function of these four, so the same on every rank and after a resume."""
+
+    mixture: Mixture
+    batch_size: int  # samples of a step
+    seed: int
+    total_steps: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return steps_per_epoch(len(self.mixture), self.batch_size)
+
+    def samples(self, step: int) -> np.ndarray:
+        """Return the sample ids of optimizer step `step` (1 = the first), int64 [<= batch_size]."""
+        epoch, index = position(step, len(self.mixture), self.batch_size)
+        ids = self.order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
+        if len(self.mixture.streams) == 1:
+            return ids
+        # Sources at an even pace, dealt to ranks in turn, could give every other rank another source.
+        return ids[permutation(len(ids), self.seed, step, OF_STEPS)]
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Return the ids of all samples of an epoch (0 = the first), in the order in which they are trained."""
+        return epoch_order(self.mixture, self.seed, epoch)
 
 
 def micro_batches(

@@ -5,6 +5,7 @@ import pytest
 
 from sft.data.dataset import Dataset
 from sft.data.order.mixture import Mixture, Source
+from sft.data.order.plan import Plan
 from sft.train.forecast import forecast, sentence
 
 
@@ -34,11 +35,9 @@ def dataset(lengths, *, packed, max_tokens=None, micro_batch_size=2):
     )
 
 
-def look(data, **options):
-    return forecast(
-        data,
-        **{"steps": range(1, 2), "batch_size": 4, "seed": 1, "total_steps": 6, "dp_size": 1, "sp_size": 1} | options,
-    )
+def look(data, *, batch_size=4, **options):
+    plan = Plan(data.mixture, batch_size, seed=1, total_steps=6)
+    return forecast(data, plan, **{"steps": range(1, 2), "dp_size": 1, "sp_size": 1} | options)
 
 
 def test_padding_is_what_is_not_a_token():

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from sft.data.order.mixture import Mixture, Source
+from sft.data.order.plan import Plan
 from sft.errors import InputError
 from sft.model.memory import Load, ModelSize, device_bytes, estimate
 from sft.parallel.lost_ranks import is_out_of_memory
@@ -132,9 +134,8 @@ def test_when_gradients_are_summed(monkeypatch, asked, room, offload, micro_batc
 
 
 def test_a_curriculum_is_judged_by_its_hard_end_as_well():
-    dataset = SimpleNamespace(mixture=range(1000))
-    for curriculum, steps in ((None, [*range(1, 9)]), ("length", [*range(1, 9), *range(93, 101)])):
-        data = SimpleNamespace(train_batch_size=10, curriculum=curriculum)
-        assert steps_to_look_at(SimpleNamespace(data=data), dataset) == steps
-    few = SimpleNamespace(train_batch_size=100, curriculum="length")
-    assert steps_to_look_at(SimpleNamespace(data=few), dataset) == [*range(1, 11)]
+    plan = Plan(Mixture((Source("rows", 1000),)), batch_size=10, seed=1, total_steps=100)
+    assert steps_to_look_at(plan, curriculum=False) == [*range(1, 9)]
+    assert steps_to_look_at(plan, curriculum=True) == [*range(1, 9), *range(93, 101)]
+    few = replace(plan, batch_size=100)
+    assert steps_to_look_at(few, curriculum=True) == [*range(1, 11)]

@@ -44,7 +44,7 @@ def mixtures(draw):
 
 def steps_of(mixture, number, batch_size=8, seed=1, first=1):
     return [
-        plan.step_samples(step, mixture=mixture, batch_size=batch_size, seed=seed).tolist()
+        plan.Plan(mixture, batch_size, seed, total_steps=0).samples(step).tolist()
         for step in range(first, first + number)
     ]
 

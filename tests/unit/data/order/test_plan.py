@@ -17,10 +17,7 @@ SIZES = [(1, 8), (3, 8), (8, 8), (10, 4), (40, 16)]
 def test_an_epoch_trains_every_sample_once_and_keeps_the_last_partial_batch(num_samples, batch_size):
     steps, plain = plan.steps_per_epoch(num_samples, batch_size), Mixture((Source("rows", num_samples),))
     for epoch in range(3):
-        trained = [
-            plan.step_samples(epoch * steps + k, mixture=plain, batch_size=batch_size, seed=7)
-            for k in range(1, steps + 1)
-        ]
+        trained = [plan.Plan(plain, batch_size, 7, 3 * steps).samples(epoch * steps + k) for k in range(1, steps + 1)]
         assert sorted(np.concatenate(trained)) == list(range(num_samples))
 
 
