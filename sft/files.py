@@ -4,11 +4,59 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 UMASK = os.umask(0)  # asked once, while there is one thread: to ask is to set it
 os.umask(UMASK)
+
+CHECKPOINT = re.compile(r"global_step_(\d+)")
+Unfinished = Literal["partial", "replaced", "deleted"]
+"""What stands behind a checkpoint's name, hidden by a dot, while it is written, replaced or deleted."""
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The names of checkpoints in a run directory (trainer.default_local_dir); no other module spells them."""
+
+    path: Path
+
+    def checkpoint(self, step: int) -> Path:
+        """Return where the checkpoint of a step lies, or would lie."""
+        return self.path / f"global_step_{step}"
+
+    def checkpoints(self) -> list[Path]:
+        """Return the committed checkpoints, oldest first, unverified."""
+        return sorted(filter(is_checkpoint, self.path.glob("global_step_*")), key=step_of)
+
+    def unfinished(self, kind: Unfinished) -> list[Path]:
+        """Return what an interrupted save or deletion left."""
+        return list(self.path.glob(f".global_step_*.{kind}"))
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Return True if a path has the name of a committed checkpoint."""
+    return CHECKPOINT.fullmatch(path.name) is not None
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the N of global_step_N."""
+    named = CHECKPOINT.fullmatch(checkpoint.name)
+    assert named is not None, f"{checkpoint} is no checkpoint"
+    return int(named[1])
+
+
+def unfinished(checkpoint: Path, kind: Unfinished) -> Path:
+    """Return the hidden name that a checkpoint has while it is written, replaced or deleted."""
+    return checkpoint.with_name(f".{checkpoint.name}.{kind}")
+
+
+def finished(unfinished: Path) -> Path:
+    """Return the checkpoint that a hidden name stands for."""
+    return unfinished.with_name(unfinished.name[1:].rpartition(".")[0])
 
 
 def write_durably(path: Path, content: bytes) -> None:

@@ -14,7 +14,8 @@ from rich.table import Table
 
 from sft.checkpoint.find import problems_of
 from sft.checkpoint.ledger import kind_of
-from sft.checkpoint.manifest import CheckpointError, checkpoints_of, read_manifest, step_of
+from sft.checkpoint.manifest import CheckpointError, read_manifest
+from sft.files import RunDir, step_of
 
 USES = {
     "STATE": "resume",
@@ -30,7 +31,7 @@ def main() -> int:
     parser_of_list = commands.add_parser("list", help="read every file of every checkpoint of a run")
     parser_of_list.add_argument("run", type=Path, help="the run directory (trainer.default_local_dir)")
     run_dir: Path = parser.parse_args().run
-    checkpoints = checkpoints_of(run_dir)
+    checkpoints = RunDir(run_dir).checkpoints()
     if not checkpoints:
         print(f"error: {run_dir} holds no checkpoint (global_step_N); give a run directory.", file=sys.stderr)
         return 2

@@ -26,7 +26,7 @@ from sft.checkpoint.manifest import (
 )
 from sft.checkpoint.state import Snapshot
 from sft.checkpoint.tidy import delete, retain
-from sft.files import sync_directory, write_durably
+from sft.files import RunDir, sync_directory, unfinished, write_durably
 from sft.parallel.host_memory import HostMemory
 from sft.parallel.world import World, on_every_rank, on_main_rank
 from sft.types import TrainState
@@ -45,7 +45,7 @@ class Writing:
 
     @property
     def aside(self) -> Path:
-        return self.final.with_name(f".{self.final.name}.partial")
+        return unfinished(self.final, "partial")
 
 
 class Saver:
@@ -85,7 +85,7 @@ class Saver:
         by one that is both; nothing is ever written into it.
         """
         self.settle()
-        final = self._run_dir / f"global_step_{state.step}"
+        final = RunDir(self._run_dir).checkpoint(state.step)
         there = on_main_rank(f"looking at {final}", lambda: _kind_there(final))
         if there in (kind, "BOTH"):
             return final
@@ -165,7 +165,7 @@ class Saver:
         write_durably(writing.aside / MANIFEST_SHA256, digest_line(manifest))
         for directory in [path for path in writing.aside.rglob("*") if path.is_dir()] + [writing.aside]:
             sync_directory(directory)
-        replaced = writing.final.with_name(f".{writing.final.name}.replaced")
+        replaced = unfinished(writing.final, "replaced")
         if writing.final.exists():
             writing.final.rename(replaced)
         writing.aside.rename(writing.final)

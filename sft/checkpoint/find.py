@@ -10,11 +10,11 @@ from sft.checkpoint.manifest import (
     MANIFEST_SHA256,
     MODEL_DIR,
     CheckpointError,
-    checkpoints_of,
     has_state,
     problem_of_file,
     read_manifest,
 )
+from sft.files import RunDir
 from sft.parallel.world import World, log, on_every_rank, on_main_rank
 
 
@@ -83,7 +83,7 @@ def _added(checkpoint: Path, files: Mapping[str, object]) -> list[str]:
 
 
 def _resumable(run_dir: Path) -> list[Path]:
-    return [checkpoint for checkpoint in checkpoints_of(run_dir) if _may_hold_state(checkpoint)]
+    return [checkpoint for checkpoint in RunDir(run_dir).checkpoints() if _may_hold_state(checkpoint)]
 
 
 def _may_hold_state(checkpoint: Path) -> bool:

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from sft.checkpoint.find import verify
-from sft.checkpoint.manifest import MODEL_DIR, checkpoints_of, has_model, has_state, read_manifest
+from sft.checkpoint.manifest import MODEL_DIR, has_model, has_state, read_manifest
 from sft.checkpoint.state import fill, named
 from sft.errors import InputError
+from sft.files import RunDir, is_checkpoint
 from sft.model.names import trained_weights
 from sft.parallel.world import World, on_main_rank
 
@@ -87,21 +88,21 @@ def _candidates(name: str, run_dir: Path) -> list[Path]:
         job, step = named.groups()
         for home in (Path(job), run_dir.parent / job):
             if home.is_dir():
-                checkpoint = home / f"global_step_{step}"
+                checkpoint = RunDir(home).checkpoint(int(step))
                 if checkpoint.is_dir():
                     return [checkpoint]
-                found = ", ".join(path.name for path in checkpoints_of(home)) or "none"
+                found = ", ".join(path.name for path in RunDir(home).checkpoints()) or "none"
                 raise InputError(f"{KNOB}={name}: {home} has no {checkpoint.name}; it has {found}.")
         raise InputError(f"{KNOB}={name}: neither {Path(job)} nor {run_dir.parent / job} is a run directory.")
     path = Path(name)
-    if re.fullmatch(r"global_step_\d+", path.name) and path.is_dir():
+    if is_checkpoint(path) and path.is_dir():
         return [path]
     if not path.is_dir():
         raise InputError(
             f"{KNOB}={name} is no directory; give a run directory, run:step-N, a global_step_N directory or a model "
             "directory."
         )
-    checkpoints = list(reversed(checkpoints_of(path)))
+    checkpoints = list(reversed(RunDir(path).checkpoints()))
     models = [path] if (path / "config.json").is_file() else []
     if not checkpoints and not models:
         raise InputError(f"{KNOB}={name} holds neither checkpoints (global_step_N) nor a model (config.json).")

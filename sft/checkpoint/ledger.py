@@ -18,11 +18,11 @@ from sft.checkpoint.manifest import (
     MODEL_DIR,
     STATE_DIR,
     CheckpointError,
-    checkpoints_of,
     has_model,
     has_state,
     read_manifest,
 )
+from sft.files import RunDir
 from sft.parallel.world import log
 
 LEDGER = "checkpoints.jsonl"
@@ -119,7 +119,7 @@ def reconcile(run_dir: Path) -> None:
     entries, problems = read(ledger) if ledger.exists() else ([], [])
     for problem in problems:
         log.warning("%s; passed over", problem)
-    for checkpoint in checkpoints_of(run_dir):
+    for checkpoint in RunDir(run_dir).checkpoints():
         try:
             entry = entry_of(checkpoint, read_manifest(checkpoint))
         except (CheckpointError, KeyError):

@@ -21,17 +21,6 @@ class CheckpointError(InputError):
     """A checkpoint cannot be used; the message says which, why, and the way out."""
 
 
-def step_of(checkpoint: Path) -> int:
-    """Return the N of global_step_N."""
-    return int(checkpoint.name.rpartition("_")[2])
-
-
-def checkpoints_of(run_dir: Path) -> list[Path]:
-    """List the committed checkpoints of a run, oldest first, unverified."""
-    found = [path for path in run_dir.glob("global_step_*") if re.fullmatch(r"global_step_\d+", path.name)]
-    return sorted(found, key=step_of)
-
-
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
     """Read the manifest of a checkpoint. Raises CheckpointError if it is missing or not what was written."""
     try:

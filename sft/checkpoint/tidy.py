@@ -6,9 +6,11 @@ import json
 import shutil
 from datetime import datetime
 from pathlib import Path
+from typing import get_args
 
 from sft.checkpoint.ledger import reconcile
-from sft.checkpoint.manifest import CheckpointError, checkpoints_of, has_model, has_state, read_manifest, step_of
+from sft.checkpoint.manifest import CheckpointError, has_model, has_state, read_manifest
+from sft.files import RunDir, Unfinished, finished, step_of, unfinished
 from sft.parallel.world import log, on_main_rank
 
 PROMOTED = "promoted"
@@ -21,7 +23,7 @@ def start_over(run_dir: Path) -> None:
     """Move everything an earlier run left in `run_dir` into `superseded_<time>/`: nothing is mixed, nothing lost."""
 
     def move() -> None:
-        if checkpoints_of(run_dir):
+        if RunDir(run_dir).checkpoints():
             stays = [path for path in run_dir.iterdir() if path.name.startswith("superseded_") or path.name in STAYS]
             _move_aside(run_dir, [path for path in run_dir.iterdir() if path not in stays])
 
@@ -36,7 +38,7 @@ def forget_after(run_dir: Path, step: int) -> None:
     """
 
     def move() -> None:
-        if later := [path for path in checkpoints_of(run_dir) if step_of(path) > step]:
+        if later := [path for path in RunDir(run_dir).checkpoints() if step_of(path) > step]:
             _move_aside(run_dir, later)
 
     on_main_rank(f"setting checkpoints beyond step {step} of {run_dir} aside", move)
@@ -48,14 +50,14 @@ def retain(run_dir: Path, keep: int | None) -> list[Path]:
     The newest that can be resumed, the best, and those that were promoted always stay. What an interrupted save or
     deletion left behind is to be deleted as well.
     """
-    checkpoints = checkpoints_of(run_dir)
+    checkpoints = RunDir(run_dir).checkpoints()
     if keep is not None:
         stays = {*checkpoints[-keep:], *_newest_with_state(checkpoints), *_chosen(run_dir)}
         for checkpoint in checkpoints:
             if checkpoint not in stays:
                 # Renamed first: never half a checkpoint under its name.
-                checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.deleted"))
-    return [path for kind in ("deleted", "partial", "replaced") for path in run_dir.glob(f".global_step_*.{kind}")]
+                checkpoint.rename(unfinished(checkpoint, "deleted"))
+    return [path for kind in get_args(Unfinished) for path in RunDir(run_dir).unfinished(kind)]
 
 
 def delete(directories: list[Path]) -> None:
@@ -80,7 +82,7 @@ def mend_best(run_dir: Path, step: int, *, wanted: bool) -> None:
     """
 
     def mend() -> None:
-        best, chosen = run_dir / BEST, run_dir / f"global_step_{step}"
+        best, chosen = run_dir / BEST, RunDir(run_dir).checkpoint(step)
         if (wanted or best.is_symlink()) and _has_model(chosen):
             _link_best(run_dir, step)
         elif best.is_symlink() and not best.exists():
@@ -93,8 +95,8 @@ def prepare(run_dir: Path) -> None:
     """Put right what a run that was killed may have left: a checkpoint half replaced, a line missing in the ledger."""
 
     def restore() -> None:
-        for replaced in run_dir.glob(".global_step_*.replaced"):
-            final = replaced.with_name(replaced.name.removeprefix(".").removesuffix(".replaced"))
+        for replaced in RunDir(run_dir).unfinished("replaced"):
+            final = finished(replaced)
             if not final.exists():
                 replaced.rename(final)
         reconcile(run_dir)
@@ -105,7 +107,7 @@ def prepare(run_dir: Path) -> None:
 def _link_best(run_dir: Path, step: int) -> None:
     aside = run_dir / f".{BEST}.partial"
     aside.unlink(missing_ok=True)
-    aside.symlink_to(f"global_step_{step}")
+    aside.symlink_to(RunDir(run_dir).checkpoint(step).name)
     aside.replace(run_dir / BEST)
 
 

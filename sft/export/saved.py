@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from sft.checkpoint.find import problems_of
-from sft.checkpoint.manifest import MODEL_DIR, checkpoints_of, has_model, has_state, read_manifest
+from sft.checkpoint.manifest import MODEL_DIR, has_model, has_state, read_manifest
 from sft.config import SftConfig, read_config
 from sft.errors import InputError
+from sft.files import RunDir
 from sft.model.pretrained import find_model
 from sft.model.pretrained import fingerprint as model_fingerprint
 from sft.parallel.world import log
@@ -72,7 +73,7 @@ def find_saved(path: Path) -> Saved:
         return _of_checkpoint(path)
     if not path.is_dir():
         raise InputError(f"{path} is no directory; give a run's (trainer.default_local_dir) or a global_step_N.")
-    for checkpoint in reversed(checkpoints_of(path)):
+    for checkpoint in reversed(RunDir(path).checkpoints()):
         if problems := problems_of(checkpoint):
             log.warning("checkpoint %s is not usable and passed over: %s", checkpoint, "; ".join(problems))
         else:

@@ -12,6 +12,7 @@ from typing import Any
 from sft import checkpoint
 from sft.checkpoint import MODEL_DIR, Kind
 from sft.errors import InputError
+from sft.files import RunDir
 from sft.model.write.directory import Speech, export, publish
 from sft.parallel.world import log, on_main_rank
 from sft.track.card import CURVE, is_untouched
@@ -100,7 +101,7 @@ def _save(job: Job, kind: Kind, *, wait: bool) -> Path | None:
 
 def model_of(job: Job, step: int) -> Path:
     """Return where the checkpoint of `step` has its model."""
-    return job.run_dir / f"global_step_{step}" / MODEL_DIR
+    return RunDir(job.run_dir).checkpoint(step) / MODEL_DIR
 
 
 def finish(job: Job, run_log: RunLog, start: Start) -> None:
@@ -140,7 +141,7 @@ def publish_what_differs(job: Job) -> None:
     Every rank calls it. A disk may have lost, after the run, what it had said was written.
     """
     step = step_to_publish(job, log.warning)
-    chosen = job.run_dir / f"global_step_{step}"
+    chosen = RunDir(job.run_dir).checkpoint(step)
     own = ("README.md", CURVE)  # people write in the one, and the other is drawn again after the end
     problems = checkpoint.differs_from_model(job.run_dir, chosen, but=own, world=job.world)
     if not problems:
@@ -159,7 +160,7 @@ def step_to_publish(job: Job, warn: Callable[[str], None]) -> int:
     last, best = job.state.step, job.state.course.best_step
     if not job.config.trainer.load_best_at_end or best < 1 or best == last:
         return last
-    chosen = job.run_dir / f"global_step_{best}"
+    chosen = RunDir(job.run_dir).checkpoint(best)
     problems = checkpoint.verify(chosen, world=job.world)
     if not problems and not checkpoint.has_model(checkpoint.read_manifest(chosen)):
         problems = ["it holds no model"]
