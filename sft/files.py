@@ -26,7 +26,7 @@ class RunDir:
 
     def checkpoint(self, step: int) -> Path:
         """Return where the checkpoint of a step lies, or would lie."""
-        return self.path / f"global_step_{step}"
+        return self.path / checkpoint_name(step)
 
     def checkpoints(self) -> list[Path]:
         """Return the committed checkpoints, oldest first, unverified."""
@@ -35,6 +35,11 @@ class RunDir:
     def unfinished(self, kind: Unfinished) -> list[Path]:
         """Return what an interrupted save or deletion left."""
         return list(self.path.glob(f".global_step_*.{kind}"))
+
+
+def checkpoint_name(step: int) -> str:
+    """Return the name of a step's checkpoint within its run directory."""
+    return f"global_step_{step}"
 
 
 def is_checkpoint(path: Path) -> bool:

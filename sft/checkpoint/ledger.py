@@ -22,7 +22,7 @@ from sft.checkpoint.manifest import (
     has_state,
     read_manifest,
 )
-from sft.files import RunDir
+from sft.files import RunDir, checkpoint_name
 from sft.parallel.world import log
 
 LEDGER = "checkpoints.jsonl"
@@ -105,7 +105,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     if any(isinstance(entry[key], bool) or entry[key] < 0 for key in ("step", "data_consumed")):
         return None
     places = {"state_path": STATE_DIR, "sampler_path": MODEL_DIR}
-    checkpoint = f"global_step_{entry['step']}"
+    checkpoint = checkpoint_name(entry["step"])
     if entry["name"] != f"step-{entry['step']}" or not entry.keys() & places.keys():
         return None
     # Relative, inside, of this very step: nothing else is ever followed.

@@ -10,7 +10,7 @@ from typing import get_args
 
 from sft.checkpoint.ledger import reconcile
 from sft.checkpoint.manifest import CheckpointError, has_model, has_state, read_manifest
-from sft.files import RunDir, Unfinished, finished, step_of, unfinished
+from sft.files import RunDir, Unfinished, checkpoint_name, finished, step_of, unfinished
 from sft.parallel.world import log, on_main_rank
 
 PROMOTED = "promoted"
@@ -107,7 +107,7 @@ def prepare(run_dir: Path) -> None:
 def _link_best(run_dir: Path, step: int) -> None:
     aside = run_dir / f".{BEST}.partial"
     aside.unlink(missing_ok=True)
-    aside.symlink_to(RunDir(run_dir).checkpoint(step).name)
+    aside.symlink_to(checkpoint_name(step))
     aside.replace(run_dir / BEST)
 
 
