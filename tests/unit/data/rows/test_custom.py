@@ -211,6 +211,7 @@ def test_only_who_tokenises_asks_the_class(rows_of, tmp_path):
     config = load_config(
         [
             f"model.partial_pretrain={tmp_path / 'model'}",
+            f"data.train_files={tmp_path / 'train.jsonl'}",
             "data.val_files=null",
             f"data.custom_cls.path={tmp_path / 'mine.py'}",
             "data.custom_cls.name=Mine",
