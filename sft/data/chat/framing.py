@@ -74,9 +74,9 @@ def bos_written(tokenizer: Any, template: str, options: Mapping[str, Any]) -> in
 
 
 def check_bos_once(tokenizer: Any, template: str, options: Mapping[str, Any]) -> None:
-    """Raise InputError if a template writes bos twice."""
+    """Raise InputError if a template writes bos twice. Where bos is the tag of every turn (minimind), it may."""
     written = bos_written(tokenizer, template, options) or 0
-    if written > 1 and "bos_token" in template:  # else it is the tag of a turn, as minimind's
+    if written > 1 and apply(tokenizer, template, PROBE, None, options, "probe").count(tokenizer.bos_token) == written:
         raise InputError(
             f"the chat template begins with {written} {tokenizer.bos_token}, of which the model knows one; set "
             "data.chat_template to one that writes {{ bos_token }} once."

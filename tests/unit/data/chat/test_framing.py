@@ -77,6 +77,10 @@ def test_a_template_of_the_users_without_the_bos_that_the_tokenizer_adds_is_an_e
     check_bos_written(tokenizer_with(adds=False), CHATML, {})
 
 
+def test_bos_that_is_the_tag_of_every_turn_may_stand_before_the_first_one():
+    check_bos_once(tokenizer_with("<|im_start|>"), "{{ bos_token }}" + CHATML, {})
+
+
 def test_a_template_that_writes_bos_twice_is_an_error():
     with pytest.raises(InputError, match="begins with 2 <s>, of which the model knows one"):
         check_bos_once(tokenizer_with(), "{{ bos_token }}<s>" + CHATML, {})
