@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForCausalLM,
@@ -25,6 +27,7 @@ from sft.model.logits import learn_logit_form
 from sft.model.pretrained import load_config
 from sft.parallel.fsdp import Sharding, shard
 from sft.parallel.mesh import build_mesh
+from sft.types import Sample
 from tests.assets import attention_on_cpu
 
 SIZES = {
@@ -110,3 +113,24 @@ class Watch(TorchDispatchMode):
             if isinstance(tensor, torch.Tensor):
                 self.largest = max(self.largest, tensor.numel())
         return made
+
+
+LENGTHS = (9, 1, 17)
+"""Of `samples`: two that attention may mix up, and one of a single token."""
+
+
+def samples() -> list[Sample]:
+    """Draw three samples, all of whose tokens train."""
+    random = np.random.default_rng(0)
+    return [Sample(random.integers(3, 128, n).astype(np.int32), np.ones(n, np.float32)) for n in LENGTHS]
+
+
+def alone(model):
+    """Return (logits of every sample, Σ CE over them), each computed by itself."""
+    total, logits = torch.zeros(()), []
+    for sample in samples():
+        ids = torch.from_numpy(sample.input_ids.astype(np.int64))
+        logits.append(model(ids[None], use_cache=False).logits[0])
+        if len(ids) > 1:
+            total = total + F.cross_entropy(logits[-1][:-1], ids[1:], reduction="sum")
+    return torch.cat(logits), total

@@ -1,9 +1,7 @@
 """Rows of several samples give every family the numbers of its samples alone, in transformers' eager attention."""
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from transformers.models.llama import modeling_llama
 
@@ -13,12 +11,10 @@ from sft.model.attention import Available, choose_attention, expect_calls, flex,
 from sft.model.attention.choice import KERNELS
 from sft.model.load import build_skeleton
 from sft.train.loss import token_ce_sum
-from sft.types import Sample
 from tests.assets import attention_on_cpu, boundaries
 from tests.kernels import flash_2, varlen_of_torch_2_13
-from tests.models import FAMILIES, config_of
+from tests.models import FAMILIES, LENGTHS, alone, config_of, samples
 
-LENGTHS = (9, 1, 17)
 CPU = Available("cpu")
 LAYOUTS = {"packed": True, "padded": False}
 ON_GPU = Available("cuda", (9, 0))  # where, in fp32, sdpa is the kernel of both layouts
@@ -38,22 +34,6 @@ def in_our_layout(model, family, *, packed, here=CPU):
     ).eval()
     ours.load_state_dict(model.state_dict())
     return ours
-
-
-def samples():
-    random = np.random.default_rng(0)
-    return [Sample(random.integers(3, 128, n).astype(np.int32), np.ones(n, np.float32)) for n in LENGTHS]
-
-
-def alone(model):
-    """(logits of every sample, Σ CE over them), each computed by itself."""
-    total, logits = torch.zeros(()), []
-    for sample in samples():
-        ids = torch.from_numpy(sample.input_ids.astype(np.int64))
-        logits.append(model(ids[None], use_cache=False).logits[0])
-        if len(ids) > 1:
-            total = total + F.cross_entropy(logits[-1][:-1], ids[1:], reduction="sum")
-    return torch.cat(logits), total
 
 
 @pytest.mark.parametrize(("layout", "here"), [("packed", CPU), ("padded", CPU), ("padded", ON_GPU)])

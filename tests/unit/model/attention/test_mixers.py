@@ -14,7 +14,7 @@ from sft.model.load import build_skeleton, decoder_layers
 from sft.parallel.activation import checkpoint_activations
 from sft.train.loss import token_ce_sum
 from tests.assets import attention_on_cpu
-from tests.unit.model.attention.test_families import alone, samples
+from tests.models import alone, samples
 
 sys.path.insert(0, str(Path(__file__).parents[4] / "scripts"))
 from sweep_models import config_of
