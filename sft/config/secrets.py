@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sft.visible import visible
+from sft.config.visible import visible
 
 MASK = "***"
 # Only names that end so: max_tokens_per_gpu and balance_dp_token=true hold no secret and must stay readable; nor do

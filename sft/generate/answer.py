@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, TextStreamer
 
+from sft.config.visible import visible
 from sft.data.chat.template import apply
 from sft.errors import InputError
 from sft.model.load import positions_of
 from sft.model.pretrained import load_config, weight_files
 from sft.model.text_part import model_class
 from sft.model.tokenizer import load_tokenizer
-from sft.visible import visible
 
 
 @dataclass(frozen=True)

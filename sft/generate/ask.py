@@ -13,11 +13,11 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from sft.config.visible import visible, visible_line
 from sft.data.chat.variables import unread, variables
 from sft.data.rows.files import read_rows
 from sft.errors import InputError
 from sft.generate.answer import Sampling, answer, chat_prompt, open_model
-from sft.visible import visible, visible_line
 
 Messages = list[dict[str, Any]]
 

@@ -9,9 +9,9 @@ from string import Template
 
 import numpy as np
 
+from sft.config.visible import visible, visible_line
 from sft.inspect.bars import histogram
 from sft.inspect.tokens import SeenSample, Token
-from sft.visible import visible, visible_line
 
 TEMPLATE = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
 ROW, BAR = 18, 300  # pixels: height of a bar with its gap, length of the longest

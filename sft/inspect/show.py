@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.text import Text
 
+from sft.config.visible import visible
 from sft.data.audit import Audit, Found, kept, oddities, trained
 from sft.inspect.bars import text_bars
 from sft.inspect.tokens import SeenSample, Token
-from sft.visible import visible
 
 TRAINED, SPECIAL, QUIET = "green", "cyan", "dim"
 

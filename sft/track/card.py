@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from sft.config.secrets import redacted
-from sft.visible import code_span, visible_line
+from sft.config.visible import code_span, visible_line
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 CURVE = "loss.png"

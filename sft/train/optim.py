@@ -121,7 +121,7 @@ def squared_norm_of_gradients(model: torch.nn.Module) -> torch.Tensor:
     parts = _local_gradients(model)
     if not parts:  # a rank may hold no part of any weight that trains
         return torch.zeros((), dtype=torch.float64)
-    if parts[0].is_cuda:  # in one pass, block by block, and not in a gradient's own bf16
+    if not parts[0].is_cpu:  # in one pass, block by block, and not in a gradient's own bf16
         norms = torch._foreach_norm(parts, 2, torch.float32)  # pyright: ignore[reportPrivateImportUsage]
         return torch.stack(norms).double().square().sum()
     # On a CPU that sum runs through a whole gradient in fp32: 1 % too small at 100 M elements, and other on two ranks.

@@ -11,6 +11,7 @@ from typing import Any
 
 from sft.config.door import changed_keys
 from sft.config.secrets import without_secrets
+from sft.config.visible import code_span
 from sft.files import replace_file
 from sft.parallel.world import log, max_over_all_ranks, on_main_rank
 from sft.track.card import CURVE, CardFacts, model_card
@@ -20,7 +21,6 @@ from sft.track.metrics import peak_memory_gb
 from sft.track.run_log import RunLog
 from sft.train.build import Job
 from sft.train.report import data_facts
-from sft.visible import code_span
 
 RESULT = "result.json"
 ON_THE_CARD = ("data.", "model.", "optim.", "trainer.seed", "trainer.total_", "use_remove", "ulysses")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sft import commands
+from sft.config import commands
 from tests.launch import REPOSITORY
 
 SCRIPTS = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["scripts"]
@@ -21,7 +21,7 @@ SCRIPTS = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"][
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_command_runs_its_module(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, _, function = SCRIPTS[name].partition(":")
-    assert module == "sft.commands" and name == f"sft-{function}"
+    assert module == "sft.config.commands" and name == f"sft-{function}"
     ran: list[str] = []
     monkeypatch.setattr(commands, "run_module", lambda target, run_name: ran.append(target))
     getattr(commands, function)()
@@ -32,7 +32,7 @@ def test_a_command_runs_its_module(name: str, monkeypatch: pytest.MonkeyPatch) -
 
 def test_bash_completes_keys(tmp_path: Path) -> None:
     command = tmp_path / "sft-train"
-    command.write_text(f"#!{sys.executable}\nfrom sft.commands import train\ntrain()\n")
+    command.write_text(f"#!{sys.executable}\nfrom sft.config.commands import train\ntrain()\n")
     command.chmod(0o755)
     asks = (
         'eval "$(sft-train --shell-completion install=bash)"; complete -p sft-train; '

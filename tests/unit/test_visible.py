@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from sft.visible import code_span, visible, visible_line
+from sft.config.visible import code_span, visible, visible_line
 
 OBEYED = {
     "clipboard": "\x1b]52;c;cHduZWQ=\x07",

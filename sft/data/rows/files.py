@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from sft.config.checks.run import ABOUT_DATA
+from sft.config.visible import visible_line
 from sft.data.rows import hub
 from sft.data.rows.readers import BINARY, COMPRESSED, READERS, count_rows, kind_of
 from sft.data.rows.splits import by_split, configs_in, files_of_config, one_of
 from sft.data.types import Row
 from sft.errors import InputError
-from sft.visible import visible_line
 
 __all__ = ["count_rows", "expand_files", "fingerprint_file", "names_of", "read_rows"]
 

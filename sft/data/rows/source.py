@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from sft.config.visible import visible_line
 from sft.data.rows.cells import few, short
 from sft.data.rows.files import count_rows, fingerprint_file, read_rows, version_of_file
 from sft.data.rows.formats import Columns, to_conversation, to_document
@@ -23,7 +24,6 @@ from sft.data.shuffle import OF_ROWS, permutation
 from sft.data.types import Conversation, Document, Row, RowError
 from sft.errors import InputError
 from sft.types import Sample
-from sft.visible import visible_line
 
 Item = Conversation | Document | Sample
 """What a row holds. A Sample comes tokenised and weighted already, from a class of the user's."""

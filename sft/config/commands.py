@@ -25,6 +25,10 @@ def export() -> None:
     _run("sft.export")
 
 
+def tokenise() -> None:
+    _run("sft.tokenise")
+
+
 def promote() -> None:
     _run("sft.checkpoint.promote_command")
 
