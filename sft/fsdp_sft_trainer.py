@@ -42,6 +42,7 @@ from sft.checkpoint.lock import sole_use_of
 from sft.config import SftConfig
 from sft.data.order.prefetch import prefetch
 from sft.errors import InputError
+from sft.model.head import LossForm
 from sft.parallel.device import refuse_ranks_without_a_gpu, why_on_the_cpu
 from sft.parallel.fsdp import begin_micro_batch
 from sft.parallel.world import (
@@ -185,10 +186,12 @@ def train_step(job: Job, micro_batches: list[Batch], weight_sums: list[float]) -
     """
     model, optimizer, optim = job.model, job.optimizer, job.config.optim
     weight_sum, sources = sum(weight_sums), len(weight_sums)
+    form = LossForm(optim.loss, optim.label_smoothing, optim.z_loss)
     shares = torch.zeros(sources, dtype=torch.float64, device=job.world.device)  # what each source adds to the loss
     for number, batch in enumerate(micro_batches, start=1):
         begin_micro_batch(model, job.sharding, is_last=number == len(micro_batches))
-        share, of_sources = token_ce_sum(model, batch.to(job.world.device), weight_sum=weight_sum, sources=sources)
+        here = batch.to(job.world.device)
+        share, of_sources = token_ce_sum(model, here, weight_sum=weight_sum, sources=sources, loss=form)
         share.backward()
         shares += of_sources
 

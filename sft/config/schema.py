@@ -300,6 +300,9 @@ class OptimConfig:
     warmup_steps_ratio: Share
     min_lr_ratio: Share
     groups: ParameterGroups
+    loss: Literal["ce", "dft", "eaft"]
+    label_smoothing: Dropout
+    z_loss: AtLeast0
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,21 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from sft.model.head import WHOLE_LOGITS_CHUNK, LogitForm, linear_ce_sum
+from sft.model.head import CROSS_ENTROPY, WHOLE_LOGITS_CHUNK, LogitForm, LossForm, linear_ce_sum, token_losses
 from sft.types import IGNORE_INDEX, Batch
 
 
 def token_ce_sum(
-    model: torch.nn.Module, batch: Batch, *, weight_sum: float = 1.0, sources: int = 1
+    model: torch.nn.Module,
+    batch: Batch,
+    *,
+    weight_sum: float = 1.0,
+    sources: int = 1,
+    loss: LossForm = CROSS_ENTROPY,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(Σ w·CE / weight_sum over the supervised tokens of `batch`, the same over those of each source [sources]), fp32.
+    """Return (Σ w·CE / weight_sum over the supervised tokens of `batch`, the same of each source [sources]).
 
-    weight_sum: Σ w over all micro-batches and ranks, which only the step knows
+    weight_sum: Σ w over all micro-batches and ranks, which only the step knows. loss: what stands in the place of CE
 
     The scalar is differentiable once. It is the weights that are divided, before anything is rounded to bf16. A batch
     without labels gives a zero that still reaches every parameter, so that a rank with nothing to learn takes part in
@@ -35,10 +40,10 @@ def token_ce_sum(
     batch = replace(batch, loss_weights=batch.loss_weights / weight_sum)
     form = getattr(model, "logit_form", None)
     if form is not None:
-        total, ce, _ = _fused(model, batch, form)
+        total, ce, _ = _fused(model, batch, form, loss)
         return total, _by_source(ce, batch, sources)
     logits, labels, weights = supervised_logits(model, batch)
-    parts = [checkpoint(_weighted_ce, *chunk, use_reentrant=False) for chunk in _chunks(logits, labels, weights)]
+    parts = [checkpoint(_weighted, *chunk, loss, use_reentrant=False) for chunk in _chunks(logits, labels, weights)]
     ce = torch.cat([logits[:0].sum(dim=1, dtype=torch.float32), *parts])
     return ce.sum(), _by_source(ce.detach(), batch, sources)
 
@@ -48,17 +53,19 @@ def token_ce_sum_and_hits(model: torch.nn.Module, batch: Batch) -> tuple[torch.T
     """(Σ w·CE, number of supervised tokens whose most likely prediction is right), float64 and fp32 scalars."""
     form = getattr(model, "logit_form", None)
     if form is not None:
-        _, ce, hits = _fused(model, batch, form)
+        _, ce, hits = _fused(model, batch, form, CROSS_ENTROPY)
         return ce.sum(dtype=torch.float64), hits
     logits, labels, weights = supervised_logits(model, batch)
     ce_sum, hits = logits.new_zeros((), dtype=torch.float64), logits.new_zeros((), dtype=torch.float32)
     for chunk in _chunks(logits, labels, weights):
-        ce_sum = ce_sum + _weighted_ce(*chunk).sum(dtype=torch.float64)
+        ce_sum = ce_sum + _weighted(*chunk, CROSS_ENTROPY).sum(dtype=torch.float64)
         hits = hits + (chunk[0].argmax(-1) == chunk[1]).sum()  # IGNORE_INDEX equals no token id
     return ce_sum, hits
 
 
-def _fused(model: Any, batch: Batch, form: LogitForm) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _fused(
+    model: Any, batch: Batch, form: LogitForm, loss: LossForm
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(Σ w·CE, w·CE [N], hits): the answer of `model` itself, for the time of one call.
 
     They must leave the model through its LM head and its own forward, or FSDP2 would not know of their gradients.
@@ -72,7 +79,7 @@ def _fused(model: Any, batch: Batch, form: LogitForm) -> tuple[torch.Tensor, tor
 
     def give_loss(*_: Any) -> torch.Tensor:
         labels, weights = _supervised(batch)
-        answer.extend(linear_ce_sum(hidden[0], head.weight, head.bias, labels, weights, form))
+        answer.extend(linear_ce_sum(hidden[0], head.weight, head.bias, labels, weights, form, loss))
         return answer[0]
 
     with (
@@ -123,6 +130,8 @@ def _chunks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
         yield from zip(*(tensor.split(WHOLE_LOGITS_CHUNK) for tensor in tensors), strict=True)
 
 
-def _weighted_ce(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """w·CE of every row, [n]."""
-    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="none") * weights
+def _weighted(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, loss: LossForm) -> torch.Tensor:
+    """Return w·CE of every row [n], or w times what stands in its place."""
+    if loss == CROSS_ENTROPY:
+        return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="none") * weights
+    return token_losses(logits.float(), labels, loss).where(labels != IGNORE_INDEX, 0.0) * weights

@@ -63,6 +63,21 @@ def test_token_budgets_and_balancing_agree(base, run_all, reference):
         assert validation == pytest.approx([validation[0]] * 4, rel=1e-5)
 
 
+def test_other_losses_agree_over_micro_batches_layouts_ranks_and_sequence_parallelism(base, run_all):
+    """Validation stays cross entropy: before anything is trained, it is that of the plain run."""
+    run = [*base, *STEPS, "trainer.test_freq=4", "trainer.val_before_train=true", "optim.loss=eaft"]
+    run += ["optim.label_smoothing=0.1", "optim.z_loss=1e-3"]
+    one_rank = [*run, "data.micro_batch_size_per_gpu=1"]
+    (one, plain) = run_all([one_rank, [*base, *STEPS, "trainer.val_before_train=true"]], 1)
+    padded, packed, shared = run_all(
+        [[*run, *LAYOUTS["padded"]], [*run, *LAYOUTS["packed"]], [*one_rank, *LAYOUTS["packed"], "ulysses_sequence_parallel_size=2"]], 2
+    )
+    for name, metrics in (("padded", padded), ("packed", packed), ("sp", shared)):
+        assert curve(metrics[1:]) == pytest.approx(curve(one[1:]), rel=1e-5), name
+    assert one[0]["val/loss"] == pytest.approx(plain[0]["val/loss"], rel=1e-6)
+    assert one[1]["train/loss"] != pytest.approx(plain[1]["train/loss"], rel=1e-3)
+
+
 def test_validation_covers_every_sample_on_any_number_of_ranks(base, run_all):
     """7 validation rows do not go around 2 or 4 ranks; loss, perplexity and accuracy still agree."""
     run = [*base, "trainer.total_training_steps=1", "trainer.test_freq=1", "data.micro_batch_size_per_gpu=1"]

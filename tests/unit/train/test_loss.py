@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sft.data.order.collate import collate
+from sft.model.head import LossForm
 from sft.model.logits import learn_logit_form
 from sft.train.loss import _by_source, token_ce_sum, token_ce_sum_and_hits
 from sft.types import Sample
@@ -243,3 +244,26 @@ def test_hits_count_supervised_tokens_only(tmp_path, world_of_one, samples):
     ce_sum, hits = token_ce_sum_and_hits(model, collate(samples, packed=False, pad_id=0))
     assert hits.item() == expected
     assert ce_sum.item() == pytest.approx(by_definition(model, samples).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_other_losses_are_the_same_fused_and_from_whole_logits(tmp_path, world_of_one, samples, packed):
+    form = LossForm("eaft", label_smoothing=0.1, z_loss=1e-3)
+    model = load_sharded(tiny_model_dir(tmp_path), packed=packed)
+    batch = collate(samples, packed=packed, pad_id=0)
+
+    def gradients_of():
+        total, of_sources = token_ce_sum(model, batch, loss=form)
+        total.backward()
+        assert of_sources.item() == pytest.approx(total.item(), rel=1e-6)
+        found = {name: weight.grad.full_tensor() for name, weight in model.named_parameters()}
+        model.zero_grad()
+        return total.item(), found
+
+    fused, theirs = gradients_of()
+    plain = token_ce_sum(model, batch)[0].item()
+    model.logit_form = None
+    whole, ours = gradients_of()
+    assert fused == pytest.approx(whole, rel=1e-6) and fused != pytest.approx(plain, rel=1e-3)
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(gradient, ours[name], rtol=1e-4, atol=1e-6, msg=name)
