@@ -69,7 +69,7 @@ def load(way: str, directory: Path) -> dict[str, float]:
         if way == "sharded":
             model = build_skeleton(config, attention=attention, dtype=torch.float32, trust_remote_code=False)
             shard(model, decoder_layers(model), build_mesh(world.size, "cpu").fsdp, Sharding(torch.bfloat16))
-            load_weights(model, directory, world.device, trust_remote_code=False)
+            load_weights(model, directory, world.device)
         else:
             from transformers import AutoModelForCausalLM
 

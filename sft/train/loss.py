@@ -58,7 +58,7 @@ def token_ce_sum_and_hits(model: torch.nn.Module, batch: Batch) -> tuple[torch.T
     logits, labels, weights = supervised_logits(model, batch)
     ce_sum, hits = logits.new_zeros((), dtype=torch.float64), logits.new_zeros((), dtype=torch.float32)
     for chunk in _chunks(logits, labels, weights):
-        ce_sum = ce_sum + _weighted(*chunk, CROSS_ENTROPY).sum(dtype=torch.float64)
+        ce_sum = ce_sum + _weighted(*chunk, loss=CROSS_ENTROPY).sum(dtype=torch.float64)
         hits = hits + (chunk[0].argmax(-1) == chunk[1]).sum()  # IGNORE_INDEX equals no token id
     return ce_sum, hits
 
