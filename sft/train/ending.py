@@ -56,7 +56,7 @@ def _end_with_bug(error: Exception, who: str) -> NoReturn:
 
 
 def _told(error: Exception) -> str:
-    return str(error) if isinstance(error, BugError) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, BugError) else type(error).__name__  # its words stand in the traceback
 
 
 def end_at_once(code: int, message: str = "") -> NoReturn:
