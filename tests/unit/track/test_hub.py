@@ -96,6 +96,7 @@ def test_a_failed_dry_run_names_no_repository(
     tmp_path: Path, model_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("sft"), "propagate", True)
+    caplog.set_level(logging.INFO, "sft")  # a test of another rank may have silenced it
     (tmp_path / "dry").write_text("a file where a directory should be")
     pushing = open_dry(tmp_path)
     pushing.push(model_dir, 4)
@@ -107,6 +108,7 @@ def test_a_run_that_has_to_go_does_not_wait(
     tmp_path: Path, model_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("sft"), "propagate", True)
+    caplog.set_level(logging.INFO, "sft")  # a test of another rank may have silenced it
     never = threading.Event()
     pushing = hub.Hub("me/tiny", tmp_path / "run" / ".hub", lambda directory, step: never.wait(20) and None, str)
     pushing.push(model_dir, 4)
