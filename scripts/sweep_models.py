@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quickstart import VOCAB_SIZE, save_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from quickstart import VOCAB_SIZE, save_tokenizer
 
 NO_DECODERS = {
     *("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert"),
