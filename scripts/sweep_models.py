@@ -13,7 +13,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from quickstart import VOCAB_SIZE, save_tokenizer
+from quickstart import (  # the script, not the folder that it makes
+    VOCAB_SIZE,  # pyright: ignore[reportAttributeAccessIssue]
+    save_tokenizer,  # pyright: ignore[reportAttributeAccessIssue]
+)
 
 NO_DECODERS = {
     *("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert"),
