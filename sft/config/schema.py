@@ -107,7 +107,7 @@ RateShare = Annotated[Text, Field(pattern=r"^x(\d+\.?\d*|\.\d+)(e-?\d+)?$", desc
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class ParameterGroup:
-    """An entry of optim.groups. What is None is that of all other parameters."""
+    """Describe an entry of optim.groups. What is None stays as for all other parameters."""
 
     match: Pattern
     lr: Above0 | RateShare | None = None
@@ -129,7 +129,7 @@ ParameterGroups = Annotated[
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class SourceConfig:
-    """An entry of data.mixture. The one class with defaults: conf/ has no place for those of a list's entries."""
+    """Describe an entry of data.mixture. Its defaults stand here: conf/ has no place for those of a list's entries."""
 
     path: UserPath
     format: Format | None = None  # None: data.format

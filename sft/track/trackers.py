@@ -54,7 +54,10 @@ def _flat(config: Mapping[str, Any], prefix: str = ""):
 
 
 class Tracker(Protocol):
-    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Send the metrics of one step."""
+        ...
+
     def close(self) -> None: ...
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from sft.config.schema import OptimConfig
+from sft.model.names import shown_name
 from sft.parallel.shards import local_part
 from sft.train.groups import parameter_groups
 
@@ -76,7 +77,7 @@ def hidden_matrices(model: torch.nn.Module) -> set[str]:
     """Return the names of the matrices between embeddings and LM head, which Muon is made for; no adapters of LoRA."""
     outside = {id(weight) for module in _embeddings(model) for weight in module.parameters()}
     return {
-        name
+        shown_name(name)  # as the groups know it
         for name, weight in model.named_parameters()
         if weight.ndim == 2 and id(weight) not in outside and ".lora_" not in name
     }

@@ -152,7 +152,7 @@ def _complaint_about_file(file: str) -> str | None:
         return None if glob.glob(file, recursive=True) else f"matches no file{from_here(path)}."  # noqa: PTH207
     if DATASET_ID.fullmatch(file):
         return None
-    return f"does not exist{from_here(path)}; set the path of a parquet or jsonl file."
+    return f"does not exist{from_here(path)}; set the path of a file with rows (docs/data.md lists the kinds)."
 
 
 def _complaint_about_url(file: str) -> str:

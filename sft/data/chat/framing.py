@@ -50,7 +50,7 @@ def adds_bos(tokenizer: Any) -> bool:
 
 
 def with_bos(template: str, tokenizer: Any) -> str:
-    """Return one of the shipped templates, beginning with bos where the model knows its texts so.
+    """Return a shipped template, with the bos token written first where the model was trained on texts that begin so.
 
     That is where the tokenizer adds bos, or where its own template, which this one replaces, writes it.
     """

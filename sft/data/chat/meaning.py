@@ -57,6 +57,13 @@ _ABOUT = (
 ABOUT = frozenset(_ABOUT.split())
 """Last words of names that speak about the thing, and are not the thing: `system_id`, `tool_count`."""
 
+_NEGATIONS = (
+    "no not non never without ignore ignored skip skipped exclude excluded drop disable disabled masked unmasked "
+    "untrained unsupervised"
+)
+NEGATIONS = frozenset(_NEGATIONS.split())
+"""Words of names whose 1 means that nothing is trained: `no_loss`, `ignore_loss`."""
+
 HARMLESS = frozenset(
     {"used_in_training", "tool_choice", "parallel_tool_calls", "train_test_split", "message_loss_type"}
 )
@@ -97,6 +104,11 @@ def kind_of(name: str, value: Any) -> str | None:
     whole = re.split(r"[\W_]+", name.lower())  # "CoT" is one word
     kinds = {KIND_OF[word] for word in (*words, *whole) if word in KIND_OF}
     return next((kind for kind in KINDS if kind in kinds and _may_be(kind, value)), None)
+
+
+def can_be_weight(name: str, value: Any) -> bool:
+    """Return True if a value says how much is trained: a number or a flag, whose name does not say the opposite."""
+    return isinstance(value, int | float) and not NEGATIONS.intersection(words_of(name))
 
 
 def dangers(cells: Mapping[str, Any], read: Iterable[str]) -> dict[str, str]:

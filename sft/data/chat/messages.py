@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from sft.data.chat.meaning import KINDS, dangers
+from sft.data.chat.meaning import KINDS, can_be_weight, dangers
 from sft.data.chat.values import is_empty, path_of_non_json, plain
 from sft.data.chat.weights import WEIGHT_KEYS
 from sft.data.types import ConfigMistake
@@ -165,7 +165,8 @@ def _refuse_unread(message: Mapping[str, Any], where: str, read: frozenset[str])
     if not found:
         return
     told = "; ".join(f"{key!r} looks like {KINDS[kind]} ({_shown(message[key])})" for key, kind in found.items())
-    readable = {key: kind for key, kind in found.items() if kind != "weight" or isinstance(message[key], int | float)}
+    readable = {key: kind for key, kind in found.items() if kind != "weight" or can_be_weight(key, message[key])}
+    readable = {key: kind for key, kind in readable.items() if not isinstance(message[key], bool)}  # see weights.py
     ways_out = [f"data.message_keys.{_FIELD_OF[kind]}={key}" for key, kind in readable.items() if kind in _FIELD_OF]
     way_in = f"Have them read by {', '.join(ways_out)}, or leave" if ways_out else "Leave"
     raise ConfigMistake(

@@ -45,7 +45,7 @@ class FittedSamples:
         return self._store.difficulty()[self._ids]
 
     def blocks(self) -> Iterator[Block]:
-        """All samples in order, many at a time; what is not cut is not copied."""
+        """Yield all samples in order, in blocks of many samples. A block that is not cut is not copied."""
         for first, block in self._store.blocks():
             here = slice(*np.searchsorted(self._ids, [first, first + len(block.lengths)]))
             ids, starts, lengths = self._ids[here] - first, self._starts[here], self.lengths[here]

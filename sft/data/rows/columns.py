@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
-from sft.data.chat.meaning import KINDS, dangers, words_of
+from sft.data.chat.meaning import KINDS, can_be_weight, dangers, words_of
 from sft.data.rows.cells import short
 from sft.data.types import ConfigMistake
 
@@ -152,7 +152,7 @@ def refuse_unread(cells: Mapping[str, Any], where: str, columns: Columns, read: 
     ways_in = [
         f"{WAYS_IN[kind]}={name}"
         for name, kind in readable.items()
-        if kind != "weight" or isinstance(cells[name], int | float)
+        if kind != "weight" or can_be_weight(name, cells[name])
     ]
     way_in = f"Have them read by {' '.join(ways_in)}, or leave" if ways_in else "Leave"
     raise ConfigMistake(

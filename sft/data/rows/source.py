@@ -66,7 +66,7 @@ def rows_of_file(
     sorted_by: str | None = None,
     variables: frozenset[str] | None = None,
 ) -> RowSource:
-    """The rows of a file in the format that its first rows show, which is said.
+    """Recognise the format of a file by its first rows, say it, and return the file's rows in that format.
 
     name: what messages call the file; None: the last part of its path
     sorted_by, variables: for what is said (see `verdict`)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sft.data.chat.meaning import kind_of, words_of
+from sft.data.chat.meaning import can_be_weight, kind_of, words_of
 
 DANGEROUS = [
     ("system", "Be brief.", "system"),
@@ -65,3 +65,19 @@ def test_all_spellings_are_the_same_words():
     assert {words_of(name) for name in ("lossMask", "loss_mask", "loss-mask", "LOSS_MASK", "LossMask", "lossmask")} == {
         ("loss", "mask")
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "can"),
+    [
+        ("loss_scaling", 0.5, True),
+        ("msgWeight", 1, True),
+        ("no_loss", 1, False),
+        ("ignoreLoss", 1, False),
+        ("train", False, True),
+        ("ignoreFlag", True, False),
+        ("loss_mask", [0, 1], False),
+    ],
+)
+def test_what_says_the_opposite_of_a_weight_is_not_offered_as_one(name, value, can):
+    assert can_be_weight(name, value) is can
