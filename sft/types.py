@@ -24,7 +24,8 @@ class Sample:
     """One tokenised conversation, not shifted.
 
     input_ids:    int32 [L]
-    loss_weights: float32 [L], weight of the loss for predicting *this* token; 0 = not trained.
+    loss_weights: float32 [L], weight of the loss for predicting *this* token; 0 = not trained. That of the first is
+                  never used (see `targets`).
     """
 
     input_ids: np.ndarray
@@ -32,6 +33,16 @@ class Sample:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def targets(self) -> np.ndarray:
+        """The tokens that something predicts, int32 [L - 1]: all but the first, before which nothing stands."""
+        return self.input_ids[1:]
+
+    @property
+    def target_weights(self) -> np.ndarray:
+        """The weights of `targets`, float32 [L - 1]."""
+        return self.loss_weights[1:]
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,12 @@ The numbers come from the token cache: nothing is tokenised or read again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from sft.data.cache.facts import CacheFacts
 from sft.data.cache.store import Block
 from sft.data.dataset import Dataset
 from sft.data.order.fit import FittedSamples
@@ -36,7 +37,7 @@ class Audit:
     """The numbers of one data set. S samples that train, of which the first `looked_at` were read token by token.
 
     lengths: int32 [S], tokens of each sample
-    supervised_tokens: int32 [looked_at], trained tokens of each; the first token of a sample is never one
+    supervised_tokens: int32 [looked_at], trained tokens of each
     """
 
     rows: int
@@ -71,8 +72,10 @@ def audit(dataset: Dataset, stop_token_ids: Sequence[int], *, most_tokens: int |
         rows=sum(source.rows for source in dataset.files),
         dropped_rows=_those_that_happened(
             {
-                "cannot be used": _from_facts(dataset, "bad rows", "first bad"),
-                "nothing to train": _from_facts(dataset, "untrained rows", "first untrained"),
+                "cannot be used": _from_facts(dataset, lambda facts: (facts.counts.bad_rows, facts.first_bad)),
+                "nothing to train": _from_facts(
+                    dataset, lambda facts: (facts.counts.untrained_rows, facts.first_untrained)
+                ),
             }
         ),
         dropped_samples=_those_that_happened(
@@ -84,7 +87,9 @@ def audit(dataset: Dataset, stop_token_ids: Sequence[int], *, most_tokens: int |
             }
         ),
         truncated=Found(fitting.truncated, fitting.first_truncated),
-        typed_special_tokens=_from_facts(dataset, "rows with typed tokens", "first with typed tokens"),
+        typed_special_tokens=_from_facts(
+            dataset, lambda facts: (facts.counts.rows_with_typed_tokens, facts.first_typed)
+        ),
         duplicates=_duplicates(samples),
         lengths=samples.lengths,
         supervised_tokens=supervised,
@@ -154,10 +159,8 @@ def _first_blocks(samples: FittedSamples, most_tokens: int | None) -> Iterator[B
 
 def _count_block(block: Block, stop_token_ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(supervised tokens, trained turns, those that end with a stop token) of every sample, int32 [S] each."""
-    starts = np.cumsum(block.lengths) - block.lengths
-    supervised = block.loss_weights > 0
-    supervised[starts] = False  # nothing stands before it to be predicted from; so no turn crosses into a sample
-    ends = supervised & ~np.append(supervised[1:], False)
+    starts, supervised = block.starts, block.supervised
+    ends = supervised & ~np.append(supervised[1:], False)  # no turn crosses into a sample, whose first token is none
     stopped = ends & np.isin(block.input_ids, stop_token_ids)
 
     def per_sample(marks: np.ndarray) -> np.ndarray:
@@ -183,10 +186,11 @@ def _places(samples: FittedSamples, which: np.ndarray, count: int | None = None)
     return Found(len(indices) if count is None else count, first)
 
 
-def _from_facts(dataset: Dataset, number: str, first: str) -> Found:
-    facts = [source.facts for source in dataset.files]
-    places = [place for one in facts for place in one[first]]
-    return Found(sum(one[number] for one in facts), tuple(places[:MAX_SHOWN]))
+def _from_facts(dataset: Dataset, look_up: Callable[[CacheFacts], tuple[int, list[str]]]) -> Found:
+    """Add up one count of all files, and join the first places of each."""
+    found = [look_up(file.facts) for file in dataset.files]
+    places = [place for _, first in found for place in first]
+    return Found(sum(count for count, _ in found), tuple(places[:MAX_SHOWN]))
 
 
 def _those_that_happened(causes: dict[str, Found]) -> dict[str, Found]:

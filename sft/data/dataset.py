@@ -61,13 +61,13 @@ class Dataset:
 
     def weight_sums(self, sample_ids: np.ndarray) -> list[float]:
         """Σ loss_weights of all tokens that are predicted in `sample_ids`, of each source, whichever ranks compute."""
-        weights = [self.samples[i].loss_weights[1:].sum(dtype=np.float64) for i in sample_ids]
+        weights = [self.samples[i].target_weights.sum(dtype=np.float64) for i in sample_ids]
         sources = self.mixture.source_of(sample_ids)
         return np.bincount(sources, weights=weights, minlength=len(self.mixture.sources)).tolist()
 
     def supervised_tokens(self, sample_id: int) -> int:
         """How many tokens of a sample carry loss."""
-        return int((self.samples[sample_id].loss_weights[1:] > 0).sum())
+        return int((self.samples[sample_id].target_weights > 0).sum())
 
     def micro_batches(self, sample_ids: np.ndarray, *, dp_size: int, dp_rank: int) -> list[np.ndarray]:
         """The sample ids of these micro-batches."""

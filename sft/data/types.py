@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sft.errors import InputError
@@ -53,3 +53,30 @@ class Supervision:
 
     train_on: str = "assistant"
     thinking_history: str = "auto"
+
+
+@dataclass
+class RowCounts:
+    """What happened to rows on their way to samples. Counted part by part; the parts add up.
+
+    A new count is a field here. Whoever sees it happen adds to it, and data/cache/facts.py says it at the start.
+    """
+
+    rows: int = 0
+    samples: int = 0
+    tokens: int = 0
+    bad_rows: int = 0  # cannot be used
+    untrained_rows: int = 0  # without samples: nothing in them is trained
+    rows_with_typed_tokens: int = 0  # a special token is spelled outside the assistant's words
+    results_as_json: int = 0  # tool results that are objects or lists
+    turns_left_out: int = 0  # by thinking_history=last
+    thoughts_left_out: int = 0  # by the template, with train_on=all
+    thoughts_never_opened: int = 0  # </think> without <think>, taken for a thought
+    unrolled_rows: int = 0  # that became several samples, since the template rewrites earlier turns
+    unrolled_samples: int = 0  # those samples
+    repeated_tokens: int = 0  # that two neighbours of them both begin with
+
+    def add(self, other: RowCounts) -> None:
+        """Add the counts of another part to these."""
+        for name, value in asdict(other).items():
+            setattr(self, name, getattr(self, name) + value)

@@ -40,9 +40,9 @@ class SeenSample:
 
 
 def see(samples: FittedSamples, number: int, tokenizer: Any) -> SeenSample:
-    """Return the sample of that number as text. Its first token has weight 0: nothing predicts it."""
+    """Return the sample of that number as text. Its first token, which is no target, has weight 0."""
     sample = samples[number]
-    ids, weights = sample.input_ids.tolist(), [0.0, *sample.loss_weights[1:].tolist()]
+    ids, weights = sample.input_ids.tolist(), [0.0, *sample.target_weights.tolist()]
     special = set(tokenizer.all_special_ids)
     special |= {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
     texts = token_texts(ids, tokenizer)

@@ -14,13 +14,11 @@ import json
 import os
 import shutil
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 from filelock import FileLock
@@ -28,6 +26,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
+from sft.data.cache.facts import FACTS_FILE, CacheFacts
 from sft.data.cache.notes import key_of_builder, leave_note, next_number
 from sft.data.cache.seal import problem_of, seal
 from sft.data.cache.tokenise import Recipe, schema_of, tokenise
@@ -37,10 +36,10 @@ from sft.data.types import Row
 from sft.errors import InputError, MishapError, OwnMishapError
 from sft.files import sync_directory
 
-FORMAT = 8
+FORMAT = 9
 """Raise when the meaning of the cached bytes changes."""
 
-SAMPLES_FILE, FACTS_FILE = "samples.arrow", "facts.json"
+SAMPLES_FILE = "samples.arrow"
 FILES = (SAMPLES_FILE, FACTS_FILE)
 NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 POLL_S = 0.05
@@ -48,8 +47,6 @@ SAY_EVERY_S = 30.0
 ROWS_AT_ONCE = 256  # few, so that no process is still at its last ones while the others have none left
 ROWS_PER_PROCESS = 1024  # fewer are not worth a fork
 ROWS_PER_VERDICT = 1024  # whose problems are listed together
-MAX_BAD_ROWS_SHOWN = 10
-MAX_PLACES = 5  # rows that are named as examples of something
 
 
 @dataclass(frozen=True)
@@ -60,8 +57,12 @@ class CachedRows:
     around_number: tuple[str, str]
     directory: Path
     key: str
-    rows: int
-    facts: Mapping[str, Any]  # what tokenising counted, and the first rows of each kind
+    facts: CacheFacts
+
+    @property
+    def rows(self) -> int:
+        """How many rows were read."""
+        return self.facts.counts.rows
 
     def where(self, number: int) -> str:
         """The row of that number, named as in every other message about it: "train.jsonl:12"."""
@@ -69,8 +70,8 @@ class CachedRows:
         return f"{before}{number}{after}"
 
     def remarks(self) -> list[str]:
-        """What else than one sample per row became of the rows: to be said at every start, cached or not."""
-        return [f"{self.name}: {remark}" for remark in _remarks(self.facts)]
+        """Return what else than one sample per row became of the rows: to be said at every start, cached or not."""
+        return [f"{self.name}: {remark}" for remark in self.facts.remarks()]
 
 
 def cached(
@@ -112,8 +113,7 @@ def cached(
                         _build(source, recipe, directory, max_rows, bad_rows, num_workers, say, is_unchanged)
     else:
         _wait_for(directory, source.name, cache_dir, number)
-    facts = _read_facts(directory, source.name)
-    return CachedRows(source.name, source.around_number, directory, key, facts["rows"], facts)
+    return CachedRows(source.name, source.around_number, directory, key, CacheFacts.read(directory, source.name))
 
 
 def _key(source: RowSource, recipe: Recipe, max_rows: int | None, bad_rows: str) -> str:
@@ -183,12 +183,8 @@ def _build(
     shutil.rmtree(aside, ignore_errors=True)  # a build that was killed; the lock says that it is not alive
     aside.mkdir()
     started = time.monotonic()
-    total = Counter(
-        {"rows": 0, "samples": 0, "tokens": 0, "untrained rows": 0, "rows with typed tokens": 0, "bad rows": 0}
-    )
-    first_bad: list[str] = []
-    untrained: list[str] = []
-    typed: list[str] = []
+    facts = CacheFacts(source.name)
+    counts = facts.counts
     num_rows = _count(source, max_rows)
     processes = processes_for(num_workers if source.is_plain else 1, -(-num_rows // ROWS_PER_PROCESS))
     chunks = _chunks(source, max_rows, num_rows, say)
@@ -203,32 +199,12 @@ def _build(
                 if part.mistakes and bad_rows == "drop":
                     raise InputError(f"{part.mistakes[0]} (data.bad_rows=drop leaves out bad rows, not this.)")
                 writer.write_batch(part.batch)
-                first_bad = (first_bad + part.bad)[:MAX_BAD_ROWS_SHOWN]
-                untrained = (untrained + part.untrained)[:MAX_PLACES]
-                typed = (typed + part.typed)[:MAX_PLACES]
-                total.update(part.counts)
-                total.update(
-                    {
-                        "rows": part.rows,
-                        "samples": len(part.batch),
-                        "tokens": len(part.batch["input_ids"].flatten()),
-                        "untrained rows": len(part.untrained),
-                        "rows with typed tokens": len(part.typed),
-                        "bad rows": len(part.bad),
-                    }
-                )
-                if bad_rows == "error" and total["bad rows"] and total["rows"] % ROWS_PER_VERDICT == 0:
+                facts.add(part.counts, bad=part.bad, untrained=part.untrained, typed=part.typed)
+                if bad_rows == "error" and counts.bad_rows and counts.rows % ROWS_PER_VERDICT == 0:
                     break
-        if bad_rows == "error" and total["bad rows"]:
-            raise InputError(_listed(first_bad, total["bad rows"], total["rows"]))
-        facts = {
-            "source": source.name,
-            **total,
-            "first bad": first_bad,
-            "first untrained": untrained,
-            "first with typed tokens": typed,
-        }
-        (aside / FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n")
+        if bad_rows == "error" and counts.bad_rows:
+            raise InputError(_listed(facts.first_bad, counts.bad_rows, counts.rows))
+        facts.write(aside)
         seal(aside, FILES)
         if not is_unchanged():
             raise MishapError(
@@ -240,47 +216,8 @@ def _build(
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    made = f"{total['samples']:,} samples, {total['tokens']:,} tokens in {time.monotonic() - started:.1f} s"
-    say(f"tokenised {source.name}: {total['rows']:,} rows -> {made}")
-
-
-def _read_facts(directory: Path, name: str) -> dict[str, Any]:
-    """The facts of a cache; its rows go by the name that the file has now, which may be renamed or a copy."""
-    facts = json.loads((directory / FACTS_FILE).read_text())
-    then = facts["source"]
-    return {
-        key: [_renamed(row, then, name) for row in fact] if isinstance(fact, list) else fact
-        for key, fact in facts.items()
-    }
-
-
-def _renamed(row: str, then: str, name: str) -> str:
-    return name + row.removeprefix(then) if row.startswith(then) else row
-
-
-def _remarks(facts: Mapping[str, Any]) -> Iterator[str]:
-    if rows := facts["bad rows"]:
-        first = "\n  ".join(["first:", *facts["first bad"]])
-        yield f"data.bad_rows=drop leaves out {rows:,} of {facts['rows']:,} rows; {first}"
-    if rows := facts["untrained rows"]:
-        yield f"{rows:,} of {facts['rows']:,} rows left out: nothing in them is trained (blank, data.train_on, weights)"
-    if results := facts.get("results as JSON"):
-        yield f"{results:,} tool results are objects or lists; the chat template gets them as JSON text"
-    if rows := facts.get("unrolled rows"):
-        share = 100 * facts["repeated tokens"] / facts["tokens"]
-        yield (
-            f"unrolled {rows:,} rows into {facts['unrolled samples']:,} samples, since the chat template rewrites "
-            f"earlier turns; {share:.0f} % of the tokens are repeated prefixes (data.thinking_history)"
-        )
-    if turns := facts.get("turns left out"):
-        yield f"{turns:,} turns are not trained: data.thinking_history=last, and the chat template rewrites them"
-    if replies := facts.get("thoughts never opened"):
-        yield (
-            f"{replies:,} replies say </think> without <think>, and the chat template takes all words before it for a "
-            "thought; open such a thought with <think>, or spell a tag that is none in another way"
-        )
-    if thoughts := facts.get("thoughts left out"):
-        yield f"{thoughts:,} thoughts are not trained: data.train_on=all, and the chat template drops them from history"
+    made = f"{counts.samples:,} samples, {counts.tokens:,} tokens in {time.monotonic() - started:.1f} s"
+    say(f"tokenised {source.name}: {counts.rows:,} rows -> {made}")
 
 
 def _count(source: RowSource, max_rows: int | None) -> int:

@@ -25,6 +25,18 @@ class Block:
     input_ids: np.ndarray
     loss_weights: np.ndarray
 
+    @property
+    def starts(self) -> np.ndarray:
+        """Where each sample begins, int32 [S]."""
+        return np.cumsum(self.lengths, dtype=np.int32) - self.lengths
+
+    @property
+    def supervised(self) -> np.ndarray:
+        """Which tokens are targets that carry loss, bool [T]; the first of a sample is never one (Sample.targets)."""
+        supervised = self.loss_weights > 0
+        supervised[self.starts] = False
+        return supervised
+
 
 class SampleStore:
     """Samples of several cached files behind one index, read from the page cache without a copy.

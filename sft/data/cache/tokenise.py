@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -21,7 +20,7 @@ from sft.data.chat.template import EndlessTemplateError
 from sft.data.chat.tokenizer import template_fingerprint, tokenizer_fingerprint
 from sft.data.chat.weights import message_weights
 from sft.data.rows.source import Item, RowSource
-from sft.data.types import ConfigMistake, Conversation, Document, Row, Supervision
+from sft.data.types import ConfigMistake, Conversation, Document, Row, RowCounts, Supervision
 from sft.errors import InputError
 from sft.types import Sample
 
@@ -80,18 +79,17 @@ class Recipe:
 class Encoded:
     """A part of the rows, encoded."""
 
-    rows: int
     batch: pa.RecordBatch  # of schema_of(source), a sample each
     bad: list[str]  # what is wrong with each row that cannot be used
     mistakes: list[str]  # those among them that are the configuration's: no row to leave out
     untrained: list[str]  # rows without samples: nothing in them is trained
     typed: list[str]  # rows whose text, other than the assistant's, spells a special token
-    counts: Counter[str]  # see encode_batch
+    counts: RowCounts
 
 
 def tokenise(rows: Sequence[Row], source: RowSource, recipe: Recipe) -> Encoded:
     """The samples of some rows of `source`; rows that cannot be used are left out and named."""
-    usable, items, difficulties, encoded, bad, mistakes, counts = rows, [], [], [], [], [], Counter[str]()
+    usable, items, difficulties, encoded, bad, mistakes, counts = rows, [], [], [], [], [], RowCounts()
     try:
         items = [source.convert(row) for row in rows]
         difficulties = _difficulties(rows, source)
@@ -99,7 +97,7 @@ def tokenise(rows: Sequence[Row], source: RowSource, recipe: Recipe) -> Encoded:
     except EndlessTemplateError:
         raise
     except InputError:
-        usable, items, difficulties, counts = [], [], [], Counter[str]()
+        usable, items, difficulties, counts = [], [], [], RowCounts()
         for row in rows:  # each by itself: fixing a file one message at a time is no fun
             try:
                 item, difficulty = source.convert(row), _difficulties([row], source)
@@ -113,7 +111,11 @@ def tokenise(rows: Sequence[Row], source: RowSource, recipe: Recipe) -> Encoded:
     places = [where for where, _ in usable]
     untrained = [where for where, samples in zip(places, encoded, strict=True) if not samples]
     typed = [where for where, item in zip(places, items, strict=True) if _spells(recipe.special_tokens, item)]
-    return Encoded(len(rows), _to_arrow(usable, encoded, difficulties, source), bad, mistakes, untrained, typed, counts)
+    counts.rows, counts.bad_rows, counts.untrained_rows = len(rows), len(bad), len(untrained)
+    counts.rows_with_typed_tokens = len(typed)
+    counts.samples = sum(map(len, encoded))
+    counts.tokens = sum(len(sample) for samples in encoded for sample in samples)
+    return Encoded(_to_arrow(usable, encoded, difficulties, source), bad, mistakes, untrained, typed, counts)
 
 
 def _difficulties(rows: Sequence[Row], source: RowSource) -> list[float]:
@@ -121,13 +123,12 @@ def _difficulties(rows: Sequence[Row], source: RowSource) -> list[float]:
     return [] if source.difficulty is None else [source.difficulty(row) for row in rows]
 
 
-def encode_items(items: Sequence[Item], recipe: Recipe, max_length: int, counts: Counter[str]) -> list[list[Sample]]:
-    """The samples of every item; counts: as encode_batch."""
+def encode_items(items: Sequence[Item], recipe: Recipe, max_length: int, counts: RowCounts) -> list[list[Sample]]:
+    """The samples of every item; counts: where what happened is added."""
     conversations = [item for item in items if isinstance(item, Conversation)]
     for conversation in conversations:
         _refuse_silence(conversation, recipe.supervision)
-        if results := sum(map(is_data, conversation.messages)):
-            counts["results as JSON"] += results
+        counts.results_as_json += sum(map(is_data, conversation.messages))
     documents = [item for item in items if isinstance(item, Document)]
     of_conversations = iter(encode_batch(conversations, recipe.tokenizer, recipe.supervision, counts))
     of_documents = iter(encode_documents(documents, recipe.tokenizer, max_length) if documents else [])

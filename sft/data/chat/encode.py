@@ -6,7 +6,6 @@ that say the turn, and proves that they say exactly this.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from sft.data.chat.template import chat_template, turn_shapes
 from sft.data.chat.tokenizer import rust_tokenizer, template_fingerprint, tokenizer_fingerprint
 from sft.data.chat.tokens import tokens_of
 from sft.data.chat.weights import weighted
-from sft.data.types import Conversation, Supervision
+from sft.data.types import Conversation, RowCounts, Supervision
 from sft.types import Sample
 
 if TYPE_CHECKING:
@@ -61,25 +60,23 @@ def encode_batch(
     conversations: Sequence[Conversation],
     tokenizer: PreTrainedTokenizerBase,
     supervision: Supervision | None = None,
-    counts: Counter[str] | None = None,
+    counts: RowCounts | None = None,
 ) -> list[list[Sample]]:
     """The samples of every conversation. As `encode`, tokenising and decoding all texts at once, in Rust threads.
 
-    counts: where what happened on the way is added, by name: "turns left out" (thinking_history=last), "thoughts left
-    out" (train_on=all), "thoughts never opened" (</think> alone, taken for one), "unrolled rows" with their "unrolled
-    samples" and "repeated tokens".
+    counts: where what happened on the way is added.
     """
+    counts = RowCounts() if counts is None else counts
     backend = rust_tokenizer(tokenizer)
     renderings = [render(conversation, tokenizer, supervision, counts) for conversation in conversations]
     texts = list(chain.from_iterable(renderings))
     samples = iter(_sample(*tokens, text) for tokens, text in zip(tokens_of(texts, backend), texts, strict=True))
     rows = [[next(samples) for _ in of_one] for of_one in renderings]
     rows = [weighted(row, conversation.weight) for row, conversation in zip(rows, conversations, strict=True)]
-    if counts is not None:
-        for unrolled in (row for row in rows if len(row) > 1):
-            counts["unrolled rows"] += 1
-            counts["unrolled samples"] += len(unrolled)
-            counts["repeated tokens"] += sum(_shared_tokens(a, b) for a, b in pairwise(unrolled))
+    for unrolled in (row for row in rows if len(row) > 1):
+        counts.unrolled_rows += 1
+        counts.unrolled_samples += len(unrolled)
+        counts.repeated_tokens += sum(_shared_tokens(a, b) for a, b in pairwise(unrolled))
     return rows
 
 

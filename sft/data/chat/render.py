@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from sft.data.chat.proof import (
 from sft.data.chat.template import chat_template, reasoning_key, turn_shapes
 from sft.data.chat.turns import ChatInTemplate, Span, behind_prefill
 from sft.data.chat.weights import message_weights
-from sft.data.types import Conversation, Supervision
+from sft.data.types import Conversation, RowCounts, Supervision
 from sft.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def render(
     conversation: Conversation,
     tokenizer: PreTrainedTokenizerBase,
     supervision: Supervision | None = None,
-    counts: Counter[str] | None = None,
+    counts: RowCounts | None = None,
 ) -> list[Rendering]:
     """The texts in which every trained turn stands exactly once, as it would be sampled.
 
@@ -55,7 +54,7 @@ def render(
     MaskError for a turn that does not follow its prompt. counts: where turns and thoughts that are left out are added.
     """
     supervision = supervision or Supervision()
-    counts = Counter() if counts is None else counts
+    counts = RowCounts() if counts is None else counts
     where = conversation.where
     chat = chat_in_template(conversation, tokenizer, supervision)
     messages = chat.messages
@@ -76,14 +75,13 @@ def render(
     text, last = as_sampled[-1]
     check_prompt_is_whole(messages[: last.turn], text[: last.start], where)
     chat.check_tools(last.turn + 1, text[: last.start])
-    if unopened := thoughts_never_opened(messages[: last.turn + 1], text):
-        counts["thoughts never opened"] += unopened
+    counts.thoughts_never_opened += thoughts_never_opened(messages[: last.turn + 1], text)
     texts = _fewest_texts(as_sampled)
     if len(texts) > 1 and supervision.thinking_history == "preserved":
         _refuse_rewriting(texts, where)
     if supervision.thinking_history == "last":
         texts = texts[-1:]
-        counts["turns left out"] += len(as_sampled) - len(texts[0][1])
+        counts.turns_left_out += len(as_sampled) - len(texts[0][1])
     return [Rendering(text, spans, where) for text, spans in texts]
 
 
@@ -107,7 +105,7 @@ def template_options(template: str, given: Mapping[str, Any], supervision: Super
     return {name: value for name, value in wanted.items() if name in template} | dict(given)
 
 
-def _whole_text(chat: ChatInTemplate, weights: list[float], counts: Counter[str]) -> list[Rendering]:
+def _whole_text(chat: ChatInTemplate, weights: list[float], counts: RowCounts) -> list[Rendering]:
     """All of the conversation with weight 1, but for turns that state another weight."""
     messages, where = chat.messages, chat.where
     if not messages:
@@ -117,9 +115,8 @@ def _whole_text(chat: ChatInTemplate, weights: list[float], counts: Counter[str]
     text, _ = chat.turn(end, weights[end]) if answered else (chat.text(end + 1), None)
     check_prompt_is_whole(messages, text, where)
     chat.check_tools(end + 1, text)
-    counts["thoughts left out"] += thoughts_left_out(messages, text)
-    if unopened := thoughts_never_opened(messages, text):
-        counts["thoughts never opened"] += unopened
+    counts.thoughts_left_out += thoughts_left_out(messages, text)
+    counts.thoughts_never_opened += thoughts_never_opened(messages, text)
     spans = []
     for k, weight in enumerate(weights):
         if weight != 1:

@@ -41,8 +41,8 @@ def collate(
     for n, (start, sample) in enumerate(zip(starts, samples, strict=False)):
         end = start + len(sample)
         input_ids[start:end] = sample.input_ids
-        loss_weights[start : end - 1] = sample.loss_weights[1:]
-        labels[start : end - 1] = np.where(sample.loss_weights[1:] > 0, sample.input_ids[1:], IGNORE_INDEX)
+        loss_weights[start : end - 1] = sample.target_weights
+        labels[start : end - 1] = np.where(sample.target_weights > 0, sample.targets, IGNORE_INDEX)
         position_ids[start:end] = np.arange(len(sample))
         if sources is not None and real_tokens:
             source_of_position[start:end] = sources[n]

@@ -108,7 +108,7 @@ def fit(
     cut = too_long & ~dropped
     fitted_lengths = np.where(cut, max_length, lengths)
     starts = np.where(cut, lengths - max_length, 0) if truncation == "left" else np.zeros_like(lengths)
-    # The window's first token has nothing before it to be predicted from.
+    # Behind the window's start: its first token is no target (Sample.targets).
     learns = wanted & (store.last_supervised > starts) & (store.first_supervised < starts + fitted_lengths)
     emptied = cut & ~learns
     kept = learns & ~dropped

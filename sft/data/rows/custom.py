@@ -127,12 +127,12 @@ def to_sample(item: Mapping[str, Any], where: str, vocabulary: int) -> Sample:
     if outside := sorted({*ids[(ids < 0) | (ids >= vocabulary)].tolist()}):
         raise RowError(f"{where}: input_ids hold {outside[:5]}, expected ids from 0 to {vocabulary - 1}.")
     weights = _weights(ids, trained, key, where)
-    weights[:1] = 0.0  # nothing stands before the first token
     if not np.isfinite(weights).all() or (weights < 0).any():
         raise RowError(f"{where}: {key} holds a weight that is negative or not finite; expected 0 or more.")
-    if not weights.any():
+    sample = Sample(ids.astype(np.int32), weights)
+    if not sample.target_weights.any():
         raise RowError(f"{where}: {key} trains none of its {len(ids)} tokens (the first cannot be predicted).")
-    return Sample(ids.astype(np.int32), weights)
+    return sample
 
 
 def _weights(ids: np.ndarray, trained: np.ndarray, key: str, where: str) -> np.ndarray:

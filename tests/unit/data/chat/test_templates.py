@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from copy import deepcopy
 from typing import Any
 
@@ -12,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft.data.chat.encode import MaskError, encode, encode_batch, stop_token_ids
-from sft.data.types import Conversation, Supervision
+from sft.data.types import Conversation, RowCounts, Supervision
 from sft.errors import InputError
 from tests.assets import CHATML, SPECIAL_TOKENS, tiny_tokenizer
 from tests.chats import CALL, FAMILIES, TEMPLATES, Family, assistant, every_family, hard_texts, runs, spoken, user
@@ -155,34 +154,34 @@ def test_a_thought_that_the_template_drops_from_history_is_legal_where_it_is_not
     family = family_named("qwen3_style")
     messages = [user("a"), assistant("<think>1</think>b"), user("c"), assistant("d", reasoning_content="2")]
     assert turns(family, messages, train_on="last_assistant") == [family.thought("2", "d")]
-    counts = Counter()
+    counts = RowCounts()
     encode_batch([Conversation(messages)], family.tokenizer(), Supervision(train_on="all"), counts)
-    assert counts == {"thoughts left out": 1}
+    assert counts == RowCounts(thoughts_left_out=1)
 
 
 @pytest.mark.parametrize(
     ("name", "said", "expected"),
     [
-        ("qwen3_style", "Write </think> behind it.", {"thoughts never opened": 1}),
-        ("qwen3_style", "It is 42.</think>\n\n42.", {"thoughts never opened": 1}),  # where the prompt opened it
-        ("qwen3_style", "<think>It is 42.</think>42.", {}),
-        ("qwen3_style", "It is 42.", {}),
-        ("chatml", "Write </think> behind it.", {}),  # which keeps it: words
+        ("qwen3_style", "Write </think> behind it.", 1),
+        ("qwen3_style", "It is 42.</think>\n\n42.", 1),  # where the prompt opened it
+        ("qwen3_style", "<think>It is 42.</think>42.", 0),
+        ("qwen3_style", "It is 42.", 0),
+        ("chatml", "Write </think> behind it.", 0),  # which keeps it: words
     ],
 )
 @pytest.mark.parametrize("train_on", ["assistant", "last_assistant", "all"])
 def test_a_thought_that_was_never_opened_is_counted_where_the_template_makes_one_of_it(name, said, expected, train_on):
-    counts = Counter()
+    counts = RowCounts()
     messages = [user("a"), assistant(said)]
     encode_batch([Conversation(messages)], family_named(name).tokenizer(), Supervision(train_on), counts)
-    assert {key: count for key, count in counts.items() if count} == expected
+    assert counts == RowCounts(thoughts_never_opened=expected)
 
 
 def test_a_thought_that_was_never_opened_and_is_dropped_from_history_is_counted():
-    counts, family = Counter(), family_named("qwen3_style")
+    counts, family = RowCounts(), family_named("qwen3_style")
     messages = [user("a"), assistant("Write </think> behind it."), user("b"), assistant("Yes.")]
     encode_batch([Conversation(messages)], family.tokenizer(), Supervision("last_assistant"), counts)
-    assert counts == {"thoughts never opened": 1}
+    assert counts == RowCounts(thoughts_never_opened=1)
 
 
 @every_family

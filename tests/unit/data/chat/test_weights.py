@@ -1,6 +1,5 @@
 """What is trained in a row, and how much: the modes of data.train_on, and the weights that messages state."""
 
-from collections import Counter
 from itertools import pairwise
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 
 from sft.data.cache.tokenise import Recipe, encode_items
 from sft.data.chat.encode import MaskError, encode, encode_batch
-from sft.data.types import Conversation, Supervision
+from sft.data.types import Conversation, RowCounts, Supervision
 from sft.errors import InputError
 from tests.assets import tiny_tokenizer
 from tests.chats import THINKING, assistant, spoken, user
@@ -44,11 +43,11 @@ def test_last_assistant_trains_the_last_reply(chatml):
 def test_last_assistant_takes_a_history_that_could_not_be_trained(chatml):
     messages = [assistant("Hi!"), user("a"), assistant(""), user("c"), assistant("d")]
     items = [Conversation(messages)]
-    (((sample,)),) = encode_items(items, Recipe(chatml, {}, Supervision("last_assistant")), 100, Counter())
+    (((sample,)),) = encode_items(items, Recipe(chatml, {}, Supervision("last_assistant")), 100, RowCounts())
     assert spoken([sample], chatml) == [["d" + STOP]]
     for wrong in (messages, messages[1:]):
         with pytest.raises(InputError, match=r"speaks first|is empty"):
-            encode_items([Conversation(wrong)], Recipe(chatml, {}, Supervision()), 100, Counter())
+            encode_items([Conversation(wrong)], Recipe(chatml, {}, Supervision()), 100, RowCounts())
 
 
 def test_all_trains_the_whole_text_the_last_question_too(chatml):
@@ -162,16 +161,13 @@ def test_rows_without_anything_to_train_have_no_samples(chatml):
 def test_unrolling_is_counted_and_so_is_what_it_repeats():
     tokenizer = tiny_tokenizer(THINKING)
     messages = [user("a"), assistant("b", reasoning_content="1"), user("c"), assistant("d")]
-    counts: Counter[str] = Counter()
+    counts = RowCounts()
     ((first, _),) = encode_batch([Conversation(messages)], tokenizer, Supervision(), counts)
     prompt = tokenizer.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
-    assert counts == {
-        "unrolled rows": 1,
-        "unrolled samples": 2,
-        "repeated tokens": len(tokenizer.encode(prompt, add_special_tokens=False)),
-    }
-    assert len(first) > counts["repeated tokens"]
-    counts = Counter()
+    repeated = len(tokenizer.encode(prompt, add_special_tokens=False))
+    assert counts == RowCounts(unrolled_rows=1, unrolled_samples=2, repeated_tokens=repeated)
+    assert len(first) > repeated
+    counts = RowCounts()
     ((sample,),) = encode_batch([Conversation(messages)], tokenizer, Supervision(thinking_history="last"), counts)
     assert spoken([sample], tokenizer) == [["<think>\n\n</think>\n\nd" + STOP]]
-    assert counts == {"turns left out": 1}
+    assert counts == RowCounts(turns_left_out=1)

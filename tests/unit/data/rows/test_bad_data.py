@@ -10,7 +10,6 @@ import os
 import socket
 import struct
 import zipfile
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +25,7 @@ from sft.data.cache.tokenise import Recipe, encode_items
 from sft.data.dataset import open_dataset
 from sft.data.rows.formats import to_conversation, to_document
 from sft.data.rows.recognise import recognise
-from sft.data.types import Supervision
+from sft.data.types import RowCounts, Supervision
 from sft.errors import InputError
 from tests.assets import CHATML, tiny_model_dir, tiny_tokenizer
 from tests.rows import COLUMNS
@@ -503,7 +502,7 @@ def test_no_value_anywhere_in_a_row_gives_a_traceback(whole):
             continue
         try:
             item = convert(("bad.jsonl:1", changed), columns=settled)
-            usable += bool(encode_items([item], Recipe(tokenizer, {}, Supervision()), 100, Counter())[0])
+            usable += bool(encode_items([item], Recipe(tokenizer, {}, Supervision()), 100, RowCounts())[0])
         except InputError as error:
             assert "bad.jsonl:1" in str(error), changed
     assert usable > 0

@@ -72,7 +72,7 @@ def test_a_column_that_shows_in_a_later_row_stops_the_run_and_drop_does_not_excu
     for bad_rows in ("error", "drop"):
         with pytest.raises(InputError, match=r"rows.jsonl:301 has columns that nobody reads .*'images'"):
             open_rows_of([*rows, {**ROW, "images": ["a.png"]}], bad_rows=bad_rows)
-    assert open_rows_of([*rows, {**ROW, "answer": ""}], bad_rows="drop").facts["bad rows"] == 1
+    assert open_rows_of([*rows, {**ROW, "answer": ""}], bad_rows="drop").facts.counts.bad_rows == 1
 
 
 @pytest.fixture

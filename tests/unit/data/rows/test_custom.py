@@ -90,12 +90,13 @@ def test_ids_with_what_is_trained_in_three_conventions(rows_of, trained):
     assert batch.labels[0, :4].tolist() == [-100, 7, 8, -100], "the prediction of token t + 1 counts at position t"
 
 
-def test_padding_is_removed_and_the_first_token_carries_no_weight(rows_of):
+def test_padding_is_removed_and_the_first_token_is_no_target(rows_of):
     dataset = rows_of(
         "return {'input_ids': [0, 5, 6, 7, 0], 'attention_mask': [0, 1, 1, 1, 0], 'labels': [-100, 5, 6, 7, -100]}"
     )
     assert dataset.samples[0].input_ids.tolist() == [5, 6, 7]
-    assert dataset.samples[0].loss_weights.tolist() == [0, 1, 1]
+    assert dataset.samples[0].target_weights.tolist() == [1, 1]
+    assert dataset.supervised_tokens(0) == 2
 
 
 def test_the_class_gets_what_verl_gives_it(rows_of):

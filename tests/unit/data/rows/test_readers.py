@@ -84,7 +84,7 @@ def test_gsm8k_gives_the_same_samples_from_every_kind_of_file(tmp_path, shared, 
     path = next(path for path in sorted((shared / "data/gsm8k").iterdir()) if path.suffix in (".parquet", ".jsonl"))
     rows = [{"question": cells["question"], "answer": cells["answer"]} for _, cells in read_rows(path)][:50]
     stores = [open_file(tmp_path / name) for name in write_all(tmp_path, rows)]
-    assert len({(store.facts["samples"], store.facts["tokens"]) for store in stores}) == 1
+    assert len({(store.facts.counts.samples, store.facts.counts.tokens) for store in stores}) == 1
     digests = [[batch["digest"] for batch in _batches(store)] for store in stores]
     assert all(digest == digests[0] for digest in digests)
 
