@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from huggingface_hub import ModelCardData
 
 from sft.config.secrets import redacted
 from sft.config.visible import code_span, visible_line
@@ -68,7 +68,7 @@ def _page(facts: CardFacts) -> str:
     return "\n".join(
         [
             "---",
-            yaml.safe_dump(_front_matter(facts), sort_keys=False, allow_unicode=True).strip(),
+            _front_matter(facts).to_yaml(),
             "---",
             "",
             f"# {plain(facts.name)}",
@@ -113,12 +113,15 @@ def _page(facts: CardFacts) -> str:
     )
 
 
-def _front_matter(facts: CardFacts) -> dict[str, Any]:
-    datasets = [match.group() for name in facts.datasets if (match := HUB_ID.match(name)) and is_hub_id(name)]
-    matter: dict[str, Any] = {"base_model": facts.base_model} if is_hub_id(facts.base_model) else {}
-    matter |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    matter["tags"] = ["sft", TAG] + ["lora"] * facts.has_adapter
-    return matter | ({"datasets": sorted(set(datasets))} if datasets else {})
+def _front_matter(facts: CardFacts) -> ModelCardData:
+    datasets = {match.group() for name in facts.datasets if (match := HUB_ID.match(name)) and is_hub_id(name)}
+    return ModelCardData(
+        base_model=facts.base_model if is_hub_id(facts.base_model) else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["sft", TAG] + ["lora"] * facts.has_adapter,
+        datasets=sorted(datasets) or None,
+    )
 
 
 def is_hub_id(name: str) -> bool:

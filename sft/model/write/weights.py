@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 from transformers import PreTrainedModel
 
 from sft.errors import InputError
@@ -186,10 +187,8 @@ def write_files(planned: Sequence[Planned], target: Path, *, write: bool, beside
     """
     total = sum(plan.size for plan in planned)
     on_main_rank(f"writing {target}", lambda: check_room(target, total + beside))
-    files = list(_pack(planned, MAX_FILE_BYTES))
     weight_map = {}
-    for number, plans in enumerate(files, start=1):
-        file = "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+    for file, plans in _files(planned).items():
         tensors = {name: about for plan in plans for name, about in plan.tensors.items()}
         growing = GrowingFile(target / file, tensors) if write else None
         for plan in plans:
@@ -199,7 +198,7 @@ def write_files(planned: Sequence[Planned], target: Path, *, write: bool, beside
             del make
         on_main_rank(f"writing {target / file}", growing.close if growing is not None else lambda: None)
         weight_map |= dict.fromkeys(tensors, file)
-    if len(files) > 1:
+    if len(set(weight_map.values())) > 1:
         index = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n"
         path = target / "model.safetensors.index.json"
         on_main_rank(f"writing {path}", lambda: path.write_text(index))
@@ -234,14 +233,12 @@ def _adapter_bytes(model: PreTrainedModel) -> int:
     return sum(weight.numel() * weight.itemsize for weight in trained)
 
 
-def _pack(planned: Sequence[Planned], limit: int) -> Iterator[list[Planned]]:
-    """Plans in order, in groups of at most `limit` bytes."""
-    group: list[Planned] = []
-    filled = 0
-    for plan in planned:
-        if group and filled + plan.size > limit:
-            yield group
-            group, filled = [], 0
-        group.append(plan)
-        filled += plan.size
-    yield group
+def _files(planned: Sequence[Planned]) -> dict[str, list[Planned]]:
+    """Return the plans of each file by its name; tensors that are made together stand in one file."""
+    split = split_state_dict_into_shards_factory(
+        {str(number): plan for number, plan in enumerate(planned)},
+        get_storage_size=lambda plan: plan.size,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=MAX_FILE_BYTES,
+    )
+    return {file: [planned[int(number)] for number in numbers] for file, numbers in split.filename_to_tensors.items()}
