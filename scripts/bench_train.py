@@ -127,7 +127,9 @@ class Bench:
             padding_frac=sum(record["perf/padding_frac"] for record in timed) / len(timed),
             peak_memory_gb=max(record["perf/max_memory_allocated_gb"] for record in records),
             losses=[record["train/loss"] for record in records],
-            limit_fraction=sum(record["perf/mfu"] * record["perf/step_time_s"] for record in timed) / seconds,
+            limit_fraction=sum(record["perf/mfu"] * record["perf/step_time_s"] for record in timed) / seconds
+            if "perf/mfu" in timed[0]  # where the peak of the device is known
+            else None,
         )
 
     def trl(self, who: str, rows: Path, *, steps: int, batch_size: int, cache: Path) -> Run:

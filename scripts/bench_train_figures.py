@@ -38,7 +38,7 @@ def ratios(figures: dict[str, dict[str, Any]]) -> dict[str, float]:
     def of(who: str, what: str) -> float:
         return figures[who][what]["median"]
 
-    told = {"limit_fraction": of("ours", "limit_fraction")} if "ours" in figures else {}
+    told = {"limit_fraction": of("ours", "limit_fraction")} if "limit_fraction" in figures.get("ours", {}) else {}
     tuned = [who for who in ("trl_packed", "trl_padded") if who in figures]
     if "ours" in figures and "trl_default" in figures:
         told |= {

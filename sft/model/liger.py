@@ -25,13 +25,23 @@ KERNELS = {
 """Liger's names of what it can exchange in a model, but for the loss."""
 
 
+def refuse_without_liger(device: torch.device) -> None:
+    """Raise InputError where liger could help and is not installed. A CPU does without it."""
+    if device.type == "cuda" and find_spec("liger_kernel") is None:
+        raise InputError(
+            "model.use_liger=true needs liger-kernel, which is not installed: pip install liger-kernel, or leave "
+            "it out."
+        )
+
+
 def use_liger_kernels(model: PreTrainedModel, device: torch.device) -> None:
     """Let liger compute what it can of `model`, in place; one line in the log says what, or why nothing.
 
     Some of it - rotary positions - is exchanged in transformers itself, for every model of this kind in the process.
-    Raises InputError where liger does not know this version of the architecture.
+    Raises InputError where liger is not installed or does not know this version of the architecture.
     """
     kind = model.config.model_type
+    refuse_without_liger(device)
     if obstacle := _obstacle(kind, device):
         log.info("model.use_liger=true has no effect: %s", obstacle)
         return
@@ -55,8 +65,6 @@ def _obstacle(kind: str, device: torch.device) -> str:
     """Why liger cannot help, as the end of a sentence; empty if it can."""
     if device.type != "cuda":
         return f"its kernels run on GPUs, and this run is on the {device.type.upper()}"
-    if find_spec("liger_kernel") is None:
-        return "liger-kernel is not installed (pip install liger-kernel)"
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN  # pyright: ignore[reportMissingImports]
 
     if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:

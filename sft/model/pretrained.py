@@ -39,6 +39,12 @@ def find_model(name_or_path: str, revision: str | None = None, *, weights: bool 
                 "(HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set): unset it, fetch the model first (hf download "
                 f"{name_or_path}), or give a local path."
             ) from error
+        if isinstance(error, LocalEntryNotFoundError):  # asked for, and nobody answered
+            raise InputError(
+                f"model.partial_pretrain={name_or_path}{at} is no local directory and not in the hub's cache, and the "
+                f"hub cannot be reached: this machine seems to be offline. Fetch the model where there is a network "
+                f"(hf download {name_or_path}), copy it here, and give its local path."
+            ) from error
         raise InputError(
             f"model.partial_pretrain={name_or_path}{at} is no local directory, and the hub did not give it "
             f"({type(error).__name__}). Check the name and the connection, log in for gated models, or give a local "

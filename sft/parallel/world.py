@@ -106,7 +106,10 @@ def process_group(world: World, timeout: timedelta = timedelta(minutes=30)) -> I
 
 
 def _meet(world: World, timeout: timedelta) -> Store:
-    """Wait until every rank is there and make the default group; returns the store. Raises LostRanksError."""
+    """Wait until every rank is there and make the default group; returns the store.
+
+    Raises LostRanksError, and InputError where another program has the port.
+    """
     backend = "cuda:nccl,cpu:gloo" if world.device.type == "cuda" else "gloo"
     store = None
     try:
@@ -115,6 +118,12 @@ def _meet(world: World, timeout: timedelta) -> Store:
         store = PrefixStore(_keys_of_this_run(world), store)
         dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
     except RuntimeError as error:
+        if "EADDRINUSE" in str(error):
+            port = os.environ.get("MASTER_PORT")
+            raise InputError(
+                f"port {port}, where the ranks are to meet, is in use on this machine, by another run perhaps. Choose "
+                "another one: MASTER_PORT=29501, say, on every rank; torchrun --standalone finds a free one by itself."
+            ) from error
         _outlive_torchrun()
         raise LostRanksError(who_is_lost(store, world, timeout, _phase, error)) from error
     return store

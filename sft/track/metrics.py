@@ -62,38 +62,24 @@ def training_flops_per_token(
 
 @dataclass(frozen=True)
 class Peak:
-    """What MFU is measured against: FLOP/s of one device, and where the figure comes from."""
+    """What MFU is measured against: FLOP/s of one device (None: not known), and where the figure comes from."""
 
-    flops: float
+    flops: float | None
     source: str
 
 
 def device_peak(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Peak:
-    """Return the dense peak of a device in `dtype`: from its data sheet if known, else the best of a few matmuls.
+    """Return the dense peak of a GPU in `dtype`, from its data sheet where that is known.
 
-    A probe runs with this process's threads and takes well under a second.
+    A rate that was probed would be no peak: other programs, clocks and the shape of the probe decide about it.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     if dtype == torch.bfloat16:
         for model, flops in PEAK_BF16_FLOPS.items():
             if model in name:
                 return Peak(flops, f"mfu relative to the data sheet of {model}: {flops / 1e12:.0f} TFLOP/s bf16")
-    flops = _probed_matmul_flops(device, dtype)
     kind = str(dtype).removeprefix("torch.")
-    return Peak(flops, f"mfu relative to a probed matmul on {name}: {flops / 1e12:.3g} TFLOP/s {kind}")
-
-
-def _probed_matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
-    size = 8192 if device.type == "cuda" else 1024
-    a = torch.ones(size, size, device=device, dtype=dtype)
-    durations = []
-    for _ in range(6):  # the first ones warm up caches and kernels; only the fastest counts
-        start = time.perf_counter()
-        torch.matmul(a, a)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        durations.append(time.perf_counter() - start)
-    return 2 * size**3 / min(durations)
+    return Peak(None, f"no mfu: the peak of {name} in {kind} is not known here")
 
 
 def peak_memory_gb() -> float:
@@ -124,7 +110,7 @@ class Meter:
         world_size: int,
         samples_per_epoch: int,
         flops_per_token: float,
-        peak_flops: float,
+        peak_flops: float | None,
         flops_per_supervised_token: float = 0.0,
         window: int = 1,
         samples_seen: int = 0,
@@ -133,7 +119,8 @@ class Meter:
     ):
         """`flops_per_supervised_token`: of an LM head that runs only where a token carries loss (6 per weight).
 
-        `samples_seen` and `tokens_seen` continue a resumed run; `peak_flops` is of one device; `clock` returns seconds.
+        `samples_seen` and `tokens_seen` continue a resumed run; `peak_flops` is of one device, None where it is
+        not known; `clock` returns seconds.
         """
         self._world_size = world_size
         self._samples_per_epoch = samples_per_epoch
@@ -174,7 +161,7 @@ class Meter:
         device_seconds = seconds * self._world_size
         return {
             "perf/tokens_per_sec_per_gpu": counts.tokens / device_seconds,
-            "perf/mfu": flops / device_seconds / self._peak_flops,
+            **({"perf/mfu": flops / device_seconds / self._peak_flops} if self._peak_flops else {}),
             "perf/max_memory_allocated_gb": peak_memory_gb(),
             "perf/padding_frac": counts.padding / counts.positions,
             "perf/supervised_frac": counts.supervised_tokens / counts.tokens,

@@ -16,6 +16,7 @@ from sft.data.dataset import Dataset
 from sft.errors import InputError
 from sft.model.attention import Available, Choice, choose_attention
 from sft.model.fits import refuse_misfit_samples
+from sft.model.liger import refuse_without_liger
 from sft.model.place import build_bare_model
 from sft.model.pretrained import find_model, load_config
 from sft.model.write.proof import prove_export
@@ -44,6 +45,8 @@ def read_inputs(config: SftConfig, world: World, head_start: HeadStart | None = 
     """Tokenizer and data. Raises InputError for a model that is not there, that cannot be built or could not be
     written in the end, for one whose attention cannot be computed as asked, and for rows that cannot be used.
     """
+    if config.model.use_liger:
+        refuse_without_liger(world.device)
     if config.model.external_lib:
         importlib.import_module(config.model.external_lib)
     source = find_model(config.model.partial_pretrain, config.model.revision)

@@ -83,7 +83,8 @@ def test_perf_metrics_are_there_and_plausible(finished):
     cwd, _, _ = finished
     last = read_metrics(cwd / "run")[-1]
     assert last["perf/tokens_per_sec_per_gpu"] > 0 and last["perf/max_memory_allocated_gb"] > 0
-    assert 0 < last["perf/mfu"] < 1 and 0 < last["perf/supervised_frac"] < 1 and 0 <= last["perf/padding_frac"] < 1
+    assert 0 < last["perf/supervised_frac"] < 1 and 0 <= last["perf/padding_frac"] < 1
+    assert "perf/mfu" not in last  # nobody knows the peak of a CPU
     assert last["train/num_input_tokens_seen"] > 0 and last["perf/data_wait_s"] >= 0
 
 

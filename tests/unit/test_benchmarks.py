@@ -53,6 +53,8 @@ def test_a_contest_of_ours_alone_has_no_ratios(bench):
 
     run = Run(6.0, 4000.0, 1000.0, 0.0, 1.6, [9.0], limit_fraction=0.25)
     assert ratios({"ours": summary({"cold": [run], "warm": [run]})}) == {"limit_fraction": 0.25}
+    on_a_cpu = Run(6.0, 4000.0, 1000.0, 0.0, 1.6, [9.0])
+    assert ratios({"ours": summary({"cold": [on_a_cpu], "warm": [on_a_cpu]})}) == {}
 
 
 @pytest.mark.parametrize(

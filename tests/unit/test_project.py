@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.launch import REPOSITORY
 
@@ -55,6 +57,36 @@ def test_a_report_of_a_bug_brings_its_run_json():
     fields = {field["id"]: field for field in yaml_of(".github/ISSUE_TEMPLATE/bug.yml")["body"]}
     assert fields["run_json"]["validations"]["required"]
     assert "run.json" in read(".github/ISSUE_TEMPLATE/wish.yml")
+
+
+def requirements(name: str = "") -> dict[str, Requirement]:
+    """What the package needs, or one of its extras, by normalised name."""
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    texts = project["optional-dependencies"][name] if name else project["dependencies"]
+    return {canonicalize_name(found.name): found for found in map(Requirement, texts)}
+
+
+def test_what_is_tested_is_what_may_be_installed():
+    pinned = dict(line.split("==") for line in read("constraints.txt").splitlines() if "==" in line)
+    pinned = {canonicalize_name(name): version for name, version in pinned.items()}
+    for name, requirement in requirements().items():
+        assert requirement.specifier.contains(pinned[name]), (name, pinned[name])
+    for name in ("torch", "transformers"):  # the newest ones that were tested, and no others
+        major, minor, _ = (int(part) for part in pinned[name].split("."))
+        assert not requirements()[name].specifier.contains(f"{major}.{minor + 1}.0"), name
+
+
+def test_the_extra_all_has_what_installs_everywhere():
+    extras = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]
+    built_for_one_gpu, for_contributors = {"liger", "flash-attn"}, {"dev"}
+    (everything,) = requirements("all").values()
+    assert everything.extras == extras.keys() - built_for_one_gpu - for_contributors - {"all"}
+    listed = re.search(r"^Extras: `([\w -]+)`, and `all`", read("README.md"), re.MULTILINE)
+    assert listed and set(listed[1].split()) == extras.keys() - for_contributors - {"all"}
+
+
+def test_a_citation_names_this_version():
+    assert yaml_of("CITATION.cff")["version"] == tomllib.loads(read("pyproject.toml"))["project"]["version"]
 
 
 def test_hooks_are_our_own_tools():

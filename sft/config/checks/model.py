@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
+from sft.config.checks.packages import is_importable
 from sft.config.problems import from_here, shown
 from sft.config.schema import ModelConfig
 
@@ -23,7 +23,7 @@ def model_problems(model: ModelConfig, needs_weights: bool = True) -> Iterator[s
             f"model.revision={shown(model.revision)} would be ignored: model.partial_pretrain="
             f"{shown(model.partial_pretrain)} is a directory; leave the revision out."
         )
-    if model.external_lib and not _is_importable(model.external_lib):
+    if model.external_lib and not is_importable(model.external_lib):
         yield (
             f"model.external_lib={shown(model.external_lib)} cannot be imported; "
             "install it, put its directory on PYTHONPATH, or set null."
@@ -65,8 +65,6 @@ def _lora_problems(model: ModelConfig) -> Iterator[str]:
         )
     elif model.lora_adapter_path and start is not True:
         yield f"model.init_lora_weights={shown(start)} would be ignored: model.lora_adapter_path has the weights."
-    if not _is_importable("peft"):
-        yield f"model.lora_rank={model.lora_rank} needs peft, which is not installed: pip install peft."
     if isinstance(model.target_modules, str):
         try:
             re.compile(model.target_modules)
@@ -110,13 +108,6 @@ def how_quantised(directory: Path) -> str | None:
         return None
     bits = settings.get("bits") or (4 if settings.get("load_in_4bit") else 8 if settings.get("load_in_8bit") else None)
     return settings.get("quant_method", "by an unknown method") + (f", {bits} bit" if bits else "")
-
-
-def _is_importable(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except (ImportError, ValueError):  # a parent package is missing; a malformed name
-        return False
 
 
 def _few(names: list[str], limit: int = 6) -> str:

@@ -15,6 +15,7 @@ from sft.config.checks.data import mixture_problems
 from sft.config.checks.model import model_problems, model_warnings
 from sft.config.checks.optim import optim_problems
 from sft.config.checks.outcome import hub_problems, judgement_problems
+from sft.config.checks.packages import package_problems
 from sft.config.problems import Report, choices, divisors_around, from_here, multiples_around, shown
 from sft.config.schema import DataConfig, SftConfig, TrainerConfig
 
@@ -40,6 +41,7 @@ def check(config: SftConfig, world_size: int, report: Report, needs_weights: boo
         *_trainer_problems(config.trainer),
         *judgement_problems(config),
         *hub_problems(config.trainer),
+        *package_problems(config),
     ):
         report.problem(problem)
     if Path(config.trainer.default_local_dir).resolve() == Path(config.model.partial_pretrain).resolve():

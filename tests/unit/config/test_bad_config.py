@@ -352,11 +352,19 @@ def test_a_start_beside_a_trained_adapter_is_refused(runnable: list[str]) -> Non
     assert 'model.init_lora_weights="gaussian" would be ignored' in problems_of([*runnable, *both])[0]
 
 
-def test_adapters_without_peft_are_refused_before_torch_is_loaded(
+def test_absent_packages_are_refused_before_torch_is_loaded(
     runnable: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sft.config.checks.model.find_spec", lambda name: None)
-    assert "model.lora_rank=8 needs peft" in problems_of([*runnable, "model.lora_rank=8"])[0]
+    monkeypatch.setattr("sft.config.checks.packages.find_spec", lambda name: None)
+    asked = ["model.lora_rank=8", "trainer.logger=[console,jsonl,wandb,tensorboard]"]
+    needs = [
+        "trainer.logger=wandb needs wandb",
+        "trainer.logger=tensorboard needs tensorboard",
+        "model.lora_rank=8 needs peft",
+    ]
+    problems = problems_of([*runnable, *asked])
+    assert [problem.partition(",")[0] for problem in problems] == needs
+    assert "pip install tensorboard, or leave it out" in problems[1]
 
 
 def test_a_model_with_pickled_weights_only_is_refused(here: Path, runnable: list[str]) -> None:

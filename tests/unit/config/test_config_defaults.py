@@ -172,6 +172,16 @@ def test_every_preset_passes_the_door(preset: str, runnable: list[str]) -> None:
     assert config.data.train_files == ("rows.jsonl",)
 
 
+def test_presets_never_share_a_run_directory(runnable: list[str]) -> None:
+    rows = [text for text in runnable if "_files=" in text]
+    configs = [
+        load_config([f"+experiment={preset}", "data.mixture=null", "model.partial_pretrain=./model", *rows])
+        for preset in PRESETS
+    ]
+    directories = [config.trainer.default_local_dir for config in configs]
+    assert len(set(directories)) == len(PRESETS), directories
+
+
 @pytest.mark.parametrize("preset", yaml.safe_load(DOCUMENTED_PRESETS))
 def test_the_documented_values_of_presets(preset: str) -> None:
     composed = flatten(compose([f"+experiment={preset}"]))

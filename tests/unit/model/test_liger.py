@@ -54,11 +54,14 @@ def test_on_the_cpu_one_line_and_no_kernel(calls, caplog):
     ]
 
 
-def test_not_installed(calls, caplog, monkeypatch):
+def test_on_a_gpu_it_is_asked_for_before_rows_are_read(calls, monkeypatch):
     monkeypatch.setattr(liger, "find_spec", lambda name: None)
-    with caplog.at_level(logging.INFO, "sft"):
+    with pytest.raises(InputError, match=r"use_liger=true needs liger-kernel.*pip install liger-kernel"):
+        liger.refuse_without_liger(GPU)
+    with pytest.raises(InputError, match="needs liger-kernel"):
         liger.use_liger_kernels(skeleton(), GPU)
-    assert not calls and "has no effect: liger-kernel is not installed" in caplog.text
+    liger.refuse_without_liger(torch.device("cpu"))
+    assert not calls
 
 
 def test_an_architecture_liger_does_not_know(calls, caplog):

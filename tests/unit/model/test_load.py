@@ -120,6 +120,21 @@ def test_a_hub_id_that_is_not_here_says_so_without_a_network(monkeypatch):
         find_model("nobody/nothing")
 
 
+def test_a_hub_that_cannot_be_reached_is_no_wrong_name(monkeypatch, tmp_path):
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    from sft.model.pretrained import find_model
+
+    def nobody_answers(*_, **__):
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", nobody_answers)
+    with pytest.raises(InputError, match=r"nobody/nothing is no .*machine seems to be offline.*hf download nobody"):
+        find_model("nobody/nothing")
+
+
 def test_a_hub_id_is_found_in_the_hub_cache_offline(tmp_path, monkeypatch):
     import huggingface_hub.constants
 

@@ -3,6 +3,8 @@ how they add up."""
 
 import logging
 import re
+import socket
+from datetime import timedelta
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from sft.parallel.world import (
     ALL_RANKS,
     World,
     _keys_of_this_run,
+    _meet,
     on_every_rank,
     seed_rank,
     sum_by_name,
@@ -21,6 +24,19 @@ from sft.parallel.world import (
 )
 
 RANK_0 = World(0, 2, 0)
+
+
+def test_a_port_in_use_is_named_with_the_way_to_another_one(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", port)
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", "1")
+        with pytest.raises(InputError, match=rf"port {port}, .* is in use .* MASTER_PORT=29501"):
+            _meet(World(0, 1, 0), timedelta(seconds=20))
 
 
 def keys(monkeypatch, **torchrun_sets):

@@ -9,6 +9,7 @@ import pytest
 
 from sft import load_config, run
 from sft.track.files import read_metrics
+from sft.track.metrics import Peak
 from tests.assets import tiny_model_dir, write_jsonl
 from tests.launch import REPOSITORY
 
@@ -40,7 +41,8 @@ def test_what_the_code_names_is_on_the_page(documented):
     assert named_in_code() == documented - {"step", "skipped"}
 
 
-def test_what_a_run_writes_is_on_the_page_and_the_other_way_round(documented, tmp_path):
+def test_what_a_run_writes_is_on_the_page_and_the_other_way_round(documented, tmp_path, monkeypatch):
+    monkeypatch.setattr("sft.train.report.device_peak", lambda *_: Peak(1e12, "as of a GPU whose data sheet is known"))
     rows = [{"question": f"What is {k} + {k}?", "answer": f"{2 * k}."} for k in range(4)]
     files = [str(write_jsonl(tmp_path / f"{name}.jsonl", rows)) for name in ("one", "two")]
     overrides = [
