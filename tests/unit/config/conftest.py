@@ -8,7 +8,9 @@ import pytest
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory with one data file and one model directory, outside torchrun, with every package."""
-    monkeypatch.setattr("sft.config.checks.packages.find_spec", lambda name: None if name.startswith("no_such") else name)
+    monkeypatch.setattr(
+        "sft.config.checks.packages.find_spec", lambda name: None if name.startswith("no_such") else name
+    )
     for name in ("WORLD_SIZE", "RANK", "TORCHELASTIC_RUN_ID", "HYDRA_FULL_ERROR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
