@@ -17,7 +17,7 @@ HUB_ID = "tatsu-lab/alpaca"
 
 
 def to_exchange(raw: dict[str, Any]) -> Exchange:
-    """The instruction, an empty line and the input as the user's words; the output as the reply."""
+    """Return the instruction, an empty line and the input as the user's words; the output as the reply."""
     system, question, answer = (
         text(raw, "system", optional=True),
         joined(raw, "instruction", "input"),

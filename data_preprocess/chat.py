@@ -37,7 +37,7 @@ OTHER_MASKS = ("loss_mask", "masked", "loss_scale")
 def conversation(
     messages: Any, raw: Mapping[str, Any], *, ability: str = "chat", ground_truth: str | None = None
 ) -> Exchange:
-    """The last reply of a conversation and all before it; what comes after it is cut and noted.
+    """Return the last reply of a conversation and all before it; what comes after it is cut and noted.
 
     messages:     the conversation, or its JSON text
     raw:          its row, of which system prompt, tools and template options are kept
@@ -81,7 +81,7 @@ def conversation(
 
 
 def from_json(value: Any) -> Any:
-    """The object or list that a text holds, or the value itself."""
+    """Return the object or list that a text holds, or the value itself."""
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         try:
             return json.loads(value)
@@ -114,7 +114,7 @@ def _message(raw: Any, where: str, notes: dict[str, None]) -> Message:
 
 
 def _refuse_what_cannot_be_trained(history: list[Message]) -> None:
-    """The replies before the last one train too, but for those that say themselves that they do not."""
+    """Refuse replies before the last one that would train and cannot; a reply may say itself that it does not train."""
     for k, message in enumerate(history):
         is_trained = not any(message.get(key) in (False, 0) for key in (*SWITCHES, *WEIGHTS))
         if message["role"] != "assistant" or not is_trained:
@@ -142,7 +142,7 @@ def _from_sharegpt(raw: Mapping[str, Any], where: str) -> Message:
 
 
 def _content(content: Any, where: str) -> str | None:
-    """The text, or the joined text of its parts."""
+    """Return the text, or the joined text of its parts."""
     if isinstance(content, list):
         if not all(
             isinstance(part, Mapping) and part.get("type", "text") in TEXT_PARTS and isinstance(part.get("text"), str)
@@ -183,7 +183,7 @@ def _of_kind(value: Any, kind: Any, where: str) -> Any:
 
 
 def _answer(reply: Message) -> str:
-    """The reply as text: its content, or its tool calls as JSON."""
+    """Return the reply as text: its content, or its tool calls as JSON."""
     if reply["content"] and reply["content"].strip():
         return reply["content"]
     if not reply.get("tool_calls"):

@@ -14,7 +14,7 @@ from data_preprocess.source import Rows, open_source
 def corpus_parser(
     doc: str | None, name: str, *, hub_id: str | None = None, hub_config: str | None = None
 ) -> argparse.ArgumentParser:
-    """A parser of the shared options; a corpus adds its own.
+    """Return a parser of the shared options; a corpus adds its own.
 
     name: of the corpus and of the directory in ~/data where it is written by default
     hub_id, hub_config: what is read by default, and what the column data_source says; None: the name
@@ -47,7 +47,7 @@ def corpus_parser(
 
 
 def run(arguments: argparse.Namespace, to_exchange: ToExchange, source: Mapping[str, Rows] | None = None) -> None:
-    """Reads, writes and reports what the command line asks for; exit code 2 for what cannot be read or written.
+    """Read, write and report what the command line asks for; exit code 2 for what cannot be read or written.
 
     source: in place of the one that the command line names
     """

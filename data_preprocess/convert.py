@@ -62,7 +62,7 @@ def convert(
     strict: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, int]:
-    """Writes out/{split}.parquet for every split, all of them or none; returns the rows of each.
+    """Write out/{split}.parquet for every split, all of them or none; returns the rows of each.
 
     Where train is all there is, val_fraction of its rows (None: VAL_FRACTION), at least one, become test; of a single
     row none does, unless val_fraction asks for it, which is an error.
@@ -103,7 +103,7 @@ def convert(
 def write_parquet(
     rows: Iterable[tuple[str, dict[str, Any]]], paths: Mapping[str, Path], columns: pa.Schema
 ) -> dict[str, int]:
-    """Writes each row into the file of its part and returns the rows of each; all files appear complete, or none.
+    """Write each row into the file of its part; returns the rows of each. All files appear complete, or none.
 
     rows: (part, row). The same rows give the same bytes.
     """
@@ -211,6 +211,6 @@ def _schema(tallies: Iterable[Tally]) -> pa.Schema:
 
 
 def _watched(rows: Iterable[NamedRow], what: str, total: int | None) -> Iterable[NamedRow]:
-    """The rows; a progress bar where a person is watching."""
+    """Return the rows; a progress bar where a person is watching."""
     console = Console(stderr=True)
     return track(rows, what, total, console=console, transient=True, disable=not console.is_terminal)

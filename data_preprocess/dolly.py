@@ -17,7 +17,7 @@ HUB_ID = "databricks/databricks-dolly-15k"
 
 
 def to_exchange(raw: dict[str, Any]) -> Exchange:
-    """The instruction, an empty line and the context as the user's words; the response as the reply."""
+    """Return the instruction, an empty line and the context as the user's words; the response as the reply."""
     question, answer = joined(raw, "instruction", "context"), text(raw, "response")
     return Exchange(
         prompt=[{"role": "user", "content": question}],

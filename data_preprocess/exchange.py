@@ -94,7 +94,7 @@ def to_row(exchange: Exchange, *, data_source: str, split: str, index: int) -> d
 
 
 def schema(message_keys: set[str], facts: set[str], columns: set[str]) -> pa.Schema:
-    """The columns of a file whose rows have these keys; the same keys give the same schema, in the same order."""
+    """Return the columns of a file whose rows have these keys; the same keys give the same schema, in the same order."""
     message_keys = message_keys | {"role", "content"}
     messages = pa.list_(pa.struct([(key, kind) for key, kind in MESSAGE_FIELDS.items() if key in message_keys]))
     texts = ["question", "answer", *sorted(facts)]
@@ -115,7 +115,10 @@ def schema(message_keys: set[str], facts: set[str], columns: set[str]) -> pa.Sch
 
 
 def text(raw: Mapping[str, Any], key: str, *, optional: bool = False) -> str:
-    """The text in a column, "" where an optional one is absent or null. Raises UnusableRowError if there is none."""
+    """Return the text in a column, "" where an optional one is absent or null.
+
+    Raises UnusableRowError if there is none.
+    """
     value = raw.get(key)
     if optional and value is None:
         return ""
@@ -129,7 +132,7 @@ def text(raw: Mapping[str, Any], key: str, *, optional: bool = False) -> str:
 
 
 def joined(raw: Mapping[str, Any], key: str, more_key: str) -> str:
-    """The text of a column, then, if there is more, an empty line and the text of another; either may be blank."""
+    """Return the text of a column, then, if there is more, an empty line and the text of another; either may be blank."""
     more = text(raw, more_key, optional=True)
     if not more.strip():
         return text(raw, key)
@@ -138,7 +141,10 @@ def joined(raw: Mapping[str, Any], key: str, more_key: str) -> str:
 
 
 def encodable(value: str) -> str:
-    """The text itself. Raises UnusableRowError for half a surrogate pair, which no file and no tokenizer takes."""
+    """Return the text itself.
+
+    Raises UnusableRowError for half a surrogate pair, which no file and no tokenizer takes.
+    """
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -149,12 +155,12 @@ def encodable(value: str) -> str:
 
 
 def json_text(value: Any) -> str:
-    """The value as JSON, the same text for the same value."""
+    """Return the value as JSON, the same text for the same value."""
     return encodable(json.dumps(value, ensure_ascii=False))
 
 
 def after_hashes(solution: str) -> str | None:
-    """What stands after the last "#### ", without thousands separators; None without the mark.
+    """Return what stands after the last "#### ", without thousands separators; None without the mark.
 
     Raises UnusableRowError where nothing stands there.
     """
@@ -166,7 +172,7 @@ def after_hashes(solution: str) -> str | None:
 
 
 def last_boxed(solution: str) -> str | None:
-    r"""What the last \boxed{...} or \fbox{...} holds, braces within it included; None without one.
+    r"""Return what the last \boxed{...} or \fbox{...} holds, braces within it included; None without one.
 
     Raises UnusableRowError where it is empty or its brace is never closed: there the solution was cut off.
     """
@@ -183,7 +189,7 @@ def last_boxed(solution: str) -> str | None:
 
 
 def _braced(latex: str) -> str | None:
-    """The inside of the group that opens the text; None if it does not end. An escaped brace is no brace."""
+    """Return the inside of the group that opens the text; None if it does not end. An escaped brace is no brace."""
     depth = 0
     for brace in re.finditer(r"\\.|[{}]", latex, re.DOTALL):
         depth += {"{": 1, "}": -1}.get(brace[0], 0)

@@ -18,7 +18,7 @@ INSTRUCTION = ' Let\'s think step by step and output the final answer after "###
 
 
 def to_exchange(raw: dict[str, Any]) -> Exchange:
-    """The question with INSTRUCTION, the answer whole, scored by its last number."""
+    """Return the question with INSTRUCTION, the answer whole, scored by its last number."""
     question, answer = text(raw, "question"), text(raw, "answer")
     number = after_hashes(answer)
     if number is None:

@@ -26,7 +26,7 @@ def to_exchange(
     messages_key: str = "messages",
     ground_truth_key: str | None = None,
 ) -> Exchange:
-    """The prompt and the response, or the conversation, of a row."""
+    """Return the prompt and the response, or the conversation, of a row."""
     ground_truth = None if ground_truth_key is None else text(raw, ground_truth_key)
     if raw.get(prompt_key) is None and raw.get(messages_key) is not None:
         messages = raw[messages_key]

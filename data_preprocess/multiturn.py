@@ -23,7 +23,10 @@ MESSAGES_KEYS = ("messages", "conversations", "conversation")
 
 
 def to_exchange(raw: dict[str, Any], *, messages_key: str | None = None) -> Exchange:
-    """The last reply of the conversation and all before it. messages_key: None takes the first of MESSAGES_KEYS."""
+    """Return the last reply of the conversation and all before it.
+
+    messages_key: None takes the first of MESSAGES_KEYS.
+    """
     candidates = MESSAGES_KEYS if messages_key is None else (messages_key,)
     found = [key for key in candidates if raw.get(key) is not None]
     if not found:
@@ -32,7 +35,7 @@ def to_exchange(raw: dict[str, Any], *, messages_key: str | None = None) -> Exch
 
 
 def demo() -> dict[str, Rows]:
-    """The conversations written for this purpose, as a source."""
+    """Return the conversations written for this purpose, as a source."""
     named = [(f"demo:{number}", {"messages": messages}) for number, messages in enumerate(CONVERSATIONS)]
     return {"train": Rows(lambda: iter(named), len(named))}
 

@@ -30,7 +30,7 @@ def to_exchange(
     answer_key: str | None = None,
     instruction: str | None = None,
 ) -> Exchange:
-    """The question with an instruction, the solution whole, scored by its final answer.
+    """Return the question with an instruction, the solution whole, scored by its final answer.
 
     instruction: None asks for the final answer in the way the solution gives it
     """

@@ -34,7 +34,8 @@ class Rows:
 
 
 def open_source(path: Path | None, *, hub_id: str | None, hub_config: str | None = None) -> dict[str, Rows]:
-    """The splits of a file, of a directory, or without a path of the hub's data set: some of train, validation, test.
+    """Return the splits of a file, of a directory, or without a path of the hub's data set: some of train, validation,
+    test.
 
     A file belongs to the split its name begins with ("test-00000-of-00002.parquet"), else to train. In a directory
     where some files are named so, only those are read. Raises ValueError naming what is not there.
@@ -140,7 +141,7 @@ def _read_array(path: Path) -> Iterator[NamedRow]:
 
 
 def _from_arrow(name: str, rows: Iterable[Any]) -> Iterator[NamedRow]:
-    """The rows without the keys that Arrow filled with null, since siblings have them; columns stay."""
+    """Return the rows without the keys that Arrow filled with null, since siblings have them; columns stay."""
     for where, row in _numbered(name, rows):
         yield where, {column: _without_nulls(value) for column, value in row.items()}
 

@@ -65,7 +65,7 @@ def _milliseconds(work: Callable[[], Any]) -> float:
 
 
 def with_rate(found: dict[str, Any], name: str, amount: float) -> dict[str, Any]:
-    """The same, and how much of `amount` that is per second."""
+    """Return the same, and how much of `amount` that is per second."""
     return found if "error" in found else found | {name: amount / (found["ms"]["median"] / 1e3)}
 
 
@@ -78,7 +78,7 @@ def ragged_lengths(tokens: int) -> list[int]:
 
 
 def limits(size: dict[str, int]) -> dict[str, Any]:
-    """What the device reaches in matmuls of the model's shapes and in a large one, and in copies."""
+    """Measure what the device reaches in matmuls of the model's shapes and in a large one, and in copies."""
     tokens, width = size["tokens"], size["width"]
     shapes = {
         "mlp": (tokens, width, 3 * width),
@@ -162,7 +162,7 @@ def loss(size: dict[str, int]) -> dict[str, Any]:
 
 
 def layers(size: dict[str, int]) -> dict[str, Any]:
-    """Decoder layers on a row of many samples: as they are, computed again in backward, compiled."""
+    """Measure decoder layers on a row of many samples: as they are, computed again in backward, compiled."""
     config = Qwen3Config(
         vocab_size=1000,
         hidden_size=size["width"],

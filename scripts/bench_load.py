@@ -107,7 +107,7 @@ def own_bytes() -> int:
 
 
 def measure(way: str, directory: Path, ranks: int) -> dict[str, float]:
-    """The slowest and the largest of the ranks, in fresh processes."""
+    """Return the slowest time and the largest memory of the ranks, measured in fresh processes."""
     with tempfile.TemporaryDirectory() as results:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
         worker = [__file__, "--worker", way, "--model", str(directory), "--results", results]

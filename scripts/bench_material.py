@@ -30,7 +30,7 @@ DEEDS = ("buys", "finds", "is given", "loses", "sells", "gives away")
 
 
 def make_pair(rng: random.Random) -> list[dict[str, str]]:
-    """A word problem of some 60 words and its worked answer of some 100."""
+    """Return a word problem of some 60 words and its worked answer of some 100."""
     name, thing, total = rng.choice(NAMES), rng.choice(THINGS), rng.randrange(500, 1000)
     told, worked = [f"{name} has {total} {thing}."], [f"{name} starts with {total} {thing}."]
     for day in range(1, rng.randrange(4, 8)):
@@ -76,7 +76,7 @@ def make_tokenizer(path: Path, rows: Path) -> None:
 
 
 def make_model(path: Path, architecture: dict[str, Any], device: str = "cpu") -> None:
-    """A Qwen3 of random weights, stored in bf16 as most models are; its stop token is the tokenizer's.
+    """Write a Qwen3 of random weights, in bf16 as most models are; its stop token is the tokenizer's.
 
     device: where the weights are drawn; of billions, a CPU draws for minutes
     """
@@ -92,7 +92,7 @@ def make_model(path: Path, architecture: dict[str, Any], device: str = "cpu") ->
 
 
 def make_venv(path: Path) -> Path:
-    """The Python of the rivals' environment; made by pip, which needs a network, unless it is there."""
+    """Return the Python of the rivals' environment; made by pip, which needs a network, unless it is there."""
     python = path / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(path)], check=True)

@@ -20,14 +20,14 @@ PACKAGES = ("trl", "torch", "transformers", "datasets", "peft")
 
 
 def find_rivals(given: Path | None, venv: Path) -> Path:
-    """The Python that has TRL: the one given, else this one, else that of a virtual environment that pip makes."""
+    """Return the Python that has TRL: the one given, else this one, else that of a virtual environment that pip makes."""
     if given is None and find_spec("trl") is not None:
         return Path(sys.executable)
     return given or make_venv(venv)
 
 
 def versions_of(python: Path) -> dict[str, str]:
-    """What the rivals run with, of what is installed there."""
+    """Return what the rivals run with, of what is installed there."""
     installed = "{(d.metadata['Name'] or '').lower(): d.version for d in importlib.metadata.distributions()}"
     script = f"import importlib.metadata, json; print(json.dumps({installed}))"
     done = subprocess.run([str(python), "-c", script], capture_output=True, text=True, check=True)
@@ -35,6 +35,6 @@ def versions_of(python: Path) -> dict[str, str]:
 
 
 def fastest_attention(python: Path) -> str:
-    """The attention that the rivals are tuned with: flash-attn where they have it and can use it."""
+    """Return the attention that the rivals are tuned with: flash-attn where they have it and can use it."""
     found = subprocess.run([str(python), "-c", "import flash_attn"], capture_output=True).returncode == 0
     return "flash_attention_2" if found and torch.cuda.is_available() else "sdpa"

@@ -181,7 +181,7 @@ def _first_line(path: Path, process: subprocess.Popen[bytes]) -> float | None:
 
 
 def check_losses(bench: Bench, rows: Path) -> dict[str, list[float]]:
-    """The losses of two steps on the same samples, by contestant. Raises SystemExit unless they agree."""
+    """Return the losses of two steps on the same samples, by contestant. Raises SystemExit unless they agree."""
     few = bench.scratch / "gate.jsonl"
     few.write_text("".join(rows.read_text().splitlines(keepends=True)[:GATE_ROWS]))
     losses = {

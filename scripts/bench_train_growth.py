@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def growth(bench: Bench, rows: Path, samples: int, device: str) -> dict[str, list[dict[str, Any]]]:
-    """What it costs us to have more of something, one run each."""
+    """Measure what it costs us to have more of something, one run each."""
     shape, scratch = bench.shape, bench.scratch
 
     def entry(name: str, value: int, cold: Run, **more: Any) -> dict[str, Any]:

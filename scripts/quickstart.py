@@ -41,7 +41,7 @@ CHAT_TEMPLATE = (
 
 
 def in_words(number: int) -> str:
-    """The English words of 0 <= number < 10,000, as in "four thousand two hundred seventy-one"."""
+    """Return the English words of 0 <= number < 10,000, as in "four thousand two hundred seventy-one"."""
     if number < 20:
         return ONES[number]
     for size, name in ((1000, "thousand"), (100, "hundred")):

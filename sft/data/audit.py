@@ -63,7 +63,7 @@ class Audit:
 
 
 def audit(dataset: Dataset, stop_token_ids: Sequence[int], *, most_tokens: int | None = None) -> Audit:
-    """The audit of a data set. most_tokens: read no more tokens than about these; None reads all."""
+    """Count what is in a data set. most_tokens: read no more tokens than about these; None reads all."""
     samples, fitting = dataset.samples, dataset.fitting
     counted = [_count_block(block, stop_token_ids) for block in _first_blocks(samples, most_tokens)]
     supervised, turns, stopped = (np.concatenate(parts) for parts in zip(*counted, strict=True))
@@ -100,7 +100,7 @@ def audit(dataset: Dataset, stop_token_ids: Sequence[int], *, most_tokens: int |
 
 
 def overlap(val: Dataset, train: Dataset) -> Found:
-    """Samples of `val` that are in `train` too: "val.jsonl:3 = train.jsonl:17"."""
+    """Find samples of `val` that are in `train` too: "val.jsonl:3 = train.jsonl:17"."""
     digests, first_index = np.unique(train.samples.digests, return_index=True)
     nearest = np.minimum(np.searchsorted(digests, val.samples.digests), len(digests) - 1)
     in_both = np.flatnonzero(digests[nearest] == val.samples.digests)
@@ -109,7 +109,7 @@ def overlap(val: Dataset, train: Dataset) -> Found:
 
 
 def summary(numbers: Audit, name: str) -> list[str]:
-    """The short version: what was kept, what trains, and, only if there is any, what looks like a mistake."""
+    """Return the short version: what was kept, what trains, and, if there is any, what looks like a mistake."""
     return [f"{name}: {line}" for line in (kept(numbers), trained(numbers), "; ".join(oddities(numbers))) if line]
 
 
@@ -127,7 +127,7 @@ def kept(numbers: Audit) -> str:
 
 
 def trained(numbers: Audit) -> str:
-    """What trains, and whether the model learns to stop."""
+    """Say how much trains, and how many trained turns end with a stop token."""
     some = numbers.looked_at < len(numbers.lengths)
     within = f" (of the first {numbers.looked_at:,} samples)" if some else ""
     with_stop = numbers.trained_turns - numbers.without_stop.count
@@ -138,7 +138,7 @@ def trained(numbers: Audit) -> str:
 
 
 def oddities(numbers: Audit) -> Iterator[str]:
-    """What is allowed, and often a mistake."""
+    """Yield what is allowed, but often a mistake."""
     if numbers.duplicates.count:
         yield f"samples equal to an earlier one: {numbers.duplicates}"
     if numbers.typed_special_tokens.count:

@@ -50,11 +50,11 @@ class Dataset:
         return len(self.samples)
 
     def describe_epoch(self) -> str:
-        """What an epoch holds, a line for each source."""
+        """Return what an epoch holds, a line for each source."""
         return describe(self.mixture, self.samples.lengths)
 
     def batches(self, sample_ids: np.ndarray, *, dp_size: int, dp_rank: int) -> Iterator[Batch]:
-        """The micro-batches in which one data-parallel rank computes its part of `sample_ids`."""
+        """Return the micro-batches in which one data-parallel rank computes its part of `sample_ids`."""
         for ids in self.micro_batches(sample_ids, dp_size=dp_size, dp_rank=dp_rank):
             sources = self.mixture.source_of(ids) if len(self.mixture.sources) > 1 else None
             yield collate([self.samples[i] for i in ids], packed=self.packed, pad_id=self.pad_id, sources=sources)
@@ -70,7 +70,7 @@ class Dataset:
         return int((self.samples[sample_id].target_weights > 0).sum())
 
     def micro_batches(self, sample_ids: np.ndarray, *, dp_size: int, dp_rank: int) -> list[np.ndarray]:
-        """The sample ids of these micro-batches."""
+        """Return the sample ids of these micro-batches."""
         return plan.micro_batches(
             sample_ids,
             self.samples.lengths[sample_ids],
@@ -245,7 +245,7 @@ def _cached(
     build_here: bool,
     say: Callable[[str], None],
 ) -> list[list[CachedRows]]:
-    """The tokens of every file of every part, up to the last one that max_samples lets in."""
+    """Return the tokens of every file of every part, up to the last one that max_samples lets in."""
     insist = config.bad_rows == "error"  # else rows without the column are left out, one by one
     rows_left = None if max_samples < 0 else max_samples
     cached_rows: list[list[CachedRows]] = [[] for _ in parts]
@@ -269,7 +269,7 @@ def _cached(
 
 
 def _sources(parts: Sequence[Part], starts: np.ndarray) -> list[Source]:
-    """The parts as sources of samples; starts: the first sample of each, int64 [parts + 1]."""
+    """Return the parts as sources of samples; starts: the first sample of each, int64 [parts + 1]."""
     return [
         Source(part.name, int(samples), part.weight, part.fraction)
         for part, samples in zip(parts, np.diff(starts), strict=True)

@@ -43,13 +43,13 @@ def read_prompts(
     max_rows: int | None = None,
     seed: int = 0,
 ) -> Iterator[Prompt]:
-    """The prompts of the first rows of these files, in order; files None: of data.mixture, drawn by seed.
+    """Return the prompts of the first rows of these files, in order; files None: of data.mixture, drawn by seed.
 
     Rows that ask nothing or expect no answer are left out, and named in `bad`. max_rows: None reads all.
     """
 
     def say_nothing(line: str) -> None:
-        """What there is to say of the files was said when they were tokenised."""
+        """Return what there is to say of the files was said when they were tokenised."""
 
     if files is None:
         parts = parts_of_mixture(config, seed, tokenizer, say_nothing)
@@ -75,7 +75,7 @@ def those_that_fit(prompts: Iterable[Prompt], max_length: int, too_long: list[st
 
 
 def prompt_of(item: Item, tokenizer: Any, supervision: Supervision, *, where: str, part: str = "") -> Prompt:
-    """What one row asks. Raises InputError naming the row if there is no answer in it to ask for."""
+    """Return what one row asks. Raises InputError naming the row if there is no answer in it to ask for."""
     if isinstance(item, Document):
         raise RowError(f"{where}: plain text asks nothing; expected a prompt and its response, or messages.")
     if isinstance(item, Sample):

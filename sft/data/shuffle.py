@@ -9,5 +9,8 @@ OF_EPOCHS, OF_PASSES, OF_STEPS, OF_ROWS = range(4)
 
 
 def permutation(number: int, seed: int, turn: int, purpose: int = OF_EPOCHS, which: int = 0) -> np.ndarray:
-    """A permutation of 0 .. number-1, int64. Philox is keyed and counts, so turns and purposes share no stream."""
+    """Return a permutation of 0 ..
+
+    number-1, int64. Philox is keyed and counts, so turns and purposes share no stream.
+    """
     return np.random.Generator(np.random.Philox(key=[seed, turn], counter=[0, 0, purpose, which])).permutation(number)

@@ -78,7 +78,7 @@ class Conversion:
         return {self._as_stored(name, group): tensor for name, tensor in reverted.items()}
 
     def _as_stored(self, name: str, group: Group) -> str:
-        """The name with or without the model's prefix, as the file of this group has it."""
+        """Return the name with or without the model's prefix, as the file of this group has it."""
         prefix = f"{self.parts.base_model_prefix}."
         spellings = (name, name.removeprefix(prefix), f"{prefix}{name}")
         return next((spelling for spelling in spellings if spelling in group.stored), name)
@@ -121,7 +121,7 @@ def conversion_of(
 
 
 def _group(model: PreTrainedModel, stored: StoredTensors, parts: _ModelParts) -> tuple[list[Group], dict[str, str]]:
-    """(the groups; stored tensors that become no weight, with the name that they would have in the model).
+    """Return (the groups; stored tensors that become no weight, with the name that they would have in the model).
 
     The same decisions, in the same order, as transformers' convert_and_load_state_dict_in_model.
     """
@@ -164,7 +164,7 @@ def _misshaped(conversion: Conversion, grown: set[str]) -> list[str]:
 
 
 def _not_reverted(conversion: Conversion, stored: StoredTensors) -> list[str]:
-    """The names that are no longer there, or of another shape, where a group is converted and reverted again."""
+    """Return the names that are no longer there, or of another shape, where a group is converted and reverted again."""
     wrong = []
     for group in conversion.groups:
         if group.converter is None:

@@ -66,7 +66,7 @@ def _build(config: PretrainedConfig, attention: Choice, dtype: torch.dtype, trus
 
 
 def decoder_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
-    """The repeated blocks of the model, in order: what is sharded and checkpointed one at a time."""
+    """Return the repeated blocks of the model, in order: what is sharded and checkpointed one at a time."""
     blocks = set(model._no_split_modules or ())
     inside = model.get_decoder() if model.config.get_text_config() is not model.config else model
     layers = [module for module in inside.modules() if type(module).__name__ in blocks]

@@ -52,7 +52,7 @@ def _give_up(model: PreTrainedModel, reason: str) -> None:
 
 
 def _logits_of(model: PreTrainedModel, head: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """What `model` answers for columns 0 and 2 of three tokens when its LM head says `x`."""
+    """Return what `model` answers for columns 0 and 2 of three tokens when its LM head says `x`."""
     body = model.base_model
     if body is model:
         raise NotImplementedError("it has no body apart from its LM head")
@@ -90,7 +90,7 @@ class _BodyOutput(tuple):
 
 
 def _fit(x: torch.Tensor, z: torch.Tensor, cap: float | None) -> LogitForm:
-    """The scale that explains z, from the logits that are too small to be capped."""
+    """Return the scale that explains z, from the logits that are too small to be capped."""
     small = x.abs() < 1
     x, z = x[small], z[small]
     straight = z if cap is None else cap * torch.atanh((z / cap).clamp(-0.999, 0.999))

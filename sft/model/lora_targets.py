@@ -98,7 +98,7 @@ def _source(kind: type) -> str:
 
 
 def _source_of(module: torch.nn.Module) -> str:
-    """The source of a module's class and of those that it extends, without torch's own."""
+    """Return the source of a module's class and of those that it extends, without torch's own."""
     return "\n".join(_source(kind) for kind in type(module).__mro__ if not kind.__module__.startswith("torch."))
 
 
@@ -138,6 +138,6 @@ def _leaves(names: Sequence[str]) -> list[str]:
 
 
 def few(names: Sequence[str]) -> str:
-    """The first of many names, for a message."""
+    """Return the first of many names, for a message."""
     more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
     return ", ".join(names[:MAX_NAMES_SHOWN]) + more

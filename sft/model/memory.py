@@ -88,7 +88,7 @@ class Memory:
 
 
 def estimate(model: ModelSize, load: Load) -> Memory:
-    """The memory of one rank."""
+    """Estimate the memory of one rank."""
     n, m, c = load.ranks, load.master_bytes, load.compute_bytes
     in_layer = 16 * model.width + c * (
         4 * model.width + 3 * model.query_width + 2 * model.key_width + 4 * model.mlp_width
@@ -118,7 +118,7 @@ def estimate(model: ModelSize, load: Load) -> Memory:
 
 
 def _fused_loss(model: ModelSize, load: Load) -> int:
-    """The rows of one chunk, once more in fp32; gradients of what the LM head met, and of its weight in fp32."""
+    """Count the rows of one chunk, again in fp32, and gradients of what the LM head met and of its weight, in fp32."""
     c, copy = load.compute_bytes, 0 if load.compute_bytes == 4 else load.compute_bytes
     rows = min(load.logits, CHUNK["cpu" if load.on_cpu else "gpu"])
     head = model.vocabulary * model.width * (4 + copy) if model.head_trains and load.logits else 0
@@ -163,7 +163,7 @@ def gigabytes(number: int) -> str:
 
 
 def model_size(model: PreTrainedModel, layers: list[torch.nn.Module]) -> ModelSize:
-    """The sizes of a model, which may lie on the meta device."""
+    """Measure a model, which may lie on the meta device."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_attention_heads", None) or 0  # Mamba and RWKV have none
     head_width = getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)

@@ -19,7 +19,9 @@ def named_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """What training can change: parameters that are not frozen, and persistent buffers, by their name in the model."""
+    """Return what training can change: parameters that are not frozen, and persistent buffers, by their name in the
+    model.
+    """
     frozen = {name for name, weight in model.named_parameters() if not weight.requires_grad}
     return {name: tensor for name, tensor in _state(model).items() if name not in frozen}
 
@@ -53,7 +55,7 @@ def aliases(model: torch.nn.Module) -> dict[str, str]:
 
 
 def stored_name(name: str) -> str | None:
-    """What a model directory calls a tensor of the model; None for an adapter's, which it does not hold."""
+    """Return what a model directory calls a tensor of the model; None for an adapter's, which it does not hold."""
     return None if ADAPTER.search(name) else name.replace(".base_layer.", ".")
 
 

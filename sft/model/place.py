@@ -30,7 +30,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def build_bare_model(
     config: SftConfig, source: Path, attention: Choice, *, tokens: int = 0
 ) -> tuple[PreTrainedModel, bool]:
-    """(the model on the meta device, with LoRA's adapters inside; whether its vocabulary had to grow)."""
+    """Return (the model on the meta device, with LoRA's adapters inside; whether its vocabulary had to grow)."""
     trust, fsdp, adapters = config.model.trust_remote_code, config.model.fsdp_config, adapter_settings(config.model)
     master_dtype, compute_dtype = DTYPES[fsdp.model_dtype], DTYPES[fsdp.compute_dtype]
     model_config = load_config(source, trust_remote_code=trust)
@@ -66,7 +66,7 @@ def _say_what_routers_miss(config: PretrainedConfig) -> None:
 
 
 def sharding_of(fsdp: FsdpConfig, *, reduce_once: bool = True) -> Sharding:
-    """What model.fsdp_config says about how the weights are spread."""
+    """Return what model.fsdp_config says about how the weights are spread."""
     return Sharding(
         DTYPES[fsdp.compute_dtype],
         offload=fsdp.cpu_offload or fsdp.offload_params,
@@ -121,7 +121,7 @@ def place(
 
 
 def adapter_settings(model: ModelConfig) -> dict[str, Any]:
-    """What the configuration says about adapters, in types that JSON keeps; empty without LoRA."""
+    """Return what the configuration says about adapters, in types that JSON keeps; empty without LoRA."""
     if not model.lora_rank:
         return {}
     return {

@@ -16,7 +16,7 @@ NOT_FROM_HUB = ["consolidated*"]  # the same weights again, in their maker's own
 
 
 def find_model(name_or_path: str, revision: str | None = None, *, weights: bool = True) -> Path:
-    """The local directory of a model: the path itself, or the hub snapshot, downloaded if it is not here yet.
+    """Return the local directory of a model: the path itself, or the hub snapshot, downloaded if it is not here yet.
 
     revision: branch, tag or commit of the hub's repository; None: its main branch
     weights: whether a snapshot must have them; without, only configuration and tokenizer are downloaded
@@ -53,7 +53,7 @@ def find_model(name_or_path: str, revision: str | None = None, *, weights: bool 
 
 
 def load_config(directory: Path, *, trust_remote_code: bool) -> PretrainedConfig:
-    """The architecture of a model directory. Raises InputError for one whose weights are quantised."""
+    """Return the architecture of a model directory. Raises InputError for one whose weights are quantised."""
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
@@ -68,7 +68,9 @@ def load_config(directory: Path, *, trust_remote_code: bool) -> PretrainedConfig
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files that make the model: those of the index, or the only one; others may lie beside them."""
+    """Return the safetensors files that make the model: those of the index, or the only one; others may lie beside
+    them.
+    """
     index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
     if index.is_file():
         try:

@@ -76,7 +76,7 @@ def _open(kind: Any, directory: Path, **options: Any) -> Any:
 
 
 def _refuse_tekken_alone(directory: Path) -> None:
-    """A tekken.json names neither a chat template nor the special tokens; read as it is, training would lack both."""
+    """Refuse a tekken.json alone: it names neither a chat template nor the special tokens, and training needs both."""
     if not (directory / "tekken.json").is_file() or (directory / "tokenizer.json").is_file():
         return
     special = "bos_token='<s>', eos_token='</s>', pad_token='<pad>'"
@@ -122,7 +122,7 @@ def _chosen_by_model_type(directory: Path) -> bool:
 
 
 def _pieces(backend: Any, text: str) -> list[str]:
-    """The pieces of a text between which no token reaches."""
+    """Return the pieces of a text between which no token reaches."""
     normal = backend.normalizer.normalize_str(text) if backend.normalizer else text
     return [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(normal)] if backend.pre_tokenizer else [normal]
 

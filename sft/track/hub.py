@@ -3,6 +3,9 @@
 Pushing costs training nothing: rank 0 alone pushes, in a thread, from hard links that no retention deletes. A push
 that fails is a warning with the command that does it by hand; the local model is there all the same. The token is the
 environment's or that of `hf auth login`, and never passes through here.
+
+The thread is our own, and not upload_folder(run_as_future=True): Python waits at its end for futures, and a push that
+hangs must not keep a job that has to go.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class CachedRows:
         return self.facts.counts.rows
 
     def where(self, number: int) -> str:
-        """The row of that number, named as in every other message about it: "train.jsonl:12"."""
+        """Return the row of that number, named as in every other message about it: "train.jsonl:12"."""
         before, after = self.around_number
         return f"{before}{number}{after}"
 
@@ -85,7 +85,7 @@ def cached(
     say: Callable[[str], None],
     num_workers: int | None = 1,
 ) -> CachedRows:
-    """The cached samples of `source`, tokenising it first if need be.
+    """Return the cached samples of `source`; tokenises it first where they are not there.
 
     bad_rows:    "error" raises InputError listing the rows that cannot be used; "drop" leaves them out, and says so
     num_workers: processes that tokenise, None for one per core; the samples are the same for any number
@@ -117,7 +117,7 @@ def cached(
 
 
 def _key(source: RowSource, recipe: Recipe, max_rows: int | None, bad_rows: str) -> str:
-    """The name of the cache: of the rows as they are at this moment, and of all that makes samples of them."""
+    """Return the name of the cache: of the rows as they are at this moment, and of all that makes samples of them."""
     ingredients = [FORMAT, *source.fingerprint(), *recipe.fingerprint(), max_rows, bad_rows]
     return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -225,7 +225,7 @@ def _count(source: RowSource, max_rows: int | None) -> int:
 
 
 def _chunks(source: RowSource, max_rows: int | None, num_rows: int, say: Callable[[str], None]) -> Iterator[list[Row]]:
-    """The rows in lists of ROWS_AT_ONCE; a progress bar where a person is watching, else a line now and then."""
+    """Yield the rows in lists of ROWS_AT_ONCE; a progress bar where a person is watching, else a line now and then."""
     rows: Iterable = itertools.islice(source.read(), max_rows)
     console = Console(stderr=True)
     title = f"tokenising {source.name}"
@@ -237,7 +237,7 @@ def _chunks(source: RowSource, max_rows: int | None, num_rows: int, say: Callabl
 
 
 def _told(rows: Iterable[Row], title: str, num_rows: int, say: Callable[[str], None]) -> Iterator[Row]:
-    """The same rows; every SAY_EVERY_S it is said how many there were."""
+    """Yield the same rows; every SAY_EVERY_S say how many there were."""
     due = time.monotonic() + SAY_EVERY_S
     for number, row in enumerate(rows):
         if time.monotonic() >= due:

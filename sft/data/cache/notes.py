@@ -45,7 +45,7 @@ def key_of_builder(cache_dir: Path, number: int) -> str | None:
 
 
 def _note(cache_dir: Path) -> Path:
-    """The file for the ranks of this node, of this launch, of this restart."""
+    """Return the file for the ranks of this node, of this launch, of this restart."""
     names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "TORCHELASTIC_RESTART_COUNT")
     launch = [socket.gethostname(), *(os.environ.get(name, "") for name in names)]
     return cache_dir / f".{hashlib.sha256(repr(launch).encode()).hexdigest()[:16]}.note"

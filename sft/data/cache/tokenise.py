@@ -40,7 +40,7 @@ DIFFICULTY = pa.field("difficulty", pa.float64())  # where a curriculum asks for
 
 
 def schema_of(source: RowSource) -> pa.Schema:
-    """The columns of the cache of these rows."""
+    """Return the columns of the cache of these rows."""
     return SCHEMA if source.difficulty is None else SCHEMA.append(DIFFICULTY)
 
 
@@ -88,7 +88,7 @@ class Encoded:
 
 
 def tokenise(rows: Sequence[Row], source: RowSource, recipe: Recipe) -> Encoded:
-    """The samples of some rows of `source`; rows that cannot be used are left out and named."""
+    """Turn some rows of `source` into samples; rows that cannot be used are left out and named."""
     usable, items, difficulties, encoded, bad, mistakes, counts = rows, [], [], [], [], [], RowCounts()
     try:
         items = [source.convert(row) for row in rows]
@@ -119,12 +119,14 @@ def tokenise(rows: Sequence[Row], source: RowSource, recipe: Recipe) -> Encoded:
 
 
 def _difficulties(rows: Sequence[Row], source: RowSource) -> list[float]:
-    """That of every row, for a curriculum by a column; else none. Raises InputError for a row without one."""
+    """Return the difficulty of every row, for a curriculum by a column; else []. Raises InputError for a row without
+    one.
+    """
     return [] if source.difficulty is None else [source.difficulty(row) for row in rows]
 
 
 def encode_items(items: Sequence[Item], recipe: Recipe, max_length: int, counts: RowCounts) -> list[list[Sample]]:
-    """The samples of every item; counts: where what happened is added."""
+    """Turn every item into samples. counts: where what happened is added."""
     conversations = [item for item in items if isinstance(item, Conversation)]
     for conversation in conversations:
         _refuse_silence(conversation, recipe.supervision)
@@ -152,7 +154,7 @@ def _spells(special_tokens: re.Pattern[str], item: Item) -> bool:
 
 
 def _refuse_silence(conversation: Conversation, supervision: Supervision) -> None:
-    """An empty answer would train the model to stop where it should speak; one that is not trained is history."""
+    """Refuse an empty answer that is trained: the model would learn to stop where it should speak."""
     silent = [k for k, message in enumerate(conversation.messages) if is_silent(message)]
     if not silent:
         return
@@ -195,7 +197,7 @@ def _digest(sample: Sample) -> int:
 
 
 def _bounded(problem: str) -> str:
-    """A message that quotes a row of megabytes keeps its beginning, which names the row, and its end, the way out."""
+    """Shorten a message that quotes a long row: its beginning names the row, its end the way out."""
     if len(problem) <= MAX_MESSAGE:
         return problem
     return f"{problem[: MAX_MESSAGE - 300]} … {problem[-280:]}"

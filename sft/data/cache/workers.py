@@ -1,9 +1,10 @@
-"""One function over many inputs, by several processes: the results come in the order of the inputs, as from `map`.
+"""Call one function on many inputs in several processes; the results come in the order of the inputs, as from `map`.
 
     parent --input--> child, idle until then     one pipe each; the next input goes to whoever is done first
     parent <--result-- child
 
 A child that waits for its next input sees the end of its pipe when the parent is gone, however it went, and ends.
+This is why it is not concurrent.futures.ProcessPoolExecutor, whose children wait for ever once the parent is killed.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def processes_for(num_workers: int | None, num_inputs: int) -> int:
 def map_in_order(
     function: Callable[[Input], Result], inputs: Iterable[Input], num_processes: int
 ) -> Generator[Result, None, None]:
-    """`function` of every input, in their order. Close it, or exhaust it, and no process is left.
+    """Yield `function` of every input, in their order. Close it, or exhaust it, and no process is left.
 
     Forked: nothing is imported again, and `function` may be any closure; inputs and results are pickled. With one
     process all happens in this one. Raises InputError if a process is lost, and the InputError that `function` raises.
@@ -106,7 +107,7 @@ def _exchange(child: BaseProcess, talk: Callable[..., Any], *message: Any) -> An
 
 
 def _serve(function: Callable[[Any], Any], connection: Connection, inherited: list[Connection]) -> None:
-    """The life of a child."""
+    """Answer one input after the other until the parent is gone: all that a child does."""
     for other in inherited:
         other.close()  # open here, they would keep siblings alive after the parent
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent decides

@@ -22,7 +22,7 @@ Tokens = tuple[list[int], list[slice]]
 
 
 def proven(renderings: Sequence[Rendering], tokens: Sequence[Tokens], backend: Tokenizer) -> list[Tokens]:
-    """The tokens, where they decode to what they stand for; else such as do. Raises MaskError where there are none."""
+    """Return the tokens where they decode to what they stand for; else such as do. Raises MaskError if there are none."""
     spans = [ids[s] for ids, slices in tokens for s in slices]
     spoken = iter(backend.decode_batch(spans, skip_special_tokens=False))
     found = []
@@ -34,7 +34,7 @@ def proven(renderings: Sequence[Rendering], tokens: Sequence[Tokens], backend: T
 
 
 def _prove(rendering: Rendering, ids: list[int], slices: list[slice], backend: Tokenizer) -> Tokens:
-    """The slow road, for a text that simple decoding does not give back. Raises MaskError at its end.
+    """Prove the tokens of a text that simple decoding does not give back, slowly. Raises MaskError where it fails.
 
     Either the tokenizer itself changes text (NFC; sentencepiece eats a leading space), and decoding in context shows
     that it did no more; or a token reaches from the prompt into the reply, and both must be tokenised apart.

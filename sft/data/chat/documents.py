@@ -16,7 +16,7 @@ from sft.types import Sample
 
 
 def encode_documents(documents: Sequence[Document], tokenizer: Any, max_length: int) -> list[list[Sample]]:
-    """The samples of every document: its text as the tokenizer frames it (its bos, if it adds one), then eos.
+    """Turn documents into samples: the text as the tokenizer frames it (its bos, if it adds one), then eos.
 
     A text that was rendered before gets nothing twice: one that begins with bos gets no other, and one that ends with a
     special token, be there white space behind it, no eos.

@@ -45,7 +45,7 @@ def encode(
     thinking_history: str = "auto",
     **template_options: Any,
 ) -> list[Sample]:
-    """The samples of one conversation; trained (weight above 0) is only what the model would sample in it.
+    """Turn one conversation into samples; only what the model would sample in it is trained (weight above 0).
 
     One sample, or several where the template rewrites earlier turns: each assistant turn is trained in exactly
     one of them; none where nothing is to be trained. train_on, thinking_history: as data.train_on and
@@ -62,7 +62,7 @@ def encode_batch(
     supervision: Supervision | None = None,
     counts: RowCounts | None = None,
 ) -> list[list[Sample]]:
-    """The samples of every conversation. As `encode`, tokenising and decoding all texts at once, in Rust threads.
+    """Turn conversations into samples as `encode` does, all texts tokenised and decoded at once, in Rust threads.
 
     counts: where what happened on the way is added.
     """
@@ -90,7 +90,7 @@ def _shared_tokens(a: Sample, b: Sample) -> int:
 def stop_token_ids(
     tokenizer: PreTrainedTokenizerBase, supervision: Supervision | None = None, **options: Any
 ) -> list[int]:
-    """The ids that end a turn in training, and so must end generation. Not always the tokenizer's eos."""
+    """Return the ids that end a turn in training, and so must end generation. Not always the tokenizer's eos."""
     rust_tokenizer(tokenizer)
     template = chat_template(tokenizer)
     options = template_options(template, options, supervision or Supervision())

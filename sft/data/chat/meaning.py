@@ -134,7 +134,7 @@ def _may_be(kind: str, value: Any) -> bool:
 
 
 def _as_flag(value: Any) -> bool | None:
-    """What a value says as a switch; None if it is none."""
+    """Return what a value says as a switch; None if it is none."""
     if isinstance(value, bool):
         return value
     spelt = value.strip().lower() if isinstance(value, str) else ""

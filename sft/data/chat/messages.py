@@ -230,7 +230,7 @@ def _clean_tool_call(call: Any, where: str) -> dict[str, Any]:
 
 
 def _with_parameters(schema: dict[str, Any], where: str) -> dict[str, Any]:
-    """The schema with its parameters as an object, where they are JSON text."""
+    """Return the schema with its parameters as an object, where they are JSON text."""
     if isinstance(schema.get("function"), str | dict):
         function = _opened(schema["function"], where)
         return {**schema, "function": _with_parameters(function, where)} if isinstance(function, dict) else schema
@@ -240,7 +240,10 @@ def _with_parameters(schema: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _thought_and_text(content: Any, role: str, where: str) -> tuple[str, str]:
-    """The thoughts and the words of a content, text or parts. Only the assistant thinks, and before it speaks."""
+    """Return the thoughts and the words of a content, text or parts.
+
+    Only the assistant thinks, and before it speaks.
+    """
     _check_parts(content, where)
     parts = _parts(content)
     if parts is None or (role != "assistant" and any(is_thought for is_thought, _ in parts)):
@@ -281,7 +284,7 @@ def _refuse_another(
 
 
 def _parts(content: Any) -> list[Part] | None:
-    """The parts of a content, a text being one; None where something is neither words nor thoughts."""
+    """Return the parts of a content, a text being one; None where something is neither words nor thoughts."""
     if isinstance(content, str):
         return [(False, content)]
     parts = [_part(part) for part in content] if isinstance(content, list) else [None]
@@ -304,7 +307,7 @@ def _part(part: Any) -> Part | None:
 
 
 def _words(value: Any) -> str | None:
-    """The text, or that of a list of parts of text; None for anything else."""
+    """Return the text, or that of a list of parts of text; None for anything else."""
     parts = _parts(value)
     if parts is None or any(is_thought for is_thought, _ in parts):
         return None
@@ -325,7 +328,7 @@ def _present(value: Any) -> Any:
 
 
 def _opened(value: Any, where: str) -> Any:
-    """The object or list that JSON text holds; other values as they are."""
+    """Return the object or list that JSON text holds; other values as they are."""
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         return _from_json(value, where)
     return value

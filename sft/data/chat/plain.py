@@ -58,12 +58,12 @@ def is_plain(messages: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def first_reply(messages: Sequence[Mapping[str, Any]]) -> int:
-    """The index of the first reply of a plain conversation."""
+    """Return the index of the first reply of a plain conversation."""
     return 2 if messages[0]["role"] == "system" else 1
 
 
 def around_questions(tokenizer: Any, template: str, options: Mapping[str, Any], shape: TurnShape) -> Around | None:
-    """What stands around the user's words from the second turn on; None if the template changes turns later."""
+    """Return what stands around the user's words from the second turn on; None if the template changes turns later."""
     return None if shape.is_next_tag else _learn(tokenizer, template, json.dumps(options, sort_keys=True), shape)
 
 

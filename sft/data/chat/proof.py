@@ -92,7 +92,7 @@ def _refuse_token(token: str, what: str, said: str, turn: int, where: str) -> No
 
 
 def _lost_words(message: dict[str, Any], body: str, shape: TurnShape) -> str | None:
-    """What `body` lacks of a reply of words; None if it is the content (and reasoning) in the template's markup."""
+    """Return what `body` lacks of a reply of words; None if it is the content (and reasoning) in the template's markup."""
     content, end = message["content"], shape.before_stop
     reasoning = next((message[key] for key in REASONING_KEYS if key in message), None)
     if reasoning is None and _consists_of(body, shape.lead, content, end):
@@ -113,7 +113,7 @@ def _lost_words(message: dict[str, Any], body: str, shape: TurnShape) -> str | N
 
 
 def _lost_call(message: dict[str, Any], body: str) -> str | None:
-    """What `body` lacks of a reply that calls tools: each template spells calls in its own way, but one by one."""
+    """Return what `body` lacks of a reply that calls tools: each template spells calls in its own way, but one by one."""
     reasoning = next((message[key] for key in REASONING_KEYS if key in message), "")
     said = [part.strip() for part in (reasoning, *re.split("</?think>", message.get("content", "")))]
     missing, at = find_in_order(body, said)
@@ -156,7 +156,10 @@ def check_prompt_is_whole(messages: Sequence[dict[str, Any]], prompt: str, where
 
 
 def check_tools_are_shown(tools: Sequence[dict[str, Any]], text: str, is_shown: bool, where: str) -> None:
-    """The text names every tool. is_shown: the template makes something of tools at all. Raises InputError."""
+    """Refuse (InputError) a text that does not name every tool.
+
+    is_shown: the template makes something of tools at all.
+    """
     schemas = [tool["function"] if isinstance(tool.get("function"), dict) else tool for tool in tools]
     names = [str(schema.get("name", "")) for schema in schemas]
     hidden = [name for name in names if name not in text or not is_shown]
@@ -191,7 +194,7 @@ def thoughts_never_opened(messages: Sequence[dict[str, Any]], text: str) -> int:
 
 
 def check_content_is_kept(content: str, before: str, text: str, turn: int, where: str) -> None:
-    """The template adds one message to the text `before` it, with its content exactly once. Raises MaskError."""
+    """Check that the template adds one message to the text `before` it, its content exactly once. Raises MaskError."""
     if content and text.startswith(before) and text[len(before) :].count(content) == 1:
         return
     raise MaskError(

@@ -46,7 +46,7 @@ def render(
     supervision: Supervision | None = None,
     counts: RowCounts | None = None,
 ) -> list[Rendering]:
-    """The texts in which every trained turn stands exactly once, as it would be sampled.
+    """Return the texts in which every trained turn stands exactly once, as it would be sampled.
 
     One text, if the template leaves earlier turns as they were; a template that rewrites them (Qwen3 drops the
     reasoning of earlier turns) gives one text for each state of the history. No text, if nothing is trained.
@@ -88,7 +88,10 @@ def render(
 def chat_in_template(
     conversation: Conversation, tokenizer: PreTrainedTokenizerBase, supervision: Supervision
 ) -> ChatInTemplate:
-    """The conversation, cleaned, with the template that renders it. Raises InputError for what no template can take."""
+    """Return the conversation, cleaned, with the template that renders it.
+
+    Raises InputError for what no template can take.
+    """
     where = conversation.where
     tools = clean_tools(conversation.tools, where)
     template = chat_template(tokenizer, tools)
@@ -100,7 +103,7 @@ def chat_in_template(
 
 
 def template_options(template: str, given: Mapping[str, Any], supervision: Supervision) -> dict[str, Any]:
-    """The template's variables: those given, and with thinking_history=preserved its own switch for that."""
+    """Return the template's variables: those given, and with thinking_history=preserved its own switch for that."""
     wanted = KEEPS_REASONING if supervision.thinking_history == "preserved" else {}
     return {name: value for name, value in wanted.items() if name in template} | dict(given)
 
@@ -163,7 +166,7 @@ def _check_somebody_answers(messages: list[dict[str, Any]], weights: list[float]
 
 
 def _fewest_texts(waiting: list[tuple[str, Span]]) -> list[tuple[str, list[Span]]]:
-    """The last turn's text trains all turns it leaves as they were sampled; so on with the turns still waiting."""
+    """Take the last turn's text for all turns that it leaves as they were sampled; so on with the turns still waiting."""
     texts = []
     while waiting:
         text, _ = waiting[-1]

@@ -57,7 +57,7 @@ def _leaves(value: Any, is_sorted: bool = False) -> Iterator[Any]:
 
 
 def _spellings(part: Any, has_escapes: bool) -> set[str]:
-    """A part as it is, as JSON (Llama 3 prints tool results so), as JSON inside JSON, and as Python prints it.
+    """Return a part as it is, as JSON (Llama 3 prints tool results so), as JSON inside JSON, and as Python prints it.
 
     has_escapes: whether the text has backslashes at all, without which no other spelling of a text can stand in it.
     """

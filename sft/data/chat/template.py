@@ -84,7 +84,7 @@ class EndlessTemplateError(InputError):
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase, tools: list[dict[str, Any]] | None = None) -> str:
-    """The tokenizer's template for conversations with or without tools. Raises InputError if it has none."""
+    """Return the tokenizer's template for conversations with or without tools. Raises InputError if it has none."""
     if not tokenizer.chat_template:
         raise InputError(
             "the tokenizer has no chat template; set data.chat_template (jinja text, file or name), "
@@ -129,13 +129,13 @@ def apply(
 
 @lru_cache(maxsize=64)
 def reasoning_key(template: str) -> str:
-    """The name under which the template looks for a message's reasoning."""
+    """Return the name under which the template looks for a message's reasoning."""
     named = (key for key in REASONING_KEYS if re.search(rf"\.{key}\b|['\"]{key}['\"]", template))
     return next(named, REASONING_KEYS[0])
 
 
 def turn_shapes(tokenizer: PreTrainedTokenizerBase, template: str, options: Mapping[str, Any]) -> TurnShapes:
-    """What the template writes around replies, rendered with these options.
+    """Return what the template writes around replies, rendered with these options.
 
     Raises InputError for templates that cannot tell where the model speaks: no content, no generation prompt,
     no stop token.
@@ -289,7 +289,7 @@ class _Stop:
 
     @classmethod
     def find(cls, tokenizer: Any, ending: str, middle: str, prompt_markup: str, eos_token: str | None) -> _Stop | None:
-        """The token that ends a turn.
+        """Return the token that ends a turn.
 
         ending, middle: what follows the reply where it is the last message, and where another role speaks after it
         ("" if the template does not say). What only the end of a conversation has (Phi-3's eos) ends no turn.
@@ -330,7 +330,7 @@ def _kept(prompt: str, text: str) -> int:
 
 
 def _try(probe: Any, *messages: dict[str, Any]) -> str:
-    """The probe's text; "" where the template refuses such a conversation."""
+    """Return the probe's text; "" where the template refuses such a conversation."""
     try:
         return probe(*messages)
     except InputError:
@@ -338,7 +338,7 @@ def _try(probe: Any, *messages: dict[str, Any]) -> str:
 
 
 def short(text: str) -> str:
-    """The first 80 characters, quoted."""
+    """Return the first 80 characters, quoted."""
     return repr(text) if len(text) <= 80 else repr(text[:80]) + "…"
 
 

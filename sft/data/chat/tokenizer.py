@@ -25,7 +25,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def rust_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """The tokenizer in Rust, which knows offsets. Raises InputError if there is none."""
+    """Return the tokenizer in Rust, which knows offsets. Raises InputError if there is none."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise InputError(

@@ -45,7 +45,7 @@ class _Located:
 
 
 def tokens_of(renderings: Sequence[Rendering], backend: Tokenizer) -> list[Tokens]:
-    """The ids of every text as the model would meet them, and for each of its spans those that decode to it.
+    """Return the ids of every text as the model would meet them, and for each of its spans those that decode to it.
 
     Raises MaskError for a text that the tokenizer does not keep.
     """
@@ -112,7 +112,9 @@ def _last_tag(ids: list[int], end: int, tags: frozenset[int]) -> int:
 
 
 def _as_served(located: Sequence[_Located], backend: Tokenizer) -> list[Tokens]:
-    """The same with the end of every prompt tokenised by itself: a handful of texts, but without tags all prompts."""
+    """Return the same with the end of every prompt tokenised by itself: a handful of texts, but without tags all
+    prompts.
+    """
     texts = list({end.text: None for of_text in located for end in of_text.prompt_ends})
     encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
     served = {text: encoding.ids for text, encoding in zip(texts, encodings, strict=True)}
@@ -165,7 +167,10 @@ class _TokenBytes(dict[int, bytes]):
 
 @lru_cache(maxsize=8)
 def _token_bytes(backend: Tokenizer) -> _TokenBytes | None:
-    """What ids decode to in a byte-level tokenizer. None: the bytes of its tokens are not, in general, the text's."""
+    """Return what ids decode to in a byte-level tokenizer.
+
+    None: the bytes of its tokens are not, in general, the text's.
+    """
     from tokenizers.decoders import ByteLevel
 
     takes_spaces_along = any(tag.lstrip or tag.rstrip for tag in backend.get_added_tokens_decoder().values())

@@ -63,12 +63,12 @@ class ChatInTemplate:
     shapes: TurnShapes
 
     def text(self, end: int, *, prompt: bool = False) -> str:
-        """The rendering of messages[:end]."""
+        """Return the rendering of messages[:end]."""
         messages = self.messages[:end]
         return apply(self.tokenizer, self.template, messages, self.tools, self.options, self.where, prompt)
 
     def check_tools(self, end: int, prompt: str) -> None:
-        """Raises InputError if the prompt, of which messages[:end] is made, hides a tool."""
+        """Raise InputError if the prompt, of which messages[:end] is made, hides a tool."""
         if not self.tools:
             return
         is_shown = shows_tools(self.tokenizer, self.template, self.options)
@@ -78,7 +78,7 @@ class ChatInTemplate:
         check_tools_are_shown(self.tools, prompt, is_shown, self.where)
 
     def turn(self, k: int, weight: float) -> tuple[str, Span]:
-        """The text that ends with messages[k], and where in it this message stands."""
+        """Return the text that ends with messages[k], and where in it this message stands."""
         if self.messages[k]["role"] != "assistant":
             return self._given(k, weight)
         shape = self.shapes.calls if self.messages[k].get("tool_calls") else self.shapes.words
@@ -149,7 +149,7 @@ class ChatInTemplate:
         return [(text, Span(k, *places[k], weights[k], is_sampled=True)) for k in trained]
 
     def _given(self, k: int, weight: float) -> tuple[str, Span]:
-        """A message of another role: its content alone, where the template shows which part of the text that is."""
+        """Return a message of another role: its content alone, where the template shows which part of the text that is."""
         before, text, content = self.text(k) if k else "", self.text(k + 1), self.messages[k]["content"]
         check_content_is_kept(content, before, text, k, self.where)
         start = text.index(content, len(before))

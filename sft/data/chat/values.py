@@ -76,7 +76,7 @@ def is_empty(value: Any) -> bool:
 
 
 def _number(value: Decimal) -> int | float | str:
-    """The decimal as a JSON number that is written with its digits; as text where a float has too few."""
+    """Return the decimal as a JSON number that is written with its digits; as text where a float has too few."""
     if value.is_finite() and value == value.to_integral_value() and value.as_tuple().exponent == 0:
         return int(value)
     as_float = float(value)

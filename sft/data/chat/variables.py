@@ -23,14 +23,19 @@ MARKUP = re.compile(r"<[|｜][\w▁./:-]+[|｜]>")
 
 
 def variables(tokenizer: Any) -> frozenset[str] | None:
-    """The names that the tokenizer's templates look up; None where there is no template, or none that can be read."""
+    """Return the names that the tokenizer's templates look up; None where there is no template, or none that can be
+    read.
+    """
     names = [_variables(template) for template in _templates(tokenizer)]
     known = [of_one for of_one in names if of_one is not None]
     return frozenset().union(*known) if known and len(known) == len(names) else None
 
 
 def unread(given: Iterable[str], read: frozenset[str] | None, whose: str) -> Iterator[str]:
-    """A clause for each name that no template looks up: "... does not read enable_thinkin of ..."; whose: its place."""
+    """Return a clause for each name that no template looks up: "...
+
+    does not read enable_thinkin of ..."; whose: its place.
+    """
     for name in sorted(set(given) - (read if read is not None else set(given))):
         own = sorted(variable for variable in read or () if not FROM_US.fullmatch(variable))
         close = get_close_matches(name, own, n=1)
@@ -42,7 +47,7 @@ def unread(given: Iterable[str], read: frozenset[str] | None, whose: str) -> Ite
 
 
 def remarks(tokenizer: Any, options: Mapping[str, Any]) -> Iterator[str]:
-    """What looks like a mistake in a template and the variables that it is given; a line each."""
+    """Return what looks like a mistake in a template and the variables that it is given; a line each."""
     yield from unread(options, variables(tokenizer), "data.apply_chat_template_kwargs")
     tags = dict.fromkeys(tag for template in _templates(tokenizer) for tag in MARKUP.findall(template))
     if broken := [tag for tag in tags if len(tokenizer.encode(tag, add_special_tokens=False)) > 1]:
@@ -53,7 +58,7 @@ def remarks(tokenizer: Any, options: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _templates(tokenizer: Any) -> list[str]:
-    """The texts of the template, or of those for several uses."""
+    """Return the texts of the template, or of those for several uses."""
     given = tokenizer.chat_template or {}
     return list(given.values()) if isinstance(given, Mapping) else [given]
 

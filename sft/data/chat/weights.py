@@ -58,7 +58,7 @@ def message_weights(messages: Sequence[Mapping[str, Any]], train_on: str, where:
 
 
 def _own_weight(message: Mapping[str, Any], where: str) -> float | None:
-    """The weight that a message states; None if it states none (Arrow's null is none)."""
+    """Return the weight that a message states; None if it states none (Arrow's null is none)."""
     stated = {key: message[key] for key in WEIGHT_KEYS if message.get(key) is not None}
     if not stated:
         return None

@@ -44,7 +44,7 @@ class Mixture:
     curriculum_epochs: int = 0
 
     def __len__(self) -> int:
-        """Samples per epoch, repeated ones counted as often as they are seen."""
+        """Return the samples per epoch, repeated ones counted as often as they are seen."""
         return sum(self.counts)
 
     @cached_property
@@ -90,7 +90,7 @@ class Mixture:
         }
 
     def source_of(self, sample_ids: np.ndarray) -> np.ndarray:
-        """The number of the source that each of these samples comes from."""
+        """Return the number of the source that each of these samples comes from."""
         return np.searchsorted(self.starts, sample_ids, side="right") - 1
 
     def count(self, sample_ids: np.ndarray) -> dict[str, int]:
@@ -101,7 +101,7 @@ class Mixture:
 
 @lru_cache(maxsize=2)
 def epoch_order(mixture: Mixture, seed: int, epoch: int) -> np.ndarray:
-    """The sample ids of an epoch (0 = the first) in their order, int64 [len(mixture)].
+    """Return the sample ids of an epoch (0 = the first) in their order, int64 [len(mixture)].
 
     However the epoch is cut into steps, a source's share of a step's samples is its share of the epoch, up to one
     sample (with s streams and a fraction f: up to 1 + f * (s - 2)).
@@ -117,7 +117,7 @@ def epoch_order(mixture: Mixture, seed: int, epoch: int) -> np.ndarray:
 
 
 def _samples_in_epoch(mixture: Mixture, index: int, seed: int, epoch: int) -> np.ndarray:
-    """The sample ids of one source that an epoch sees: the epoch's cut of the endless sequence of passes."""
+    """Return the sample ids of one source that an epoch sees: the epoch's cut of the endless sequence of passes."""
     samples, count = mixture.sources[index].samples, mixture.counts[index]
     first, end = epoch * count, (epoch + 1) * count
     parts = []
@@ -138,7 +138,7 @@ def spread_evenly(orders: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def describe(mixture: Mixture, lengths: np.ndarray) -> str:
-    """What an epoch holds, a line for each source. `lengths`: tokens of every sample."""
+    """Return what an epoch holds, a line for each source. `lengths`: tokens of every sample."""
     # Of an epoch, each source's samples at their mean length.
     tokens = [int(lengths[ids].mean() * count) for ids, count in zip(mixture.ids.values(), mixture.counts, strict=True)]
     table = [
@@ -158,7 +158,7 @@ def describe(mixture: Mixture, lengths: np.ndarray) -> str:
 
 
 def refuse_empty(sources: Sequence[Source]) -> None:
-    """Raises InputError for sources of which nothing is left, or an epoch would hold less than one sample.
+    """Raise InputError for sources of which nothing is left, or an epoch would hold less than one sample.
 
     Their weight or fraction could not be kept.
     """

@@ -68,7 +68,7 @@ def micro_batches(
     balanced: bool = False,
     packed: bool = True,
 ) -> list[np.ndarray]:
-    """The sample ids of each micro-batch that one data-parallel rank computes for a step.
+    """Return the sample ids of each micro-batch that one data-parallel rank computes for a step.
 
     lengths:    tokens of each of sample_ids
     max_tokens: most tokens of a micro-batch, with its padding where not packed; replaces micro_batch_size

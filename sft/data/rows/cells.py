@@ -12,7 +12,9 @@ Cells = dict[str, Any]
 
 
 def nested(cells: Cells, where: str, knob: str, key: str, dict_keys: tuple[str, ...], *, in_text: bool) -> Any:
-    """The value of a column; where it is a struct (in_text: or a JSON object as text), what the dict keys lead to."""
+    """Return the value of a column; where it is a struct (in_text: or a JSON object as text), what the dict keys lead
+    to.
+    """
     value = present(cells, key, where, knob)
     for dict_key in dict_keys:
         struct = parsed(value) if in_text else value
@@ -27,7 +29,10 @@ def nested(cells: Cells, where: str, knob: str, key: str, dict_keys: tuple[str, 
 
 
 def present(cells: Cells, key: str, where: str, knob: str = "") -> Any:
-    """The value of a column, which the row must have. Raises RowError naming `knob`, which chooses the column."""
+    """Return the value of a column, which the row must have.
+
+    Raises RowError naming `knob`, which chooses the column.
+    """
     if key not in cells:
         way_out = f"Set {knob}." if knob else "Every row of a file has the same format; data.format names another."
         raise RowError(f"{where}: no column {key!r}; found {few(cells)}. {way_out}")
@@ -35,7 +40,7 @@ def present(cells: Cells, key: str, where: str, knob: str = "") -> Any:
 
 
 def text(cells: Cells, key: str, where: str, knob: str = "") -> str:
-    """The text of a column. Raises RowError for anything else."""
+    """Return the text of a column. Raises RowError for anything else."""
     value = present(cells, key, where, knob)
     if not isinstance(value, str):
         raise RowError(f"{where}: column {key!r} holds {short(value)}, expected text.")
@@ -43,12 +48,12 @@ def text(cells: Cells, key: str, where: str, knob: str = "") -> str:
 
 
 def optional_text(cells: Cells, key: str, where: str) -> str:
-    """The text of a column that may be null or absent: then ""."""
+    """Return the text of a column that may be null or absent: then ""."""
     return "" if cells.get(key) is None else text(cells, key, where)
 
 
 def parsed(value: Any) -> Any:
-    """The object or list that a text cell holds, or the cell itself."""
+    """Return the object or list that a text cell holds, or the cell itself."""
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         try:
             return json.loads(value)
@@ -58,13 +63,13 @@ def parsed(value: Any) -> Any:
 
 
 def short(value: Any) -> str:
-    """A found value as a message shows it: its type and its first 80 characters."""
+    """Return a found value as a message shows it: its type and its first 80 characters."""
     shown = repr(value[:80] if isinstance(value, str | bytes) else value)
     cut = len(shown) > 90 or (isinstance(value, str | bytes) and len(value) > 80)
     return f"{type(value).__name__} {shown[:90]}{'…' if cut else ''}"
 
 
 def few(names: Iterable[str]) -> str:
-    """The names of columns, the first dozen."""
+    """Return the names of columns, the first dozen."""
     shown = sorted(str(name)[:60] for name in names)
     return str(shown[:12]) + (f" and {len(shown) - 12} more" if len(shown) > 12 else "")

@@ -47,7 +47,8 @@ def rows_of_class(
     config: DataConfig,
     say: Callable[[str], None],
 ) -> RowSource:
-    """The items of data.custom_cls, as rows known by "MyRows[3]". The class is asked where they are tokenised only.
+    """Return the items of data.custom_cls, as rows known by "MyRows[3]". The class is asked where they are tokenised
+    only.
 
     Raises InputError for a file or class that is not there; when asked, for whatever the class raises.
     """
@@ -105,7 +106,7 @@ def to_item(row: Row, columns: Columns, template_options: Mapping[str, Any], voc
 
 
 def to_sample(item: Mapping[str, Any], where: str, vocabulary: int) -> Sample:
-    """The checked sample of an item with input_ids, its padding removed. Raises RowError naming the item."""
+    """Return the checked sample of an item with input_ids, its padding removed. Raises RowError naming the item."""
     ids = _numbers(item, "input_ids", where)
     given = [key for key in SAYS_WHAT_IS_TRAINED if item.get(key) is not None]
     if len(given) != 1:
@@ -209,14 +210,14 @@ def _items(rows: Any, name: str, path: Path) -> Iterator[Row]:
 
 
 def _told(error: Exception, path: Path) -> str:
-    """The exception with the last line of the user's file that it went through."""
+    """Return the exception with the last line of the user's file that it went through."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
     at = f" ({path.name}:{lines[-1]})" if lines else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{at}"
 
 
 def _files(spec: str) -> list[Path]:
-    """The files that a path, directory or glob stands for; none where the class alone knows what to make of it."""
+    """Return the files that a path, directory or glob stands for; none where the class alone knows what to make of it."""
     path = Path(spec)
     paths = [path] if path.exists() else map(Path, glob.glob(spec, recursive=True))  # noqa: PTH207 - may be absolute
     return sorted(file for path in paths for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())

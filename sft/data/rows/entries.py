@@ -41,7 +41,7 @@ def parts_of_files(
     *,
     sorted_by: str | None = None,
 ) -> list[Part]:
-    """The rows of every file, each in its own format; or, of them all, those that data.custom_cls makes.
+    """Return the rows of every file, each in its own format; or, of them all, those that data.custom_cls makes.
 
     sorted_by: the column that data.curriculum will ask for, if any
     """
@@ -62,7 +62,7 @@ def parts_of_files(
 def parts_of_mixture(
     config: DataConfig, seed: int, tokenizer: Any, say: Callable[[str], None], *, sorted_by: str | None = None
 ) -> list[Part]:
-    """The rows of every source of data.mixture; `seed` draws them where the source has none of its own."""
+    """Return the rows of every source of data.mixture; `seed` draws them where the source has none of its own."""
     assert config.mixture is not None, "the config door let null pass for data.train_files"
     columns, parts, opened = columns_of(config), [], list[RowSource]()
     from_paths = short_names([source.path for source in config.mixture])
@@ -128,7 +128,7 @@ def _refuse_absent(columns: Columns, sources: Sequence[RowSource]) -> None:
 
 
 def _expand(entries: Sequence[str], say: Callable[[str], None]) -> list[dict[Path, str]]:
-    """The files of each entry, with what messages call them."""
+    """Return the files of each entry, with what messages call them."""
     paths = [expand_files([entry], say) for entry in entries]
     names = names_of(path for of_entry in paths for path in of_entry)
     if line := _read_twice(entries, paths):
@@ -137,7 +137,7 @@ def _expand(entries: Sequence[str], say: Callable[[str], None]) -> list[dict[Pat
 
 
 def _read_twice(entries: Sequence[str], paths: Sequence[Sequence[Path]]) -> str | None:
-    """The line about files that more than one entry leads to: repeated data may be meant, or not."""
+    """Return the line about files that more than one entry leads to: repeated data may be meant, or not."""
     entries_of: dict[Path, list[str]] = {}
     for entry, of_entry in zip(entries, paths, strict=True):
         for file in dict.fromkeys(path.resolve() for path in of_entry):
@@ -194,7 +194,7 @@ def _end_of(entry: str, parts: int) -> str:
 
 
 def unique(names: Iterable[str]) -> list[str]:
-    """The same names, those that stand there again numbered: ["val", "val"] -> ["val", "val_2"]."""
+    """Return the same names, those that stand there again numbered: ["val", "val"] -> ["val", "val_2"]."""
     given: list[str] = []
     for name in names:
         numbered = (name if number == 1 else f"{name}_{number}" for number in itertools.count(1))

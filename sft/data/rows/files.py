@@ -41,7 +41,8 @@ OTHER_KINDS = {
 
 
 def expand_files(specs: Iterable[str], say: Callable[[str], None] = lambda line: None) -> list[Path]:
-    """The files that paths, globs, directories and hub ids stand for; each spec's sorted, specs in their own order.
+    """Return the files that paths, globs, directories and hub ids stand for; each spec's sorted, specs in their own
+    order.
 
     Hidden files and directories are no data. Raises InputError for a spec that leads to no file.
     """
@@ -66,7 +67,7 @@ def expand_files(specs: Iterable[str], say: Callable[[str], None] = lambda line:
 
 
 def names_of(paths: Iterable[Path]) -> dict[Path, str]:
-    """What messages call each file: the end of its path, as much of it as tells it from the others.
+    """Return what messages call each file: the end of its path, as much of it as tells it from the others.
 
     data/train.jsonl -> "train.jsonl"; a/train.jsonl and b/train.jsonl -> "a/train.jsonl" and "b/train.jsonl"
     """
@@ -134,7 +135,7 @@ def _of_split(directory: Path, found: list[Path], split: str | None) -> list[Pat
 
 
 def _saved(directory: Path) -> list[Path]:
-    """The Arrow files that `save_to_disk` wrote, in its order."""
+    """Return the Arrow files that `save_to_disk` wrote, in its order."""
     try:
         state = json.loads((directory / "state.json").read_text())
         return [directory / file["filename"] for file in state["_data_files"]]
@@ -199,7 +200,7 @@ def read_rows(path: Path, name: str | None = None) -> Iterator[Row]:
 
 
 def _check_kind(path: Path) -> None:
-    """Raises InputError for a file that is no readable parquet or JSONL file, as far as its first bytes show."""
+    """Refuse (InputError) a file that is no readable parquet or JSONL file, as far as its first bytes show."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe without a writer would hold us for ever
             raise InputError(f"{path} is a pipe, a socket or a device; expected a parquet or JSONL file.")

@@ -213,7 +213,7 @@ def _without_ignored(row: Row, columns: Columns) -> Row:
 
 
 def _tools(cells: Cells, where: str, columns: Columns, messages: Messages) -> Any:
-    """The tools of the row: of their column, or of the message that holds them."""
+    """Return the tools of the row: of their column, or of the message that holds them."""
     stated = [key for key in columns.those_used_as("tools") if not is_empty(cells.get(key))]
     if len(stated) > 1:
         raise RowError(f"{where}: the columns {' and '.join(stated)} both hold tools, expected one; take one out.")
@@ -227,7 +227,9 @@ def _tools(cells: Cells, where: str, columns: Columns, messages: Messages) -> An
 
 
 def _before(cells: Cells, where: str, columns: Columns, messages: Messages) -> Messages:
-    """What columns put before the messages of a row: the system prompt, which must be the first, and earlier turns."""
+    """Return what columns put before the messages of a row: the system prompt, which must be the first, and earlier
+    turns.
+    """
     history = _history(cells, where, columns)
     stated = [(key, optional_text(cells, key, where)) for key in columns.those_used_as("system") if key in cells]
     stated = [(key, said) for key, said in stated if said.strip()]
@@ -293,7 +295,7 @@ def _with_context(cells: Cells, where: str, columns: Columns, messages: Messages
 
 
 def _weight(cells: Cells, where: str, columns: Columns) -> float:
-    """The weight of the whole row, 1 if it states none."""
+    """Return the weight of the whole row, 1 if it states none."""
     stated = [key for key in columns.those_used_as("weight") if not is_empty(cells.get(key))]
     for key in stated:
         weight = plain(cells[key])
@@ -329,7 +331,7 @@ def _options(cells: Cells, where: str, columns: Columns, template_options: Mappi
 
 
 def _led_to(cells: Cells, where: str, name: str, columns: Columns) -> Any:
-    """What the column of prompt_key or response_key (name) holds."""
+    """Return what the column of prompt_key or response_key (name) holds."""
     key, dict_name = getattr(columns, name), name.replace("_key", "_dict_keys")
     dict_keys = getattr(columns, dict_name)
     value = nested(cells, where, f"data.{name}", key, dict_keys, in_text=opens_text(columns, key, dict_keys))
@@ -350,7 +352,7 @@ def opens_text(columns: Columns, key: str, dict_keys: tuple[str, ...]) -> bool:
 
 
 def _joined(prompt: Messages, response: Messages, where: str) -> Turns:
-    """The prompt and the response; the words of the assistant's that end the prompt begin its reply."""
+    """Join prompt and response; words of the assistant that end the prompt begin its reply."""
     if not prompt or not isinstance(prompt[-1], dict) or prompt[-1].get("role") != "assistant":
         answered = any(isinstance(message, dict) and message.get("role") == "assistant" for message in prompt)
         return Turns([*prompt, *response], given=len(prompt) if answered else 0)
@@ -367,7 +369,7 @@ def _joined(prompt: Messages, response: Messages, where: str) -> Turns:
 
 
 def _pair(cells: Cells, where: str, key: str, more_key: str | None, response_key: str) -> Messages:
-    """What the first column asks, and where it is not blank the second; what the last one answers."""
+    """Return what the first column asks, and where it is not blank the second; what the last one answers."""
     parts = [text(cells, key, where), optional_text(cells, more_key, where) if more_key else ""]
     question = _asked("\n\n".join(part for part in parts if part.strip()), where, f"column {key!r}")
     return [question, {"role": "assistant", "content": text(cells, response_key, where)}]

@@ -25,7 +25,7 @@ class HubDataset:
 
 
 def dataset_named(spec: str) -> HubDataset | None:
-    """The hub data set that a spec names; None where it cannot be one. Looks at the text only."""
+    """Return the hub data set that a spec names; None where it cannot be one. Looks at the text only."""
     match = DATASET_ID.fullmatch(spec)
     return match and HubDataset(match["id"], match["folder"].strip("/"), match["split"])
 
@@ -33,7 +33,7 @@ def dataset_named(spec: str) -> HubDataset | None:
 def files_of(
     dataset: HubDataset, data_in: Callable[[list[Path]], list[Path]], say: Callable[[str], None]
 ) -> list[Path]:
-    """The files of its split, and no others, downloaded if they are not here yet.
+    """Return the files of its split, and no others, downloaded if they are not here yet.
 
     data_in: picks those of the repository's paths that are data
     Raises InputError where the hub does not give them, and where they are of several configurations.
@@ -49,7 +49,7 @@ def files_of(
 
 
 def _choose(dataset: HubDataset, files: list[Path], configs: Sequence[Config]) -> tuple[str | None, list[Path]]:
-    """The split that is meant (None: all there is), and those of a repository's files that the spec names."""
+    """Return the split that is meant (None: all there is), and those of a repository's files that the spec names."""
     name = f"{dataset.id}/{dataset.folder}" if dataset.folder else dataset.id
     if configs and (not dataset.folder or any(config.name == dataset.folder for config in configs)):
         return dataset.split or "train", files_of_config(configs, files, dataset.id, dataset.folder, dataset.split)
@@ -85,7 +85,7 @@ def _choose(dataset: HubDataset, files: list[Path], configs: Sequence[Config]) -
 
 
 def _readme(dataset: HubDataset, snapshot: Path | None) -> str:
-    """The README of the data set; "" where the hub does not give it."""
+    """Return the README of the data set; "" where the hub does not give it."""
     from huggingface_hub import hf_hub_download
 
     try:
@@ -113,7 +113,7 @@ def _listing(dataset: HubDataset) -> tuple[Path | None, list[Path]]:
 
 
 def _download(dataset: HubDataset, chosen: list[Path]) -> Path:
-    """The directory that holds the chosen files of the repository."""
+    """Return the directory that holds the chosen files of the repository."""
     from huggingface_hub import snapshot_download
 
     names = [glob.escape(path.as_posix()) for path in chosen]

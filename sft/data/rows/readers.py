@@ -61,7 +61,7 @@ def read_jsonl(path: Path, name: str) -> Iterator[Row]:
 
 
 def read_json_array(path: Path, name: str) -> Iterator[Row]:
-    """The objects of one array, a megabyte of text at a time."""
+    """Return the objects of one array, a megabyte of text at a time."""
     text, index, at = "", 0, 0
     with opened(path) as file:
         chunks = io.TextIOWrapper(file, encoding="utf-8-sig")
@@ -159,7 +159,7 @@ def read_parquet(path: Path, name: str) -> Iterator[Row]:
 
 
 def read_arrow(path: Path, name: str) -> Iterator[Row]:
-    """An Arrow file or stream, or a Feather file."""
+    """Read an Arrow file or stream, or a Feather file."""
     return _rows_of(_arrow_batches(path), name)
 
 
@@ -226,7 +226,7 @@ def _arrow_batches(path: Path) -> Iterator[Any]:
 
 
 def _rows_of(batches: Iterator[Any], name: str) -> Iterator[Row]:
-    """The rows of Arrow batches."""
+    """Return the rows of Arrow batches."""
     import pyarrow as pa
 
     index = 0
@@ -284,7 +284,7 @@ def _parse_line(line: str, where: str) -> dict[str, Any]:
 
 
 def _checked(row: Any, line: str, where: str) -> dict[str, Any]:
-    """The row that `line` spells. Raises RowError where it is no object, or holds half of a character."""
+    """Return the row that `line` spells. Raises RowError where it is no object, or holds half of a character."""
     if not isinstance(row, dict):
         raise RowError(
             f"{where}: found a JSON {type(row).__name__} ({line[:80]!r}), expected an object with columns; "
@@ -318,5 +318,5 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_without_duplicates, parse_constan
 
 
 def _line(error: BaseException) -> str:
-    """What an exception says, as the part of a line."""
+    """Return what an exception says, on one line."""
     return " ".join(str(error).split())[:200]

@@ -82,7 +82,7 @@ def _settled(found: set[str], rows: Sequence[Row], columns: Columns, name: str) 
 
 
 def _named(columns: Columns) -> list[str]:
-    """The keys of columns that make a conversation, as far as the user named them and the format reads them."""
+    """Return the keys of columns that make a conversation, as far as the user named them and the format reads them."""
     pair = () if columns.multiturn else ("prompt_key", "response_key")
     of_format = {
         "auto": (*pair, "messages_key", *(() if columns.multiturn else ("text_key",))),
@@ -116,7 +116,7 @@ def verdict(
     sorted_by: str | None = None,
     variables: frozenset[str] | None = None,
 ) -> str:
-    """What `recognise` found, as a line for the user: "train.jsonl: alpaca (columns instruction, output)".
+    """Return what `recognise` found, as a line for the user: "train.jsonl: alpaca (columns instruction, output)".
 
     sorted_by: the column that a curriculum reads
     variables: that the chat template reads; None: not known
@@ -162,7 +162,7 @@ def _out_of_text(rows: Sequence[Row], columns: Columns) -> Iterator[str]:
 
 
 def _unread_variables(rows: Sequence[Row], columns: Columns, variables: frozenset[str] | None) -> Iterator[str]:
-    """What the rows say to the chat template, and it does not hear."""
+    """Yield what the rows say to the chat template without being heard."""
     if columns.format != "text":
         structs = [parsed(cells.get(TEMPLATE_KWARGS_KEY)) for _, cells in rows]
         given = {str(name) for struct in structs if isinstance(struct, dict) for name in struct}
@@ -170,7 +170,7 @@ def _unread_variables(rows: Sequence[Row], columns: Columns, variables: frozense
 
 
 def _made_for_something_else(found: set[str], rows: Sequence[Row], columns: Columns) -> str | None:
-    """What speaks against training on these rows as they are, though their columns fit."""
+    """Return what speaks against training on these rows as they are, though their columns fit."""
     told = f"found {few(found)}"
     if columns.format == "text" and {"role", "parent_id"} <= found:
         return (
@@ -200,7 +200,7 @@ def _made_for_something_else(found: set[str], rows: Sequence[Row], columns: Colu
 
 
 def _of_preferences(found: set[str], rows: Sequence[Row]) -> str:
-    """The way out for pairs of a chosen and a rejected reply, "" for all other columns."""
+    """Return the way out for pairs of a chosen and a rejected reply, "" for all other columns."""
     if not {"chosen", "rejected"} <= found:
         return ""
     if any(isinstance(parsed(cells.get("chosen")), list) and len(parsed(cells["chosen"])) > 1 for _, cells in rows):
@@ -210,7 +210,7 @@ def _of_preferences(found: set[str], rows: Sequence[Row]) -> str:
 
 
 def _named_by_user(found: set[str], rows: Sequence[Row], columns: Columns) -> list[Columns]:
-    """The formats of the columns that the user named, where they are there."""
+    """Return the formats of the columns that the user named, where they are there."""
     named, fits = _named(columns), list[Columns]()
     if "messages_key" in named and columns.messages_key in found:
         fits.append(_chat(columns.messages_key, rows, columns))
@@ -222,7 +222,7 @@ def _named_by_user(found: set[str], rows: Sequence[Row], columns: Columns) -> li
 
 
 def _pairs(found: set[str], columns: Columns) -> list[Columns]:
-    """A pair of which at least one column is named: the other by its default, or by a well-known name."""
+    """Return a pair of which at least one column is named: the other by its default, or by a well-known name."""
     prompts = _names(columns, "prompt_key", PROMPTS, found)
     responses = _names(columns, "response_key", RESPONSES, found)
     return [_pair(columns, p, r) for p in prompts for r in responses if p != r or r == columns.response_key]

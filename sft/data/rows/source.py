@@ -119,7 +119,7 @@ def differences(sources: list[RowSource]) -> list[str]:
 
 
 def draw(sources: Sequence[RowSource], number: int, *, seed: int, name: str) -> list[RowSource]:
-    """The same sources with `number` of their rows, drawn by seed without replacement; in file order.
+    """Return the same sources with `number` of their rows, drawn by seed without replacement; in file order.
 
     Raises InputError if they hold fewer. Which rows are drawn depends on the seed and on how many there are.
     """
@@ -146,7 +146,7 @@ def _only(source: RowSource, chosen: np.ndarray) -> RowSource:
 
 
 def with_difficulty(source: RowSource, column: str, *, insist: bool) -> RowSource:
-    """The same rows, each with the number in `column` as its difficulty.
+    """Return the same rows, each with the number in `column` as its difficulty.
 
     Raises InputError, if insist, for a column that none of the first rows has.
     """
@@ -165,7 +165,7 @@ def with_difficulty(source: RowSource, column: str, *, insist: bool) -> RowSourc
 
 
 def difficulty_of(row: Row, column: str) -> float:
-    """The number in a column of the row. Raises RowError where there is none."""
+    """Return the number in a column of the row. Raises RowError where there is none."""
     where, cells = row
     if column not in cells:
         raise RowError(f"{where}: no column {column!r}, which data.curriculum={column} sorts by; found {few(cells)}.")

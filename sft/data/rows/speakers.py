@@ -31,7 +31,9 @@ CALLERS = ("function_call", "tool_call")
 
 
 def turns_in(cells: Cells, key: str, where: str) -> list[Any]:
-    """The list of turns of a column, or of its JSON text; each may be JSON text of its own (datasets' Json type)."""
+    """Return the list of turns of a column, or of its JSON text; each may be JSON text of its own (datasets' Json
+    type).
+    """
     turns = parsed(present(cells, key, where, "data.multiturn.messages_key"))
     if not isinstance(turns, list) or not turns:
         raise RowError(f"{where}: column {key!r} holds {short(turns)}, expected a list of messages.")
@@ -116,7 +118,7 @@ def as_tools(tools: Any) -> Any:
 
 
 def _as_ours(turn: Any, where: str, columns: Columns) -> Any:
-    """The turn with our names of its keys, and without those that the user has us ignore."""
+    """Return the turn with our names of its keys, and without those that the user has us ignore."""
     turn = parsed(turn)
     if not isinstance(turn, dict) or not (columns.message_keys or columns.ignored_message_keys):
         return turn
@@ -153,7 +155,7 @@ def _add(messages: Messages, turn: dict[str, Any], speaker: Any, role: str, wher
 
 
 def _calls(value: Any, where: str) -> list[dict[str, Any]]:
-    """A caller's JSON object {name, arguments}, or a list of them, as text or as it is."""
+    """Return a caller's JSON object {name, arguments}, or a list of them, as text or as it is."""
     calls = parsed(value)
     calls = [calls] if isinstance(calls, dict) else calls
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):

@@ -70,7 +70,7 @@ class Available:
 
     @classmethod
     def on(cls, device: torch.device) -> Available:
-        """What this installation offers on `device`."""
+        """Return what this installation offers on `device`."""
         if device.type != "cuda":
             return cls("cpu")
         return cls(
@@ -97,7 +97,7 @@ class Choice:
 
 
 def choose_attention(config: PretrainedConfig, *, wanted: str, packed: bool, half: bool, here: Available) -> Choice:
-    """The attention that is right for this model and layout, as wanted or (auto) the fastest.
+    """Return the attention that is right for this model and layout, as wanted or (auto) the fastest.
 
     half: whether the model computes in 16 bits. Raises InputError for a kernel that cannot compute this model here,
     and where packing would be wrong: layers that mix tokens by other means than causal attention, attention that
@@ -158,7 +158,7 @@ def _not_exchangeable(config: PretrainedConfig, model_class: Any) -> str:
 
 
 def _of_transformers(config: PretrainedConfig, model_class: Any) -> Choice:
-    """transformers' own attention, which is right on padded rows whatever the layers are."""
+    """Choose transformers' own attention, which is right on padded rows whatever the layers are."""
     if getattr(model_class, "_supports_sdpa", True) and not _soft_capped(config):
         return Choice("sdpa", None, False, "use_remove_padding=false")
     return Choice("eager", None, False, f"use_remove_padding=false, and {config.model_type} has no sdpa")
@@ -209,7 +209,7 @@ def _head_width(config: PretrainedConfig) -> int:
 
 
 def _passed_over(kernels: list[str], obstacles: dict[str, str]) -> str:
-    """The obstacles of these kernels, those with the same one together."""
+    """Return the obstacles of these kernels, those with the same one together."""
     by_obstacle: dict[str, list[str]] = {}
     for kernel in kernels:
         by_obstacle.setdefault(obstacles[kernel], []).append(kernel)

@@ -41,7 +41,7 @@ def register(choice: Choice) -> None:
 
 
 def load_kernel(name: str) -> Kernel:
-    """A kernel by its name in model.attn_implementation; what it needs must be installed."""
+    """Return a kernel by its name in model.attn_implementation; what it needs must be installed."""
     match name:
         case "varlen":
             from torch.nn.attention.varlen import varlen_attn
@@ -147,7 +147,7 @@ def hide_lengths(model: PreTrainedModel) -> None:
 
 
 def expect_calls(model: PreTrainedModel, at_least: int) -> None:
-    """The first forward of a packed `model` raises InputError if it came to the kernel less often than `at_least`.
+    """Have the first forward of a packed `model` raise InputError if it calls the kernel less often than `at_least`.
 
     Attention that is computed elsewhere would look across samples, and nothing else would show it.
     """

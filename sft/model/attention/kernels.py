@@ -106,7 +106,7 @@ def _visible(length: int, window: int | None, device: torch.device) -> torch.Ten
 
 
 def varlen(varlen_attn: Callable[..., Any]) -> Kernel:
-    """The kernel around torch.nn.attention.varlen.varlen_attn: flash attention inside of torch, CUDA, 16 bits."""
+    """Return the kernel around torch.nn.attention.varlen.varlen_attn: flash attention inside of torch, CUDA, 16 bits."""
     shares_heads = "enable_gqa" in inspect.signature(varlen_attn).parameters  # from torch 2.12 on
 
     def kernel(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, samples: Samples, scores: Scores) -> torch.Tensor:
@@ -139,7 +139,7 @@ def varlen(varlen_attn: Callable[..., Any]) -> Kernel:
 
 
 def flash(name: str, flash_attn_varlen_func: Callable[..., Any]) -> Kernel:
-    """The kernel around a function of the flash-attn packages (2: flash_attn, 3: flash_attn_interface)."""
+    """Return the kernel around a function of the flash-attn packages (2: flash_attn, 3: flash_attn_interface)."""
     accepted = inspect.signature(flash_attn_varlen_func).parameters
 
     def kernel(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, samples: Samples, scores: Scores) -> torch.Tensor:
@@ -174,7 +174,7 @@ def _reach(window: int | None) -> tuple[int, int]:
 def _of_one_kind(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, multiple_of: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The same dtype and width for all three: zeros add nothing to scores, and those of values are cut off again."""
+    """Give all three the same dtype and width: zeros add nothing to scores, and those of values are cut off again."""
     width = -(-max(q.shape[2], v.shape[2]) // multiple_of) * multiple_of
     q, k, v = (F.pad(x, (0, width - x.shape[2])) if x.shape[2] < width else x for x in (q, k, v))
     return q.to(v.dtype), k.to(v.dtype), v

@@ -129,18 +129,18 @@ def _sample_by_sample(forward: Callable[..., Any], row: Row) -> Callable[..., An
 
 
 def _whole(x: torch.Tensor, width: int, row: Row) -> torch.Tensor:
-    """What holds one entry per token, of all ranks that share the row: [1, t, ...] -> [1, T, ...]."""
+    """Return what holds one entry per token, of all ranks that share the row: [1, t, ...] -> [1, T, ...]."""
     return gather_tokens(x, row.group) if row.group and x.shape[:2] == (1, width) else x
 
 
 def _part(x: torch.Tensor, start: int, length: int, row: Row) -> torch.Tensor:
-    """The entries of one sample; what does not hold one per token stays whole."""
+    """Return the entries of one sample; what does not hold one per token stays whole."""
     assert row.lengths is not None
     return x.narrow(1, start, length) if x.shape[:2] == (1, sum(row.lengths)) else x
 
 
 def _joined(outputs: list[Any], width: int, row: Row) -> Any:
-    """The outputs for all samples as one, of this rank's tokens."""
+    """Return the outputs for all samples as one, of this rank's tokens."""
     if isinstance(outputs[0], tuple):
         return tuple(_joined(list(parts), width, row) for parts in zip(*outputs, strict=True))
     if not isinstance(outputs[0], torch.Tensor):

@@ -46,7 +46,7 @@ def check(
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
 ) -> None:
-    """Raises ExportError unless `target` opens, and differs from `source` only in what training changes.
+    """Raise ExportError unless `target` opens, and differs from `source` only in what training changes.
 
     tokenizer: the one trained with, its template rendered with template_options. left_out: names of the source that a
     model need not store. dtype: of the weights, where not the source's.
@@ -87,7 +87,7 @@ def _config_problems(target: Path, source: Path, dtype: torch.dtype | None, trus
 
 
 def _without(value: Any, keys: set[str]) -> Any:
-    """A section, such as text_config, without these keys; anything else as it is."""
+    """Return a section, such as text_config, without these keys; anything else as it is."""
     return {key: part for key, part in value.items() if key not in keys} if isinstance(value, dict) else value
 
 
@@ -167,7 +167,7 @@ def _tokenizer_problems(
 
 
 def _ids_of_chat(tokenizer: Any, options: Mapping[str, Any]) -> dict[str, list[int]]:
-    """A conversation and a prompt, through the chat template."""
+    """Return a conversation and a prompt, through the chat template."""
     text = tokenizer.apply_chat_template(CONVERSATION, tokenize=False, **options)
     prompt = tokenizer.apply_chat_template(CONVERSATION[:1], tokenize=False, add_generation_prompt=True, **options)
     return {

@@ -125,7 +125,7 @@ def set_dtype(target: Path, dtype: torch.dtype) -> None:
 
 
 def stop_tokens_of(directory: Path) -> list[int]:
-    """The tokens at which generation_config.json, else config.json, lets generation stop."""
+    """Return the tokens at which generation_config.json, else config.json, lets generation stop."""
     for name in ("generation_config.json", "config.json"):
         file = directory / name
         if file.is_file() and (stops := json.loads(file.read_text()).get("eos_token_id")) is not None:
@@ -134,7 +134,7 @@ def stop_tokens_of(directory: Path) -> list[int]:
 
 
 def _write_generation_config(source: Path, target: Path, stop_token_ids: Sequence[int]) -> None:
-    """The source's generation settings, stopping also at every token that was trained to end a turn."""
+    """Write the source's generation settings, stopping also at every token that was trained to end a turn."""
     path = source / "generation_config.json"
     settings: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     settings["eos_token_id"] = list(dict.fromkeys([*stop_tokens_of(source), *stop_token_ids]))

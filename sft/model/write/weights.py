@@ -55,7 +55,7 @@ class Planned:
 
 
 def gather_from(model: PreTrainedModel) -> Gather:
-    """The weights of a model that is sharded over the ranks."""
+    """Return the weights of a model that is sharded over the ranks."""
     weights = named_weights(model)
     return lambda name, dtype: whole_tensor(weights[name], dtype)
 
@@ -205,7 +205,7 @@ def write_files(planned: Sequence[Planned], target: Path, *, write: bool, beside
 
 
 def check_room(target: Path, weights: int) -> None:
-    """Raises InputError if `weights` bytes and what lies beside them do not fit where `target` lies."""
+    """Raise InputError if `weights` bytes and what lies beside them do not fit where `target` lies."""
     needed, free = weights + ROOM_FOR_SIDE_FILES, shutil.disk_usage(target).free
     if free < needed:
         raise InputError(
