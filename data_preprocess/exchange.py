@@ -94,7 +94,7 @@ def to_row(exchange: Exchange, *, data_source: str, split: str, index: int) -> d
 
 
 def schema(message_keys: set[str], facts: set[str], columns: set[str]) -> pa.Schema:
-    """Return the columns of a file whose rows have these keys; the same keys give the same schema, in the same order."""
+    """Return the columns of a file whose rows have these keys; the same keys give the same schema, in one order."""
     message_keys = message_keys | {"role", "content"}
     messages = pa.list_(pa.struct([(key, kind) for key, kind in MESSAGE_FIELDS.items() if key in message_keys]))
     texts = ["question", "answer", *sorted(facts)]
@@ -132,7 +132,7 @@ def text(raw: Mapping[str, Any], key: str, *, optional: bool = False) -> str:
 
 
 def joined(raw: Mapping[str, Any], key: str, more_key: str) -> str:
-    """Return the text of a column, then, if there is more, an empty line and the text of another; either may be blank."""
+    """Return the text of a column, then, if there is more, an empty line and that of another; either may be blank."""
     more = text(raw, more_key, optional=True)
     if not more.strip():
         return text(raw, key)

@@ -20,7 +20,7 @@ PACKAGES = ("trl", "torch", "transformers", "datasets", "peft")
 
 
 def find_rivals(given: Path | None, venv: Path) -> Path:
-    """Return the Python that has TRL: the one given, else this one, else that of a virtual environment that pip makes."""
+    """Return the Python that has TRL: the one given, else this one, else that of an environment that pip makes."""
     if given is None and find_spec("trl") is not None:
         return Path(sys.executable)
     return given or make_venv(venv)

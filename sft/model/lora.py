@@ -141,7 +141,7 @@ class Adapter:
     transposed: bool  # the module keeps its weight as [I, O] (GPT-2's Conv1D)
 
     def merged_into(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Return the weight that does alone what `weight` and adapter do together; made in fp32, cast once to `dtype`."""
+        """Return the weight that does alone what `weight` and adapter do together; made in fp32, cast once."""
         rows = weight.float().T if self.transposed else weight.float()
         rows = rows + self.scaling * (self.b @ self.a)
         if self.magnitude is not None:

@@ -22,7 +22,7 @@ Tokens = tuple[list[int], list[slice]]
 
 
 def proven(renderings: Sequence[Rendering], tokens: Sequence[Tokens], backend: Tokenizer) -> list[Tokens]:
-    """Return the tokens where they decode to what they stand for; else such as do. Raises MaskError if there are none."""
+    """Return the tokens where they decode to what they stand for, else others that do. Raises MaskError if none do."""
     spans = [ids[s] for ids, slices in tokens for s in slices]
     spoken = iter(backend.decode_batch(spans, skip_special_tokens=False))
     found = []

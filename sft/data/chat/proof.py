@@ -92,7 +92,7 @@ def _refuse_token(token: str, what: str, said: str, turn: int, where: str) -> No
 
 
 def _lost_words(message: dict[str, Any], body: str, shape: TurnShape) -> str | None:
-    """Return what `body` lacks of a reply of words; None if it is the content (and reasoning) in the template's markup."""
+    """Return what `body` lacks of a reply of words; None if it is the content (and reasoning) in markup."""
     content, end = message["content"], shape.before_stop
     reasoning = next((message[key] for key in REASONING_KEYS if key in message), None)
     if reasoning is None and _consists_of(body, shape.lead, content, end):
@@ -113,7 +113,7 @@ def _lost_words(message: dict[str, Any], body: str, shape: TurnShape) -> str | N
 
 
 def _lost_call(message: dict[str, Any], body: str) -> str | None:
-    """Return what `body` lacks of a reply that calls tools: each template spells calls in its own way, but one by one."""
+    """Return what `body` lacks of a reply that calls tools. Templates spell calls in their own ways, but one by one."""
     reasoning = next((message[key] for key in REASONING_KEYS if key in message), "")
     said = [part.strip() for part in (reasoning, *re.split("</?think>", message.get("content", "")))]
     missing, at = find_in_order(body, said)

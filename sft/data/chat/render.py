@@ -166,7 +166,7 @@ def _check_somebody_answers(messages: list[dict[str, Any]], weights: list[float]
 
 
 def _fewest_texts(waiting: list[tuple[str, Span]]) -> list[tuple[str, list[Span]]]:
-    """Take the last turn's text for all turns that it leaves as they were sampled; so on with the turns still waiting."""
+    """Take the last turn's text for all turns that it leaves as they were sampled; so on with the others."""
     texts = []
     while waiting:
         text, _ = waiting[-1]

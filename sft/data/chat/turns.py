@@ -149,7 +149,7 @@ class ChatInTemplate:
         return [(text, Span(k, *places[k], weights[k], is_sampled=True)) for k in trained]
 
     def _given(self, k: int, weight: float) -> tuple[str, Span]:
-        """Return a message of another role: its content alone, where the template shows which part of the text that is."""
+        """Return a message of another role: its content alone, where the template shows which part that is."""
         before, text, content = self.text(k) if k else "", self.text(k + 1), self.messages[k]["content"]
         check_content_is_kept(content, before, text, k, self.where)
         start = text.index(content, len(before))

@@ -217,7 +217,7 @@ def _told(error: Exception, path: Path) -> str:
 
 
 def _files(spec: str) -> list[Path]:
-    """Return the files that a path, directory or glob stands for; none where the class alone knows what to make of it."""
+    """Return the files that a path, directory or glob stands for; none where only the class can read it."""
     path = Path(spec)
     paths = [path] if path.exists() else map(Path, glob.glob(spec, recursive=True))  # noqa: PTH207 - may be absolute
     return sorted(file for path in paths for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())

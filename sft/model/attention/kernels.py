@@ -106,7 +106,7 @@ def _visible(length: int, window: int | None, device: torch.device) -> torch.Ten
 
 
 def varlen(varlen_attn: Callable[..., Any]) -> Kernel:
-    """Return the kernel around torch.nn.attention.varlen.varlen_attn: flash attention inside of torch, CUDA, 16 bits."""
+    """Return the kernel around torch.nn.attention.varlen.varlen_attn: torch's own flash attention, CUDA, 16 bits."""
     shares_heads = "enable_gqa" in inspect.signature(varlen_attn).parameters  # from torch 2.12 on
 
     def kernel(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, samples: Samples, scores: Scores) -> torch.Tensor:
