@@ -60,7 +60,7 @@ def unfinished(checkpoint: Path, kind: Unfinished) -> Path:
 
 
 def finished(unfinished: Path) -> Path:
-    """Return the checkpoint that a hidden name stands for."""
+    """Return the path of the checkpoint whose hidden name this is: .global_step_7.partial -> global_step_7."""
     return unfinished.with_name(unfinished.name[1:].rpartition(".")[0])
 
 

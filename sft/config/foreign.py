@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class Reading(NamedTuple):
-    """What a foreign key with its value comes to here."""
+    """Say which of our keys are set by a key of another trainer with its value."""
 
     sets: Mapping[str, Any]  # our keys; empty: the value asks for nothing
     fills: Mapping[str, Any] = {}  # further keys of ours, where the user gave them no value
@@ -29,7 +29,7 @@ def no_effect(reason: str, names: str) -> dict[str, Foreign]:
 
 
 def not_offered(reason: str, names: str) -> dict[str, Foreign]:
-    """Describe keys that are accepted while they are switched off, and refused otherwise."""
+    """Describe keys of another trainer (separated by blanks) for what we do not have: they may only be switched off."""
     return only(is_off, reason, names)
 
 

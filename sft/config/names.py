@@ -191,7 +191,7 @@ class Names:
                 self._values[key] = ours
 
     def _multiply(self, dp: int) -> None:
-        """Where a micro-batch is given as other trainers do, and no step: samples x accumulation x dp make the step."""
+        """Set data.train_batch_size to micro-batch x accumulation x dp, which the user gave by other names."""
         steps = next((self._values[name] for name in ACCUMULATION if name in self._values), 1)
         if self._is_set("data.train_batch_size") or not _is_count(steps):
             return
@@ -231,7 +231,7 @@ class Names:
 
 
 def other_defaults(values: Mapping[str, Any], given: set[str]) -> str | None:
-    """One sentence on the values that today's verl has where its command gives none; None if there is no difference.
+    """Return a sentence on the defaults of today's verl that differ from the values here; None if none does.
 
     given: keys that the user has set, by whatever name.
     """

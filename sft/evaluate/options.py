@@ -44,7 +44,7 @@ class Options:
 
 
 def take_options(arguments: Sequence[str]) -> tuple[Options, list[str]]:
-    """Return (our own keys, the overrides that evaluation reads). Raises ConfigError with all problems of ours."""
+    """Return (the keys `+evaluate.*`, the overrides that evaluation reads). Raises ConfigError with all problems."""
     taken, rest = options.take_options(arguments, Options, "evaluate", files=("out", "metrics"))
     if taken.out and not taken.generate:
         raise ConfigError([f"evaluate.out={taken.out} is for answers, which evaluate.generate=false makes none of."])
@@ -58,5 +58,5 @@ def take_options(arguments: Sequence[str]) -> tuple[Options, list[str]]:
 
 
 def help_text() -> str:
-    """Return the help text of our keys: one per line, with defaults."""
+    """Return the help text of the keys `+evaluate.*`: one per line, with defaults."""
     return options.help_text(Options, "evaluate")

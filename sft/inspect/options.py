@@ -26,10 +26,10 @@ class Options:
 
 
 def take_options(arguments: Sequence[str]) -> tuple[Options, list[str]]:
-    """Return (our own keys, the other arguments). Raises ConfigError with everything that is wrong with ours."""
+    """Return (the keys `+inspect.*`, the other arguments). Raises ConfigError with all that is wrong with the first."""
     return options.take_options(arguments, Options, "inspect", files=("out", "html"))
 
 
 def help_text() -> str:
-    """Return the help text of our keys: one per line, with defaults."""
+    """Return the help text of the keys `+inspect.*`: one per line, with defaults."""
     return options.help_text(Options, "inspect")

@@ -25,7 +25,7 @@ MAX_NAMES_SHOWN = 8
 
 
 def find_targets(model: PreTrainedModel, targets: str | Sequence[str]) -> list[str]:
-    """Full names of the modules that `targets` means. Raises InputError if one of them cannot have an adapter."""
+    """Return the names of the modules that `targets` means. Raises InputError if one of them cannot have an adapter."""
     head = model.get_output_embeddings()
     beside = tuple(f"{name}." for name in parts_beside_text(model))
     modules = {name: module for name, module in model.named_modules() if name and not f"{name}.".startswith(beside)}
@@ -103,7 +103,7 @@ def _source_of(module: torch.nn.Module) -> str:
 
 
 def is_expert_to_peft(model: PreTrainedModel, name: str) -> bool:
-    """Whether peft reads this module name as the experts of transformers 4, even where it is a dense layer."""
+    """Return True if peft takes this name for the experts of transformers 4, even where it is a dense layer."""
     leaf = name.rpartition(".")[2]
     probe = LoraConfig(target_modules=[leaf])
     try:
@@ -114,7 +114,7 @@ def is_expert_to_peft(model: PreTrainedModel, name: str) -> bool:
 
 
 def find_module_to_save(model: PreTrainedModel, target: str) -> list[str]:
-    """Full names of the modules called `target`. Raises InputError if there is none, or its weight has two homes."""
+    """Return the full names of the modules called `target`. Raises InputError for none, and for a tied weight."""
     hits = [name for name, _ in model.named_modules() if name == target or name.endswith(f".{target}")]
     if not hits:
         names = [name for name, module in model.named_modules() if any(True for _ in module.parameters())]

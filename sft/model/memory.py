@@ -67,7 +67,10 @@ class Load:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes per rank, at the end of the forward pass of the largest micro-batch."""
+    """Hold the estimated memory of one rank, in bytes, split by what it is for.
+
+    The moment is the end of the forward pass of the largest micro-batch.
+    """
 
     weights: int
     gradients: int
@@ -126,12 +129,12 @@ def _fused_loss(model: ModelSize, load: Load) -> int:
 
 
 def _whole_logits(model: ModelSize, load: Load) -> int:
-    """Logits and their gradients in compute dtype, and three copies of a chunk in fp32 (loss.py)."""
+    """Return the bytes of logits and gradients in compute dtype, and of three fp32 copies of a chunk (loss.py)."""
     return model.vocabulary * (2 * load.compute_bytes * load.logits + 3 * 4 * min(load.logits, WHOLE_LOGITS_CHUNK))
 
 
 def savings(model: ModelSize, load: Load, *, can_offload: bool = True) -> dict[str, int]:
-    """Bytes per rank that each knob would save, the most first; a knob already turned is not there."""
+    """Return the bytes per rank that each change of a key would save, the most first; none that is made already."""
     now = estimate(model, load).total
     checkpointing = "model.enable_gradient_checkpointing=true"
     if load.checkpointing == "selective":
@@ -158,7 +161,7 @@ def savings(model: ModelSize, load: Load, *, can_offload: bool = True) -> dict[s
 
 
 def gigabytes(number: int) -> str:
-    """ "1.3 GB" or "12 MB"; GB = 1e9 bytes, as perf/max_memory_allocated_gb."""
+    """Write a number of bytes as "1.3 GB" or "12 MB"; GB = 1e9 bytes, as perf/max_memory_allocated_gb."""
     return f"{number / 1e9:,.1f} GB" if number >= 1e9 else f"{number / 1e6:,.1f} MB"
 
 
@@ -188,7 +191,7 @@ def model_size(model: PreTrainedModel, layers: list[torch.nn.Module]) -> ModelSi
 
 
 def device_bytes(device: torch.device) -> int:
-    """Memory that one rank may use: of its GPU, or its share of what this container or computer has."""
+    """Return the bytes that one rank may use: of its GPU, or its share of what this container or computer has."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

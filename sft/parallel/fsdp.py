@@ -73,7 +73,11 @@ def join_layers(
 
 
 def begin_micro_batch(model: torch.nn.Module, sharding: Sharding, *, is_last: bool) -> None:
-    """Prepare the next forward and backward: gradients are summed over the ranks only after the last one of a step."""
+    """Set whether the next backward sums gradients over the ranks, and whether it gives whole weights back.
+
+    With sharding.reduce_once, only the last micro-batch of a step sums them. Without reshard_after_forward, only the
+    last one gives the weights back.
+    """
     assert isinstance(model, FSDPModule)
     model.set_requires_gradient_sync(is_last or not sharding.reduce_once)
     model.set_reshard_after_backward(is_last or sharding.reshard_after_forward)

@@ -36,9 +36,10 @@ PEAK_BF16_FLOPS = {
 
 
 def met_by_a_token(weights: Iterable[torch.Tensor], experts: int | None) -> int:
-    """Count the elements of `weights` that a token is multiplied with.
+    """Count the elements of `weights` that one token is multiplied with: it is sent to some of the experts only.
 
-    experts: how many of the experts, [number, ., .], it meets; None for a model without
+    A weight with three dims, [number of experts, ., .], holds all experts of a layer.
+    experts: how many of them a token is sent to; None for a model without experts
     """
     return sum(w.numel() // len(w) * experts if experts and w.ndim == 3 else w.numel() for w in weights)
 

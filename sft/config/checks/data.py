@@ -15,7 +15,7 @@ ROUNDING = 1e-9
 
 
 def misshaped(problem: Mapping[str, Any]) -> str | None:
-    """Describe a problem that pydantic found inside an entry; return None for a problem of the list as a whole."""
+    """Describe a problem that pydantic found inside an entry of data.mixture; None for a problem of the whole list."""
     _, _, *inside = problem["loc"]  # behind data, mixture
     known = source_expectations()
     if not inside:

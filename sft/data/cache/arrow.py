@@ -13,23 +13,23 @@ import pyarrow as pa
 
 
 def to_arrow(values: np.ndarray) -> pa.Array:
-    """Arrow's view of an array of one dim, which keeps it alive."""
+    """Return an array of one dim as an Arrow array, which shares its memory and keeps it alive."""
     values = np.ascontiguousarray(values)
     return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
 
 
 def to_numpy(array: pa.Array) -> np.ndarray:
-    """NumPy's view of an array of numbers without nulls."""
+    """Return an Arrow array of numbers without nulls as a NumPy array that shares its memory."""
     return np.from_dlpack(array)
 
 
 def lists_to_arrow(arrays: Sequence[np.ndarray], dtype: type) -> pa.ListArray:
-    """One list for each array, their numbers one after the other as `dtype`."""
+    """Return an Arrow array that holds one list for each of these arrays, with numbers of `dtype`."""
     offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int32)
     values = np.concatenate(arrays) if arrays else np.empty(0, dtype)
     return pa.ListArray.from_arrays(to_arrow(offsets), to_arrow(values.astype(dtype, copy=False)))
 
 
 def lists_to_numpy(column: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
-    """(offsets [n + 1], values) of n lists of numbers."""
+    """Return (offsets [n + 1], values) of n lists of numbers: list i is values[offsets[i]:offsets[i + 1]]."""
     return to_numpy(column.offsets), to_numpy(column.values)

@@ -61,7 +61,7 @@ class CachedRows:
 
     @property
     def rows(self) -> int:
-        """How many rows were read."""
+        """Return how many rows were read."""
         return self.facts.counts.rows
 
     def where(self, number: int) -> str:
@@ -70,7 +70,7 @@ class CachedRows:
         return f"{before}{number}{after}"
 
     def remarks(self) -> list[str]:
-        """Return what else than one sample per row became of the rows: to be said at every start, cached or not."""
+        """Return a line for each kind of rows that did not become one sample each; said at every start."""
         return [f"{self.name}: {remark}" for remark in self.facts.remarks()]
 
 

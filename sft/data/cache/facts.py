@@ -35,7 +35,7 @@ class CacheFacts:
         self.first_typed = [*self.first_typed, *typed][:MAX_PLACES]
 
     def write(self, directory: Path) -> None:
-        """Write the facts to `directory`."""
+        """Write these counts and examples into `directory`, the cache of the file, as facts.json."""
         (directory / FACTS_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
@@ -58,7 +58,7 @@ class CacheFacts:
         )
 
     def remarks(self) -> Iterator[str]:
-        """Yield what else than one sample per row became of the rows: to be said at every start, cached or not."""
+        """Yield a line for each kind of rows that did not become one sample each; said at every start."""
         counts = self.counts
         if counts.bad_rows:
             first = "\n  ".join(["first:", *self.first_bad])

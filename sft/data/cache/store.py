@@ -27,12 +27,12 @@ class Block:
 
     @property
     def starts(self) -> np.ndarray:
-        """Where each sample begins, int32 [S]."""
+        """Return where in input_ids each sample begins, int32 [S]."""
         return np.cumsum(self.lengths, dtype=np.int32) - self.lengths
 
     @property
     def supervised(self) -> np.ndarray:
-        """Which tokens are targets that carry loss, bool [T]; the first of a sample is never one (Sample.targets)."""
+        """Return which tokens are trained as targets, bool [T]; the first of a sample is never one (Sample.targets)."""
         supervised = self.loss_weights > 0
         supervised[self.starts] = False
         return supervised
@@ -76,7 +76,7 @@ class SampleStore:
         return Sample(ids[span], self._weights[batch][span])
 
     def difficulty(self) -> np.ndarray:
-        """float64 [number of samples]; of rows that were read with one."""
+        """Return the difficulty of every sample, float64 [number of samples], where rows were read with one."""
         return self._column("difficulty")
 
     def row_starts(self) -> np.ndarray:
@@ -88,13 +88,13 @@ class SampleStore:
         return np.flatnonzero(starts)
 
     def blocks(self) -> Iterator[tuple[int, Block]]:
-        """All samples in order, each block with the index of its first one; nothing is copied."""
+        """Yield all samples in order, in blocks: (index of the first sample, block). Nothing is copied."""
         for start, (offsets, ids), weights in zip(self._starts, self._ids, self._weights, strict=False):
             span = slice(offsets[0], offsets[-1])
             yield int(start), Block(np.diff(offsets), ids[span], weights[span])
 
     def where(self, index: int) -> str:
-        """ "file:row" of the sample, counted as in every other message about its row."""
+        """Return "file:row" of a sample, counted as in every other message about its row."""
         batch, offset = self._find(index)
         return self._file_of_batch[batch].where(self._batches[batch]["row"][offset].as_py())
 

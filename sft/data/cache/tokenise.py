@@ -53,7 +53,7 @@ class Recipe:
     supervision: Supervision
 
     def fingerprint(self) -> list[Any]:
-        """JSON values, equal only if equal rows become equal samples."""
+        """Return JSON values by which to compare recipes: equal only if equal rows become equal samples."""
         return self._fingerprint
 
     @cached_property
@@ -66,18 +66,18 @@ class Recipe:
 
     @cached_property
     def special_tokens(self) -> re.Pattern[str]:
-        """Finds the text of any special token of the tokenizer."""
+        """Return the regular expression that finds any special token of the tokenizer in a text."""
         special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         return re.compile("|".join(map(re.escape, special)) or "(?!)")
 
     def has_today(self) -> bool:
-        """Whether the chat template writes the day on which it is applied, which is not in the fingerprint."""
+        """Return True if the chat template writes the day on which it is applied, which is not in the fingerprint."""
         return "strftime_now" in str(self.tokenizer.chat_template) and "date_string" not in self.template_options
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A part of the rows, encoded."""
+    """Hold what became of some rows: their samples, what is wrong with the rows that gave none, and the counts."""
 
     batch: pa.RecordBatch  # of schema_of(source), a sample each
     bad: list[str]  # what is wrong with each row that cannot be used
@@ -144,7 +144,7 @@ def encode_items(items: Sequence[Item], recipe: Recipe, max_length: int, counts:
 
 
 def _spells(special_tokens: re.Pattern[str], item: Item) -> bool:
-    """Whether a special token stands in what somebody else than the assistant wrote, where it becomes one."""
+    """Return True if text that is not the assistant's spells a special token: the tokenizer would make one of it."""
     if isinstance(item, Sample):
         return False
     if isinstance(item, Document):

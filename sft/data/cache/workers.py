@@ -29,7 +29,7 @@ YOUNG_OBJECTS = 50_000  # between collections in a child, whose garbage is seldo
 
 
 def processes_for(num_workers: int | None, num_inputs: int) -> int:
-    """How many processes to use for so many inputs. num_workers: data.num_workers, None for every core we may use."""
+    """Return how many processes to use for so many inputs, at most num_workers; None: every core we may use."""
     if num_workers is None:
         # Elsewhere than on Linux, system libraries do not survive a fork.
         num_workers = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1

@@ -81,7 +81,7 @@ def encode_batch(
 
 
 def _shared_tokens(a: Sample, b: Sample) -> int:
-    """How many tokens both begin with."""
+    """Return how many tokens at the beginning of both are the same."""
     length = min(len(a), len(b))
     differ = np.flatnonzero(a.input_ids[:length] != b.input_ids[:length])
     return int(differ[0]) if len(differ) else length

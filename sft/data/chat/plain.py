@@ -27,7 +27,9 @@ PROBE = ("¤first¤", "¤one¤", "¤second¤", "¤two¤", "¤third¤", "¤three�
 def places_of_replies(
     messages: Sequence[Mapping[str, Any]], text: str, first_prompt: str, shape: TurnShape, around: Around
 ) -> dict[int, tuple[int, int]] | None:
-    """{k: characters [start, end) of messages[k]} for all replies, stop included; None if text is not made like that.
+    """Find where every reply stands in `text`, its stop token included: {k: characters [start, end) of messages[k]}.
+
+    None where the text is not made as `shape` and `around` say.
 
     messages: plain ones, the last the assistant's; text: their rendering; first_prompt: that of the first reply.
     """
@@ -50,7 +52,7 @@ def places_of_replies(
 
 
 def is_plain(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether these are words alone, asked and answered in turn, the answer last; and none of them a thought."""
+    """Return True if user and assistant speak in turn, the assistant last, and there are only words, no thoughts."""
     roles = [message["role"] for message in messages][first_reply(messages) - 1 :]
     return roles == ["user", "assistant"] * (len(roles) // 2) and all(
         message.keys() == {"role", "content"} and "think>" not in message["content"] for message in messages

@@ -33,7 +33,7 @@ class MaskError(InputError):
 
 
 def check_reply_is_speech(message: dict[str, Any], shapes: TurnShapes, turn: int, where: str) -> None:
-    """Nothing in a reply that is trained would become a token of the template's own markup. Raises MaskError."""
+    """Raise MaskError if a reply spells a token of the template's own markup, which it would be trained to say."""
     calls = json.dumps(message["tool_calls"], ensure_ascii=False, default=str) if "tool_calls" in message else ""
     for said in (message.get("content", ""), *(message[key] for key in REASONING_KEYS if key in message), calls):
         _refuse_stops(said, shapes, turn, where)
@@ -45,7 +45,7 @@ def check_reply_is_speech(message: dict[str, Any], shapes: TurnShapes, turn: int
 def check_reply_is_whole(
     message: dict[str, Any], spoken: str, shape: TurnShape, shapes: TurnShapes, turn: int, where: str
 ) -> None:
-    """`spoken` is the message and its stop token, in this template's markup. Raises MaskError."""
+    """Raise MaskError unless `spoken` is all of the message and its stop token, in the template's markup."""
     body = spoken.removesuffix(shape.stop)
     _refuse_stops(body, shapes, turn, where)
     missing = _lost_call(message, body) if message.get("tool_calls") else _lost_words(message, body, shape)
@@ -61,7 +61,7 @@ def check_reply_is_whole(
 
 
 def check_stop(reply: str, shape: TurnShape, turn: int, where: str) -> None:
-    """`reply` ends with the stop token and the template's own words behind it. Raises MaskError."""
+    """Raise MaskError unless `reply` ends with the stop token and the template's own words behind it."""
     ending = shape.stop + shape.after_stop
     if not reply.endswith(ending):
         raise MaskError(
@@ -124,7 +124,7 @@ def _lost_call(message: dict[str, Any], body: str) -> str | None:
 
 
 def _consists_of(text: str, *parts: str) -> bool:
-    """Whether the parts, one after the other, are all of the text: templates strip and add spaces and newlines."""
+    """Return True if the text is these parts in order, but for spaces and newlines, which templates strip and add."""
     at = 0
     for part in parts:
         part = part.strip()
@@ -137,7 +137,7 @@ def _consists_of(text: str, *parts: str) -> bool:
 
 
 def check_prompt_is_whole(messages: Sequence[dict[str, Any]], prompt: str, where: str) -> None:
-    """Every message is in the prompt, in order; of the assistant's, all but what was thought. Raises InputError."""
+    """Raise InputError unless every message is in the prompt, in order; the assistant's thoughts may be left out."""
     at = 0
     for k, message in enumerate(messages):
         role, content = message["role"], message.get("content", "")
@@ -172,7 +172,7 @@ def check_tools_are_shown(tools: Sequence[dict[str, Any]], text: str, is_shown: 
 
 
 def thoughts_left_out(messages: Sequence[dict[str, Any]], text: str) -> int:
-    """How many of the assistant's thoughts, in their own field or inside the content, are not in the text."""
+    """Count the assistant's thoughts, in their own field or inside the content, that are not in the text."""
     thoughts = [
         next((message[key] for key in REASONING_KEYS if key in message), "")
         or message.get("content", "").rpartition("</think>")[0].strip().removeprefix("<think>")
@@ -183,7 +183,7 @@ def thoughts_left_out(messages: Sequence[dict[str, Any]], text: str) -> int:
 
 
 def thoughts_never_opened(messages: Sequence[dict[str, Any]], text: str) -> int:
-    """How many of the assistant's contents say </think> without <think>, where the text makes a thought of it.
+    """Count the assistant's contents that say </think> without <think>, where the text makes a thought of it.
 
     Qwen3's template, among others, takes all words before such a tag for reasoning, even those about the tag.
     """

@@ -58,7 +58,7 @@ class TurnShape:
 
     @property
     def closes_thought(self) -> bool:
-        """Whether the prompt opens a thought that the template renders in no reply, so that we close it."""
+        """Return True if the prompt opens a thought that the template renders in no reply, so that we close it."""
         return self.thought is not None and self.lead == self.thought[1] != self.lead_rendered
 
 
@@ -75,12 +75,12 @@ class TurnShapes:
 
     @property
     def stop_token_ids(self) -> list[int]:
-        """All tokens that end a turn, each once."""
+        """Return the ids of all tokens that end a turn, each once."""
         return list(dict.fromkeys([self.words.stop_token_id, self.calls.stop_token_id]))
 
 
 class EndlessTemplateError(InputError):
-    """A template that is not tried with one row after the other: each would take as long."""
+    """Say that a template takes too much time or memory. No other row is tried with it: each would take as long."""
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase, tools: list[dict[str, Any]] | None = None) -> str:
@@ -220,7 +220,7 @@ def _control_tokens(tokenizer: Any, markup: str, words: TurnShape) -> frozenset[
 
 
 def shows_tools(tokenizer: PreTrainedTokenizerBase, template: str, options: Mapping[str, Any]) -> bool:
-    """Whether the template, asked with one question, puts the schema of a tool into the prompt."""
+    """Return True if the template shows the model its tools: whether a tool's name stands in a rendered prompt."""
     return _learn_tools(tokenizer, template, json.dumps(options, sort_keys=True))
 
 
@@ -262,7 +262,7 @@ class _Opening:
 
     @classmethod
     def find(cls, prompt: str, text: str, markup_start: int) -> _Opening | None:
-        """None if something else than a thought stands in the prompt and not in the text: another header, say."""
+        """Return how prompt and reply fit; None if they differ by more than a thought, such as another header."""
         if text.startswith(prompt):
             lead = text[len(prompt) : text.index(REPLY)]
             return cls(lead, lead_rendered=lead)
@@ -323,7 +323,7 @@ class _Stop:
 
 
 def _kept(prompt: str, text: str) -> int:
-    """How many characters of the generation prompt stand before a reply, never half of a <tag>."""
+    """Return how many characters of the generation prompt stand before a reply, never half of a <tag>."""
     kept = shared(prompt, text)
     opened = prompt.rfind("<", 0, kept)
     return opened if kept < len(prompt) and opened > prompt.rfind(">", 0, kept) else kept
@@ -343,5 +343,5 @@ def short(text: str) -> str:
 
 
 def shared(a: Any, b: Any) -> int:
-    """How many items both begin with."""
+    """Return how many items at the beginning of both are the same."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

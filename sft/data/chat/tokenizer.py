@@ -15,17 +15,21 @@ if TYPE_CHECKING:
 
 
 def template_fingerprint(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]) -> str:
-    """Equal if messages become equal text: sha256 of the template, its options and the special tokens."""
+    """Return a sha256 of chat template, options and special tokens: where it is equal, messages become equal text."""
     return _sha256([tokenizer.chat_template, dict(options), tokenizer.special_tokens_map])
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Equal if text becomes equal ids, in any process: sha256 of the tokenizer's whole definition."""
+    """Return a sha256 of all that defines the tokenizer: where it is equal, in any process, text becomes equal ids."""
     return _sha256([json.loads(rust_tokenizer(tokenizer).to_str()), tokenizer.special_tokens_map])
 
 
 def rust_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """Return the tokenizer in Rust, which knows offsets. Raises InputError if there is none."""
+    """Return the Rust tokenizer inside `tokenizer`, which knows the characters that each token stands for.
+
+    Switches off its truncation and padding, and lets special tokens in a text become their ids. Raises InputError
+    where there is no such tokenizer inside.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise InputError(

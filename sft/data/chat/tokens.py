@@ -74,7 +74,7 @@ def _locate(renderings: Sequence[Rendering], backend: Tokenizer) -> list[_Locate
 
 
 def _by_bytes(rendering: Rendering, ids: list[int], token_bytes: _TokenBytes, tags: frozenset[int]) -> _Located | None:
-    """None where the tokens' bytes are not the text's (NFC), or a token reaches into a span or out of it."""
+    """Find the tokens of every span by counting bytes; None where bytes differ, or a token crosses its edge."""
     text, pieces = rendering.text, list(map(token_bytes.__getitem__, ids))
     if b"".join(pieces) != text.encode():
         return None
@@ -107,7 +107,7 @@ def _by_offsets(rendering: Rendering, encoding: Encoding, tags: frozenset[int]) 
 
 
 def _last_tag(ids: list[int], end: int, tags: frozenset[int]) -> int:
-    """Where in ids[:end] the last tag stands; what follows it is all that a reply could change. 0 without one."""
+    """Return where in ids[:end] the last tag stands, 0 without one; a reply can change only what follows it."""
     return next((at for at in range(end - 1, 0, -1) if ids[at] in tags), 0)
 
 

@@ -63,10 +63,10 @@ WAYS_IN = {
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a row keeps what: its format, and the columns that can be named.
+    """Say where a row keeps what: its format, and which column holds the prompt, the answer, the tools and so on.
 
     format:       a name of FORMATS, or "text"; "auto" until `recognise` has seen the file
-    guessed:      the columns of prompt_key and response_key that are not the user's, but well-known names
+    guessed:      those of prompt_key and response_key that the user did not name: well-known names were found instead
     roles:        (their name, ours) of who speaks
     message_keys: (our name, theirs) of the keys of a message
     """

@@ -250,7 +250,7 @@ def _before(cells: Cells, where: str, columns: Columns, messages: Messages) -> M
 
 
 def _history(cells: Cells, where: str, columns: Columns) -> Messages:
-    """Earlier turns: a list of [question, answer], or of messages."""
+    """Return the earlier turns that a column holds, as messages: from a list of [question, answer], or of messages."""
     stated = [key for key in columns.those_used_as("history") if not is_empty(cells.get(key))]
     if not stated:
         return []
@@ -311,7 +311,7 @@ def _weight(cells: Cells, where: str, columns: Columns) -> float:
 
 
 def _options(cells: Cells, where: str, columns: Columns, template_options: Mapping[str, Any]) -> dict[str, Any]:
-    """data.apply_chat_template_kwargs, over them the row's own, over those its thinking switch."""
+    """Return the variables for the chat template: those of the configuration, replaced by those of the row."""
     of_row = plain(parsed(cells.get(TEMPLATE_KWARGS_KEY)))
     if not isinstance(of_row or {}, dict):
         raise RowError(f"{where}: column {TEMPLATE_KWARGS_KEY!r} holds {short(of_row)}, expected a JSON object.")
@@ -344,9 +344,10 @@ def _led_to(cells: Cells, where: str, name: str, columns: Columns) -> Any:
 
 
 def opens_text(columns: Columns, key: str, dict_keys: tuple[str, ...]) -> bool:
-    """Return True if a column of JSON text should be parsed before `dict_keys` are applied.
+    """Return True if text in the column `key` should be parsed as JSON, so that `dict_keys` can lead into it.
 
-    Only where the user named it, and not after what it would hold: an answer, in `answer`, may be a JSON object.
+    That is so where there are dict keys and the user named the column. It is not so where one of the dict keys is the
+    column's own name: the column `answer` holds an answer, which may be a JSON object itself.
     """
     return key not in columns.guessed and key not in dict_keys and bool(dict_keys)
 

@@ -41,7 +41,7 @@ def turns_in(cells: Cells, key: str, where: str) -> list[Any]:
 
 
 def messages_of(turns: list[Any], where: str, column: str, columns: Columns) -> Messages:
-    """OpenAI's {role, content, ...}. Its older `function_call` is a tool call; other roles are known as in ShareGPT."""
+    """Convert OpenAI's {role, content, ...} to messages; its older `function_call` becomes a tool call."""
     messages: Messages = []
     for k, turn in enumerate(turns):
         message = _as_ours(turn, f"{where}: {column}[{k}]", columns)
@@ -65,7 +65,7 @@ def messages_of(turns: list[Any], where: str, column: str, columns: Columns) -> 
 
 
 def messages_of_sharegpt(turns: list[Any], where: str, column: str, columns: Columns) -> Messages:
-    """ShareGPT's {from, value}: human, gpt, system, function_call, observation, and those of data.roles."""
+    """Convert ShareGPT's {from, value} to messages. data.roles adds names of speakers to the well-known ones."""
     messages: Messages = []
     known = {**MORE_ROLES, **dict(columns.roles)}
     for k, turn in enumerate(turns):
@@ -105,7 +105,7 @@ def tools_lifted_from(messages: Messages, where: str) -> Any:
 
 
 def as_tools(tools: Any) -> Any:
-    """OpenAI's older functions ({name, parameters}, bare) as tools; tools as they are."""
+    """Return tools as they are, and OpenAI's older functions ({name, parameters}, bare) as tools."""
     functions = parsed(tools)
     if not isinstance(functions, list):
         return tools

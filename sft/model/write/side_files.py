@@ -40,7 +40,7 @@ def write_side_files(
     vocabulary: int,
     dtype: torch.dtype | None,
 ) -> None:
-    """Those of `source` byte for byte, but for what training changed.
+    """Copy the files beside the weights from `source` to `target`, changing only what training changed.
 
     tokenizer: the one trained with. chat_template: in place of the source's own. new_tokens: ids of the special tokens
     that its tokenizer lacks, and vocabulary: the rows of the embeddings, which may have grown for them. dtype: of the
@@ -59,7 +59,7 @@ def write_side_files(
 
 
 def copy_side_files(source: Path, target: Path) -> None:
-    """Byte for byte: config, tokenizer, template, code."""
+    """Copy config, tokenizer, template and code, byte for byte."""
     for path in {path for pattern in COPIED for path in source.glob(pattern) if path.is_file()}:
         copy = target / path.relative_to(source)
         copy.parent.mkdir(exist_ok=True)
@@ -81,7 +81,7 @@ def _write_tokenizer_class(target: Path, tokenizer: Any) -> None:
 
 
 def _write_chat_template(target: Path, template: str) -> None:
-    """Both places where loaders look: the file (new) and the tokenizer config (old)."""
+    """Write the template to both places where loaders look: its own file (new) and the tokenizer config (old)."""
     (target / "chat_template.jinja").write_text(template)
     config_file = target / "tokenizer_config.json"
     config = json.loads(config_file.read_text()) if config_file.is_file() else {}
@@ -89,7 +89,7 @@ def _write_chat_template(target: Path, template: str) -> None:
 
 
 def _write_new_tokens(target: Path, new_tokens: Mapping[str, int]) -> None:
-    """Into the tokenizer's own files, so that everything else in them stays as it was."""
+    """Add these tokens to the tokenizer's own files, so that everything else in them stays as it was."""
     file, config_file = target / "tokenizer.json", target / "tokenizer_config.json"
     if not file.is_file():
         tokenizer = AutoTokenizer.from_pretrained(target)

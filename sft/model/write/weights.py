@@ -55,7 +55,7 @@ class Planned:
 
 
 def gather_from(model: PreTrainedModel) -> Gather:
-    """Return the weights of a model that is sharded over the ranks."""
+    """Return the function that puts a weight of `model`, which is sharded over the ranks, together on the CPU."""
     weights = named_weights(model)
     return lambda name, dtype: whole_tensor(weights[name], dtype)
 
@@ -106,7 +106,7 @@ def plan_of(
     dtypes = {name: _target_dtype(DTYPES[stored.dtypes[name]], dtype) for name in stored.parts}
 
     def collect(group: Group) -> Make:
-        """Gather what was trained of a group, and return how its stored tensors are made of that."""
+        """Gather the trained weights of `group`; return the function that makes its tensors, as the files hold them."""
         widest = reduce(torch.promote_types, (dtypes[name] for name in group.stored))
         make = _collect(group, conversion, stored, changed, adapters, lambda name: gather(name, widest))
 
@@ -165,7 +165,7 @@ def _collect(
 
 
 def _copies(stored: StoredTensors, tensors: Mapping[str, tuple[Any, torch.dtype]]) -> Callable[[], Make]:
-    """Tensors that stay as they are in the files, but for their dtype."""
+    """Plan tensors that are read from the files as they are and only cast: return Planned.collect of these."""
     return lambda: lambda: {name: stored.read(name).to(dtype) for name, (_, dtype) in tensors.items()}
 
 
@@ -228,7 +228,7 @@ def adapters_of(model: PreTrainedModel) -> dict[str, Callable[[], Adapter]]:
 
 
 def _adapter_bytes(model: PreTrainedModel) -> int:
-    """Of all that trains in a LoRA run: what an adapter directory holds."""
+    """Return the bytes of all that trains in a LoRA run, which an adapter directory holds; 0 without LoRA."""
     trained = [weight for weight in model.parameters() if weight.requires_grad] if has_adapters(model) else []
     return sum(weight.numel() * weight.itemsize for weight in trained)
 
