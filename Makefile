@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # One rank per GPU, two at most; two on the CPU.
 RANKS = $(shell $(BIN)/python -c "import torch; print(min(2, torch.cuda.device_count()) or 2)")
 
-.PHONY: quickstart test faults lint format
+.PHONY: quickstart test faults lint format docs
 
 quickstart: $(VENV)/installed
 	$(BIN)/python scripts/quickstart.py prepare
@@ -29,6 +29,11 @@ lint: $(VENV)/installed
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The site of docs/, into build/site. A link or an anchor that leads nowhere is an error.
+docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/zensical build --strict
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

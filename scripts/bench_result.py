@@ -16,6 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks"
+PICTURES = ROOT / "docs" / "pictures"
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "pyarrow", "numpy")
 
 

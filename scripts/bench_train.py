@@ -33,7 +33,7 @@ from pathlib import Path
 
 import torch
 from bench_material import SEED, make_model, make_rows, make_tokenizer
-from bench_result import RESULTS, write_result
+from bench_result import PICTURES, write_result
 from bench_rivals import RIVAL_SETTINGS, fastest_attention, find_rivals, versions_of
 from bench_shapes import SHAPES, Shape
 from bench_train_figures import Run, draw, ratios, summary, table
@@ -260,7 +260,7 @@ def main() -> None:
     result = {"first_losses": gate, "contestants": figures, "ratios": ratios(figures), "growth": grown}
     device = DEVICE if DEVICE == "cpu" else torch.cuda.get_device_name().lower().replace(" ", "-")
     path = write_result("train" if arguments.shape == "tiny" else f"train_{arguments.shape}", device, made | result)
-    draw(figures, RESULTS / f"{path.stem}.png")
+    draw(figures, PICTURES / f"{path.stem}.png")
     print(table(figures))
     print(json.dumps(result["ratios"], indent=2))
     print(f"written to {path}")

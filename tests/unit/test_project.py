@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 
 from tests.launch import REPOSITORY
 
-PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")])
+PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
 
 
 def read(name: str) -> str:
@@ -78,7 +78,7 @@ def test_what_is_tested_is_what_may_be_installed():
 
 def test_the_extra_all_has_what_installs_everywhere():
     extras = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]
-    built_for_one_gpu, for_contributors = {"liger", "flash-attn"}, {"dev"}
+    built_for_one_gpu, for_contributors = {"liger", "flash-attn"}, {"dev", "docs"}
     (everything,) = requirements("all").values()
     assert everything.extras == extras.keys() - built_for_one_gpu - for_contributors - {"all"}
     listed = re.search(r"^Extras: `([\w -]+)`, and `all`", read("README.md"), re.MULTILINE)
