@@ -78,6 +78,7 @@ PER_LAYER = SLIDING | {"num_kv_shared_layers": 0, "hidden_size_per_layer_input":
 PER_LAYER |= {"vocab_size_per_layer_input": VOCAB_SIZE}
 
 OF_FAMILY: dict[str, dict[str, Any]] = {
+    "bailing_hybrid": LINEAR,
     "bamba": {"attn_layer_indices": [1], **MAMBA2},
     "cohere2": SLIDING,
     "cohere_compass_text": SLIDING,

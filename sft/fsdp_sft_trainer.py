@@ -34,6 +34,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -188,11 +189,13 @@ def train_step(job: Job, micro_batches: list[Batch], weight_sums: list[float]) -
     weight_sum, sources = sum(weight_sums), len(weight_sums)
     form = LossForm(optim.loss, optim.label_smoothing, optim.z_loss)
     shares = torch.zeros(sources, dtype=torch.float64, device=job.world.device)  # what each source adds to the loss
+    job.routers.begin_step(partial(token_ce_sum, model), micro_batches, job.world.device)
     for number, batch in enumerate(micro_batches, start=1):
         begin_micro_batch(model, job.sharding, is_last=number == len(micro_batches))
         here = batch.to(job.world.device)
-        share, of_sources = token_ce_sum(model, here, weight_sum=weight_sum, sources=sources, loss=form)
-        share.backward()
+        with job.routers.watching(here):
+            share, of_sources = token_ce_sum(model, here, weight_sum=weight_sum, sources=sources, loss=form)
+        (share + job.routers.loss()).backward()
         shares += of_sources
 
     # The one place where the host waits for the device.
@@ -200,7 +203,7 @@ def train_step(job: Job, micro_batches: list[Batch], weight_sums: list[float]) -
     loss_of = {f"loss of source {number}": share for number, share in enumerate(shares)}
     # Ranks of dp_replicate hold the same part of each gradient.
     square_sum = {"grad_norm²": squared_norm_of_gradients(model) / job.mesh.dp_replicate}
-    sums = sum_by_name(ALL_RANKS, loss_of | square_sum | asdict(counts))
+    sums = sum_by_name(ALL_RANKS, loss_of | square_sum | asdict(counts) | job.routers.parts_of_loss)
     shares, counts = [sums[name] for name in loss_of], counts.of(sums)
     refuse_other_data(counts.weight_sum, weight_sum)
     loss, grad_norm = sum(shares), math.sqrt(sums["grad_norm²"])
@@ -227,6 +230,8 @@ def train_step(job: Job, micro_batches: list[Batch], weight_sums: list[float]) -
         lr=lr,
         counts=counts,
         skipped=not finite,
+        router_aux_loss=sums.get("router_aux_loss"),
+        largest_expert_share=job.routers.largest_share(int(counts.tokens)),
     )
 
 

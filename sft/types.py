@@ -86,6 +86,7 @@ class Batch:
     labels: torch.Tensor  # int64 [R, C], IGNORE_INDEX = no loss
     loss_weights: torch.Tensor  # float32 [R, C], aligned with labels
     position_ids: torch.Tensor  # int64 [R, C], restarts at 0 with every sample
+    is_token: torch.Tensor  # bool [R, C], False for padding
     supervised_columns: torch.Tensor  # int64 [K], columns where any row has a label: all the LM head meets
     cu_seqlens: torch.Tensor | None  # int32 [S + 1]
     sample_lengths: tuple[int, ...] | None  # their differences, which the host can read without waiting for the device
@@ -125,6 +126,8 @@ class StepStats:
     lr: float
     counts: Counts
     skipped: bool  # loss or gradient was not finite: nothing was updated
+    router_aux_loss: float | None = None  # load balancing of experts, before its coefficient; None: no part of the loss
+    largest_expert_share: float | None = None  # of the tokens, that one expert of one layer had; None: no experts
 
 
 @dataclass

@@ -71,10 +71,18 @@ def tiny_model_dir(
 ) -> Path:
     """Writes a Hugging Face model of random weights and the tiny tokenizer into `path`, and returns it.
 
-    kind: qwen3, qwen2, llama, gemma2 or gpt_oss. Two layers of width 64, 4 heads of 16 on 2 key-value heads.
+    kind: qwen3, qwen3_moe, qwen2, llama, gemma2 or gpt_oss. Two layers of width 64, 4 heads of 16 on 2 key-value heads.
     """
     import torch
-    from transformers import AutoModelForCausalLM, Gemma2Config, GptOssConfig, LlamaConfig, Qwen2Config, Qwen3Config
+    from transformers import (
+        AutoModelForCausalLM,
+        Gemma2Config,
+        GptOssConfig,
+        LlamaConfig,
+        Qwen2Config,
+        Qwen3Config,
+        Qwen3MoeConfig,
+    )
 
     tokenizer = tiny_tokenizer()
     sizes = {
@@ -93,6 +101,7 @@ def tiny_model_dir(
     }
     kinds = {
         "qwen3": Qwen3Config,
+        "qwen3_moe": Qwen3MoeConfig,
         "qwen2": Qwen2Config,
         "llama": LlamaConfig,
         "gemma2": Gemma2Config,

@@ -286,6 +286,7 @@ class ModelConfig:
     lora_adapter_path: UserPath | None
     frozen: Patterns
     train_only: Patterns
+    router_aux_loss: AtLeast0 | None
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
-from functools import cache
 
 import torch
 from peft import LoraConfig
@@ -15,12 +13,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sft.errors import InputError
+from sft.model.source_code import is_read_raw
 from sft.model.text_part import parts_beside_text
 from sft.parallel.world import log
 
 LINEAR = (torch.nn.Linear, Conv1D)
-RAW = r"self\.{leaf}\.weight\b(?!\.(dtype|device|shape|size))"
-"""How a module hands the weight of a part of it to a fused kernel, past the part's own forward: Mamba's out_proj."""
 MAX_NAMES_SHOWN = 8
 
 
@@ -86,20 +83,7 @@ def _why_not(model: PreTrainedModel, name: str) -> str:
     parent = model.get_submodule(parent_name)
     if leaf in ("gate", "router") and any("experts" in sibling for sibling, _ in parent.named_children()):
         return "is a router"
-    return "has its weight read by what is around it" if re.search(RAW.format(leaf=leaf), _source_of(parent)) else ""
-
-
-@cache
-def _source(kind: type) -> str:
-    try:
-        return inspect.getsource(kind)
-    except (OSError, TypeError):  # made while the program runs
-        return ""
-
-
-def _source_of(module: torch.nn.Module) -> str:
-    """Return the source of a module's class and of those that it extends, without torch's own."""
-    return "\n".join(_source(kind) for kind in type(module).__mro__ if not kind.__module__.startswith("torch."))
+    return "has its weight read by what is around it" if is_read_raw(model, name) else ""
 
 
 def is_expert_to_peft(model: PreTrainedModel, name: str) -> bool:

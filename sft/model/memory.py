@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from sft.model.head import CHUNK, WHOLE_LOGITS_CHUNK
+from sft.model.pretrained import largest_of
 
 
 @dataclass(frozen=True)
@@ -168,8 +169,8 @@ def gigabytes(number: int) -> str:
 def model_size(model: PreTrainedModel, layers: list[torch.nn.Module]) -> ModelSize:
     """Measure a model, which may lie on the meta device."""
     config = model.config.get_text_config()
-    heads = getattr(config, "num_attention_heads", None) or 0  # Mamba and RWKV have none
-    head_width = getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)
+    heads = largest_of(config, "num_attention_heads")  # Mamba and RWKV have none
+    head_width = largest_of(config, "head_dim") or config.hidden_size // max(heads, 1)
     parameters = list(model.parameters())
     in_layers = [sum(weight.numel() for weight in layer.parameters()) for layer in layers]
     everything = sum(weight.numel() for weight in parameters)
@@ -182,7 +183,7 @@ def model_size(model: PreTrainedModel, layers: list[torch.nn.Module]) -> ModelSi
         layers=len(layers),
         width=config.hidden_size,
         query_width=heads * head_width,
-        key_width=(getattr(config, "num_key_value_heads", None) or heads) * head_width,
+        key_width=(largest_of(config, "num_key_value_heads") or heads) * head_width,
         mlp_width=_mlp_width(config),
         vocabulary=config.vocab_size,
         head_trains=any(weight.requires_grad for weight in head.parameters()) if head is not None else True,
@@ -201,8 +202,8 @@ def device_bytes(device: torch.device) -> int:
     return limit // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def _mlp_width(config) -> int:
-    experts = getattr(config, "num_experts_per_tok", None)
+def _mlp_width(config: PretrainedConfig) -> int:
+    experts, width = largest_of(config, "num_experts_per_tok"), largest_of(config, "intermediate_size")
     if experts:
-        return experts * (getattr(config, "moe_intermediate_size", None) or config.intermediate_size)
-    return getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        return experts * (largest_of(config, "moe_intermediate_size") or width)
+    return width or 4 * config.hidden_size

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from sft.config import FsdpConfig, ModelConfig, SftConfig
 from sft.model.attention import Choice, prove_separation, share_rows
@@ -14,8 +14,9 @@ from sft.model.frozen import freeze
 from sft.model.liger import use_liger_kernels
 from sft.model.load import build_skeleton, decoder_layers, load_weights
 from sft.model.logits import learn_logit_form
-from sft.model.precision import fp32_modules
+from sft.model.precision import fp32_modules, say_what_is_rounded
 from sft.model.pretrained import load_config
+from sft.model.routers import watch_routers
 from sft.model.text_part import parts_beside_text
 from sft.model.vocabulary import grow_vocabulary
 from sft.parallel.activation import checkpoint_activations, compile_layers
@@ -48,21 +49,10 @@ def build_bare_model(
         lora.add_adapters(model, base=name, dtype=master_dtype, **adapters)
     if line := freeze(model, config.model.frozen, config.model.train_only):
         log.info("%s", line)
-    _say_what_routers_miss(model_config)
+    say_what_is_rounded(model, compute_dtype)
+    watch_routers(model, config.model.router_aux_loss)
     learn_logit_form(model)  # with its adapters: one on the LM head makes it another head
     return model, grown
-
-
-def _say_what_routers_miss(config: PretrainedConfig) -> None:
-    """Warn that a load-balancing loss which config.json asks for is not part of the loss."""
-    text = config.get_text_config()
-    coefficient = getattr(text, "router_aux_loss_coef", None)
-    if getattr(text, "output_router_logits", False) and coefficient:
-        log.warning(
-            "config.json asks for a load-balancing loss of the routers (output_router_logits=true, "
-            "router_aux_loss_coef=%g); it is not added: cross entropy alone is trained.",
-            coefficient,
-        )
 
 
 def sharding_of(fsdp: FsdpConfig, *, reduce_once: bool = True) -> Sharding:

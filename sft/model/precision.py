@@ -1,7 +1,7 @@
 """Parts that an architecture keeps in fp32 while the rest computes in 16 bits: routers, correction biases of experts.
 
 transformers honours `_keep_in_fp32_modules_strict` when it loads a model, and not when it builds one from its
-configuration, as we do.
+configuration, as we do. (`_keep_in_fp32_modules`, without `strict`, is about fp16 alone.)
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ import re
 
 import torch
 from transformers import PreTrainedModel
+
+from sft.model.source_code import is_read_raw
+from sft.parallel.world import log
 
 
 def keep_in_fp32(model: PreTrainedModel) -> None:
@@ -27,15 +30,26 @@ def fp32_modules(model: PreTrainedModel) -> list[torch.nn.Module]:
     """Return the outermost modules all of whose parameters the architecture keeps in fp32.
 
     A single parameter among others, such as the sinks of an attention, is not among them: FSDP2 casts and reduces the
-    parameters of a module together.
+    parameters of a module together. Nor is a module whose weight is read by what is around it: FSDP2 gathers a module
+    when its forward is called.
     """
     pattern, found = _kept(model), {}
     for name, module in model.named_modules():
         own = [parameter for parameter, _ in module.named_parameters(prefix=name)]
         inside = any(name.startswith(f"{outer}.") for outer in found)
-        if own and not inside and all(pattern.search(parameter) for parameter in own):
+        if own and not inside and all(map(pattern.search, own)) and not is_read_raw(model, name):
             found[name] = module
     return list(found.values())
+
+
+def say_what_is_rounded(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Log which parameters the architecture keeps in fp32 and that compute in `dtype`, that of their layer."""
+    pattern = _kept(model)
+    apart = {id(weight) for module in fp32_modules(model) for weight in module.parameters()}
+    named = [name for name, weight in model.named_parameters() if pattern.search(name) and id(weight) not in apart]
+    if named and dtype != torch.float32:
+        kinds = sorted({".".join(name.split(".")[-2:]) for name in named})
+        log.info("%s keeps in fp32, and here computes in %s: %s", type(model).__name__, dtype, ", ".join(kinds))
 
 
 def _kept(model: PreTrainedModel) -> re.Pattern[str]:

@@ -67,6 +67,15 @@ def load_config(directory: Path, *, trust_remote_code: bool) -> PretrainedConfig
     return config
 
 
+def largest_of(config: PretrainedConfig, name: str) -> int:
+    """Return the largest value that `name` has in any layer; 0 where the configuration does not know it."""
+    try:
+        values = getattr(config, name, None)
+    except RuntimeError:  # transformers does not say one number for layers that differ
+        values = [getattr(layer, name, None) for layer in config.per_layer_config]
+    return max((value or 0 for value in (values if isinstance(values, list | tuple) else [values])), default=0)
+
+
 def weight_files(directory: Path) -> list[Path]:
     """Return the safetensors files that make the model: those of the index, or the only one; others may lie beside
     them.

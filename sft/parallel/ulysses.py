@@ -61,6 +61,7 @@ def split_tokens(batch: Batch, *, part: int, parts: int) -> Batch:
         labels=labels,
         loss_weights=loss_weights,
         position_ids=mine(batch.position_ids, 0),
+        is_token=mine(batch.is_token, 0),
         supervised_columns=supervised.nonzero().flatten(),
         sources=None if batch.sources is None else mine(batch.sources, 0),
         cu_seqlens=torch.cat([batch.cu_seqlens, ends]),

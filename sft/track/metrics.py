@@ -151,6 +151,7 @@ class Meter:
             "train/lr": stats.lr,
             "train/epoch": self._samples_seen / self._samples_per_epoch,
             "train/num_input_tokens_seen": self._tokens_seen,
+            **_of_experts(stats),
             **self._performance(),
         }
 
@@ -169,3 +170,11 @@ class Meter:
             "perf/data_wait_s": sum(step.data_wait_s for step in self._recent) / steps,
             "perf/step_time_s": seconds / steps,
         }
+
+
+def _of_experts(stats: StepStats) -> dict[str, float]:
+    told = {
+        "train/router_aux_loss": stats.router_aux_loss,
+        "train/largest_expert_share": stats.largest_expert_share,
+    }
+    return {name: value for name, value in told.items() if value is not None}

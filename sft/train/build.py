@@ -23,6 +23,7 @@ from sft.data.dataset import Dataset
 from sft.data.order.plan import Plan
 from sft.model.place import adapter_settings, frozen_settings, place, sharding_of
 from sft.model.pretrained import fingerprint as model_fingerprint
+from sft.model.routers import Routers
 from sft.parallel.fsdp import Sharding
 from sft.parallel.mesh import Mesh, build_mesh
 from sft.parallel.world import World, log, seed_rank
@@ -66,6 +67,11 @@ class Job:
         return self.state.step >= self.total_steps or course.out_of_patience(
             self.state.course, trainer.early_stop_metric, trainer.early_stop_patience
         )
+
+    @property
+    def routers(self) -> Routers:
+        """Return what watches the routers of the model; it has nothing to watch in most."""
+        return vars(self.model)["routers"]
 
     @property
     def total_steps(self) -> int:

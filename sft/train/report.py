@@ -13,6 +13,7 @@ from sft.data.audit import audit, kept, overlap, summary
 from sft.data.order.mixture import epoch_order
 from sft.files import replace_file
 from sft.model.place import DTYPES
+from sft.model.pretrained import largest_of
 from sft.track.facts import write_run_json
 from sft.track.metrics import Meter, device_peak, met_by_a_token, training_flops_per_token
 from sft.track.run_log import RunLog, open_run
@@ -75,13 +76,13 @@ def start_meter(job: Job, run_log: RunLog) -> Meter:
     config, lengths = job.model.config.get_text_config(), lengths_in_epoch(job)
     peak = device_peak(job.world.device, DTYPES[job.config.model.fsdp_config.compute_dtype])
     run_log.say(peak.source)
-    heads = getattr(config, "num_attention_heads", None) or 0  # Mamba and RWKV have none
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)
+    heads = largest_of(config, "num_attention_heads")  # Mamba and RWKV have none
+    head_dim = largest_of(config, "head_dim") or config.hidden_size // max(heads, 1)
     head, embedding = job.model.get_output_embeddings(), job.model.get_input_embeddings()
     assert head is not None and isinstance(head.weight, torch.Tensor)
     ends = (head.weight, embedding.weight)
     body = [weight for weight in job.model.parameters() if not any(weight is end for end in ends)]
-    experts = getattr(config, "num_experts_per_tok", None)
+    experts = largest_of(config, "num_experts_per_tok")
     return Meter(
         world_size=job.world.size,
         samples_per_epoch=len(job.train.mixture),

@@ -9,6 +9,7 @@ from sft import fsdp_sft_trainer as trainer
 from sft import load_config
 from sft.parallel.world import World, process_group
 from sft.errors import InputError
+from tests.assets import tiny_model_dir
 
 STEPS = ["trainer.total_training_steps=4"]  # the third step is the smaller one that ends the epoch
 LAYOUTS = {"packed": ["use_remove_padding=true"], "padded": ["use_remove_padding=false"]}
@@ -76,6 +77,26 @@ def test_other_losses_agree_over_micro_batches_layouts_ranks_and_sequence_parall
         assert curve(metrics[1:]) == pytest.approx(curve(one[1:]), rel=1e-5), name
     assert one[0]["val/loss"] == pytest.approx(plain[0]["val/loss"], rel=1e-6)
     assert one[1]["train/loss"] != pytest.approx(plain[1]["train/loss"], rel=1e-3)
+
+
+def test_the_load_balancing_loss_of_experts_agrees_over_every_split(base, run_all, tmp_path):
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "initializer_range": 0.1}
+    tiny_model_dir(tmp_path / "moe", kind="qwen3_moe", router_aux_loss_coef=3.0, output_router_logits=True, **experts)
+    run = [*base, *STEPS, f"model.partial_pretrain={tmp_path / 'moe'}", "optim.lr=1e-3"]
+    one_by_one = "data.micro_batch_size_per_gpu=1"
+    one, whole, without = run_all(
+        [[*run, one_by_one], [*run, "data.micro_batch_size_per_gpu=4"], [*run, "model.router_aux_loss=0"]], 1
+    )
+    shared = [*LAYOUTS["packed"], "ulysses_sequence_parallel_size=2"]
+    runs = [[*run, *LAYOUTS["padded"]], [*run, *LAYOUTS["packed"], one_by_one], [*run, *shared]]
+    checkpointed = [*run, "model.enable_gradient_checkpointing=true"]
+    for metrics in (whole, *run_all([*runs, checkpointed], 2)):
+        assert curve(metrics) == pytest.approx(curve(one), rel=2e-5)
+        for key in ("train/router_aux_loss", "train/largest_expert_share"):
+            assert [line[key] for line in metrics] == pytest.approx([line[key] for line in one], rel=1e-4)
+    assert without[0]["train/loss"] == pytest.approx(one[0]["train/loss"], rel=1e-6)
+    assert without[0]["train/grad_norm"] != pytest.approx(one[0]["train/grad_norm"], rel=1e-3)
+    assert "train/router_aux_loss" not in without[0]
 
 
 def test_validation_covers_every_sample_on_any_number_of_ranks(base, run_all):

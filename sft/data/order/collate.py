@@ -37,6 +37,7 @@ def collate(
     labels = np.full(rows * columns, IGNORE_INDEX, np.int64)
     loss_weights = np.zeros(rows * columns, np.float32)
     position_ids = np.arange(rows * columns) % columns
+    is_token = np.zeros(rows * columns, np.bool_)
     source_of_position = np.zeros(rows * columns, np.int64)
     for n, (start, sample) in enumerate(zip(starts, samples, strict=False)):
         end = start + len(sample)
@@ -44,6 +45,7 @@ def collate(
         loss_weights[start : end - 1] = sample.target_weights
         labels[start : end - 1] = np.where(sample.target_weights > 0, sample.targets, IGNORE_INDEX)
         position_ids[start:end] = np.arange(len(sample))
+        is_token[start:end] = real_tokens > 0
         if sources is not None and real_tokens:
             source_of_position[start:end] = sources[n]
 
@@ -56,6 +58,7 @@ def collate(
         labels=layout(labels),
         loss_weights=layout(loss_weights),
         position_ids=layout(position_ids),
+        is_token=layout(is_token),
         supervised_columns=torch.from_numpy(np.flatnonzero(supervised.any(axis=0))),
         cu_seqlens=torch.from_numpy(starts.astype(np.int32)) if packed else None,
         sample_lengths=tuple(lengths.tolist()) if packed else None,

@@ -15,6 +15,7 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
 
 from sft.errors import InputError
+from sft.model.pretrained import largest_of
 
 KERNELS = {
     "flash_attention_3": "fa3",
@@ -203,8 +204,8 @@ def _has_sinks(config: PretrainedConfig) -> bool:
 
 def _head_width(config: PretrainedConfig) -> int:
     names = ("head_dim", "global_head_dim", "qk_head_dim")
-    stated = [width for name in names if (width := getattr(config, name, None))]
-    heads = getattr(config, "num_attention_heads", None) or 1  # Mamba and RWKV have none
+    stated = [width for name in names if (width := largest_of(config, name))]
+    heads = largest_of(config, "num_attention_heads") or 1  # Mamba and RWKV have none
     return max(stated, default=config.hidden_size // heads)
 
 

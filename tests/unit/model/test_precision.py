@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from sft.model.load import build_skeleton, load_weights
-from sft.model.precision import fp32_modules
+from sft.model.precision import fp32_modules, say_what_is_rounded
 from sft.parallel.fsdp import Sharding, shard
 from sft.parallel.mesh import build_mesh
+from sft.parallel.world import log
 from tests.assets import attention_on_cpu
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "scripts"))
@@ -51,3 +52,19 @@ def test_routers_compute_in_fp32_and_the_rest_in_bf16(master, tmp_path):
     logits.float().pow(2).mean().backward()
     assert set(seen) == {torch.float32} and logits.dtype == torch.bfloat16
     assert all(weight.grad.isfinite().all() for weight in model.parameters() if weight.grad is not None)
+
+
+def test_a_convolution_that_is_read_raw_is_no_group_of_its_own(caplog):
+    """Its forward is never called, so FSDP2 would never gather it: bailing_hybrid failed in its first forward."""
+    model = skeleton("bailing_hybrid", torch.bfloat16)
+    layers = dict(model.named_modules())
+    assert any(name.endswith("conv1d") for name in layers)
+    assert not [module for module in fp32_modules(model) if isinstance(module, torch.nn.Conv1d)]
+    with caplog.at_level("INFO"):
+        log.addHandler(caplog.handler)
+        say_what_is_rounded(model, torch.float32)
+        assert not caplog.messages
+        say_what_is_rounded(model, torch.bfloat16)
+        log.removeHandler(caplog.handler)
+    (said,) = set(caplog.messages)  # twice where the log hands on what it is told
+    assert "in torch.bfloat16: conv1d.weight, forget_gate.A_log, forget_gate.dt_bias" in said
