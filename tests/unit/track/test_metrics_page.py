@@ -46,7 +46,8 @@ def test_what_a_run_writes_is_on_the_page_and_the_other_way_round(documented, tm
     rows = [{"question": f"What is {k} + {k}?", "answer": f"{2 * k}."} for k in range(4)]
     files = [str(write_jsonl(tmp_path / f"{name}.jsonl", rows)) for name in ("one", "two")]
     overrides = [
-        f"model.partial_pretrain={tiny_model_dir(tmp_path / 'model')}",
+        f"model.partial_pretrain={tiny_model_dir(tmp_path / 'model', kind='qwen3_moe', num_experts=4)}",
+        "model.router_aux_loss=0.01",
         f"data.mixture=[{','.join(files)}]",
         f"data.val_files=[{','.join(files)}]",
         f"data.cache_dir={tmp_path / 'cache'}",
