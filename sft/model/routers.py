@@ -57,7 +57,7 @@ class Routers:
     """What the routers of a model did in the step under way, and its load-balancing loss."""
 
     def __init__(self, model: PreTrainedModel, coefficient: float) -> None:
-        """Hook the routers (for the loss) and the experts (for their shares); most models have neither."""
+        """Put hooks on the routers (for the loss) and on the experts (for their shares); most models have neither."""
         self.coefficient = coefficient
         self._top_k = _top_k(model)
         self._is_watching = False

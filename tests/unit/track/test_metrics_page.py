@@ -45,8 +45,9 @@ def test_what_a_run_writes_is_on_the_page_and_the_other_way_round(documented, tm
     monkeypatch.setattr("sft.train.report.device_peak", lambda *_: Peak(1e12, "as of a GPU whose data sheet is known"))
     rows = [{"question": f"What is {k} + {k}?", "answer": f"{2 * k}."} for k in range(4)]
     files = [str(write_jsonl(tmp_path / f"{name}.jsonl", rows)) for name in ("one", "two")]
+    model = tiny_model_dir(tmp_path / "model", kind="qwen3_moe", num_experts=4, num_experts_per_tok=2)
     overrides = [
-        f"model.partial_pretrain={tiny_model_dir(tmp_path / 'model', kind='qwen3_moe', num_experts=4)}",
+        f"model.partial_pretrain={model}",
         "model.router_aux_loss=0.01",
         f"data.mixture=[{','.join(files)}]",
         f"data.val_files=[{','.join(files)}]",
