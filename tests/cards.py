@@ -9,6 +9,7 @@ from sft.track.card import CardFacts
 FACTS = CardFacts(
     name="me/tiny",
     opens_as="me/tiny",
+    opened_by="AutoModelForCausalLM",
     base_model="Qwen/Qwen2.5-0.5B",
     datasets=["org/chats:train", "org/code/python:train", "train.jsonl"],
     data={"train": [{"file": "train.jsonl", "rows": 7473, "hash": "abc123"}], "val": []},

@@ -30,6 +30,7 @@ class CardFacts:
 
     name: str
     opens_as: str  # for from_pretrained
+    opened_by: str  # the class of transformers whose from_pretrained that is
     base_model: str  # a hub id or a directory
     datasets: Sequence[str]  # as configured: hub ids, files
     data: Mapping[str, Sequence[Mapping[str, Any]]]  # train, val -> {file, rows, hash} of each file
@@ -103,9 +104,9 @@ def _page(facts: CardFacts) -> str:
             "## Use",
             "",
             "```python",
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            f"from transformers import {facts.opened_by}, AutoTokenizer",
             "",
-            f"model = AutoModelForCausalLM.from_pretrained({json.dumps(facts.opens_as)})",
+            f"model = {facts.opened_by}.from_pretrained({json.dumps(facts.opens_as)})",
             f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(facts.opens_as)})",
             "```",
             "",

@@ -13,6 +13,7 @@ from sft.config.door import changed_keys
 from sft.config.secrets import without_secrets
 from sft.config.visible import code_span
 from sft.files import replace_file
+from sft.model.text_part import model_class
 from sft.parallel.world import log, max_over_all_ranks, on_main_rank
 from sft.track.card import CURVE, CardFacts, model_card
 from sft.track.curve import draw as draw_curve
@@ -83,6 +84,7 @@ def result_of(job: Job, start: Start, ended: str, peak_gb: float, published_step
         "tokens_per_sec": round((state.tokens_seen - start.tokens) / seconds, 1),
         "peak_memory_gb": round(peak_gb, 3),
         "output_dir": str(job.run_dir),
+        "opened_by": opened_by(job),
         "published_step": published_step,
     }
 
@@ -93,6 +95,11 @@ def losses(job: Job) -> tuple[float | None, float | None]:
     if len(course.stretches) < 2:
         return course.first_loss, course.last_loss
     return course.stretches[0], course.stretches[-1]
+
+
+def opened_by(job: Job) -> str:
+    """Return the name of transformers' auto class that opens the model: another one where it sees as well as reads."""
+    return model_class(job.model.config).__name__
 
 
 def lines_of(result: dict[str, Any]) -> list[str]:
@@ -115,7 +122,7 @@ def lines_of(result: dict[str, Any]) -> list[str]:
     output_dir, published = result["output_dir"], result["published_step"]
     if published is not None:
         of = "" if published == result["steps"] else f" of step {published}, the best,"
-        told.append(f"the model{of} is in {output_dir}: AutoModelForCausalLM.from_pretrained({output_dir!r})")
+        told.append(f"the model{of} is in {output_dir}: {result['opened_by']}.from_pretrained({output_dir!r})")
     return told
 
 
@@ -147,6 +154,7 @@ def card_facts(job: Job, has_curve: bool) -> CardFacts:
     return CardFacts(
         name=config.trainer.hub_model_id or name,
         opens_as=config.trainer.hub_model_id or f"path/to/{name}",
+        opened_by=opened_by(job),
         base_model=config.model.partial_pretrain,
         datasets=files,
         data=data_facts(job),

@@ -15,6 +15,7 @@ from transformers import (
     T5Config,
 )
 
+import sft
 from sft.errors import InputError
 from sft.model import lora
 from sft.model.attention import Choice
@@ -25,6 +26,7 @@ from sft.model.write.proof import loading_report, prove_export
 from sft.model.write.weights import write_weights
 from sft.parallel.fsdp import Sharding, shard
 from sft.parallel.mesh import build_mesh
+from tests.assets import tiny_tokenizer, write_jsonl
 
 TEXT = {
     "vocab_size": 96,
@@ -175,6 +177,25 @@ def test_lora_adapts_the_language_model_only(source, tmp_path, world_of_one):
     assert before.keys() == after.keys()
     changed = [name for name in before if not torch.equal(before[name], after[name])]
     assert len(changed) == len(adapted) and all("language_model" in name or "model.layers" in name for name in changed)
+
+
+def test_card_and_last_line_name_the_class_that_opens_it(tmp_path):
+    """And a whole run passes, whose rows are text alone."""
+    source, kind = tmp_path / "model", KINDS["qwen3_vl"]
+    config = AutoConfig.for_model("qwen3_vl", **kind | {"text_config": kind["text_config"] | {"vocab_size": 512}})
+    AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16).save_pretrained(source)
+    rows = [{"question": f"What is {k} + {k}?", "answer": f"{2 * k}."} for k in range(4)]
+    tiny_tokenizer().save_pretrained(source)
+    settings = [
+        f"model.partial_pretrain={source}", f"data.train_files={write_jsonl(tmp_path / 'rows.jsonl', rows)}",
+        f"data.cache_dir={tmp_path / 'cache'}", "data.train_batch_size=4", "trainer.total_training_steps=1",
+        "model.lora_rank=2", f"trainer.default_local_dir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    sft.run(sft.load_config(settings))
+    card, log = ((tmp_path / "run" / name).read_text() for name in ("README.md", "training.log"))
+    assert "from transformers import AutoModelForImageTextToText, AutoTokenizer" in card
+    assert f"AutoModelForImageTextToText.from_pretrained('{tmp_path / 'run'}')" in log
+    assert "AutoModelForCausalLM" not in card + log
 
 
 def test_text_models_are_opened_as_ever(tmp_path):
