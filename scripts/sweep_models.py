@@ -100,7 +100,9 @@ OF_FAMILY: dict[str, dict[str, Any]] = {
         **{"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
     },
     "lfm2": {"layer_types": ["conv", "full_attention"], "conv_dim": 64},
+    "kimi_linear": LINEAR,
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "lfm3": {"layer_types": ["conv", "full_attention"]},
     "llama4_text": {
         **{"layer_types": ["chunked_attention", "full_attention"], "no_rope_layers": [1, 0]},
         **{

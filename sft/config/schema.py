@@ -268,6 +268,7 @@ class ModelConfig:
     revision: Name | None
     external_lib: Text | None
     trust_remote_code: Flag
+    dequantise: Flag
     strategy: Literal["fsdp2", "fsdp"]
     fsdp_config: FsdpConfig
     attn_implementation: Literal["auto", "sdpa", "varlen", "flash_attention_2", "flash_attention_3", "flex"]

@@ -21,17 +21,17 @@ from sft.errors import InputError
 from sft.export.saved import Saved, find_saved
 from sft.model.attention import Available
 from sft.model.conversion import conversion_of
+from sft.model.dequantise import stored_weights
 from sft.model.load import build_skeleton, refuse_misfits
 from sft.model.names import named_weights, stored_name, trained_weights
 from sft.model.place import build_bare_model
-from sft.model.pretrained import load_config, weight_files
+from sft.model.pretrained import load_config
 from sft.model.tokenizer import load_tokenizer
 from sft.model.write.check import check
 from sft.model.write.directory import ADAPTER_DIR, Speech, export
 from sft.model.write.growing_file import DTYPES
 from sft.model.write.side_files import copy_side_files, set_dtype, stop_tokens_of
 from sft.model.write.weights import Gather, check_room, convert_weights, merged_weights
-from sft.parallel.shards import StoredTensors
 from sft.parallel.world import World, process_group
 from sft.train.inputs import attention_of
 from sft.train.reading import open_tokenizer, supervision_of
@@ -184,7 +184,7 @@ def _stored_model_state(saved: Saved, dtype: torch.dtype | None) -> dict[str, to
         dtype=dtype or torch.float32,
         trust_remote_code=trust,
     )
-    stored = StoredTensors.of_whole_tensors(weight_files(saved.model))
+    stored = stored_weights(saved.model)
     conversion = conversion_of(skeleton, stored, inverse=False)
     refuse_misfits(skeleton, saved.model, conversion)
     whole = {

@@ -16,12 +16,12 @@ from transformers import PretrainedConfig, PreTrainedModel
 from sft.errors import InputError
 from sft.model.attention import Choice, expect_calls, hide_lengths, register, separate_samples
 from sft.model.conversion import Conversion, conversion_of, remember_conversions
+from sft.model.dequantise import stored_weights
 from sft.model.names import named_weights
 from sft.model.precision import keep_in_fp32
-from sft.model.pretrained import weight_files
 from sft.model.text_part import attention_of_text, freeze_all_but_text, model_class
 from sft.model.vocabulary import fill_with_mean_rows, vocabulary_weights
-from sft.parallel.shards import StoredTensors, local_box, local_part
+from sft.parallel.shards import local_box, local_part
 
 
 def build_skeleton(
@@ -115,7 +115,7 @@ def read_weights(model: PreTrainedModel, directory: Path, *, grown_vocabulary: b
     A rank holds its own part and, of weights that are stored in another form, one of them as a whole. Raises
     InputError for the weights of another model.
     """
-    stored = StoredTensors.of_whole_tensors(weight_files(directory))
+    stored = stored_weights(directory)
     wanted = named_weights(model)
     grown = vocabulary_weights(model, wanted) if grown_vocabulary else {}
     conversion = conversion_of(model, stored, grown=grown, inverse=False)

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from sft.config import FsdpConfig, ModelConfig, SftConfig
 from sft.model.attention import Choice, prove_separation, share_rows
+from sft.model.dequantise import say_how_widened
 from sft.model.frozen import freeze
 from sft.model.liger import use_liger_kernels
 from sft.model.load import build_skeleton, decoder_layers, load_weights
@@ -34,7 +35,8 @@ def build_bare_model(
     """Return (the model on the meta device, with LoRA's adapters inside; whether its vocabulary had to grow)."""
     trust, fsdp, adapters = config.model.trust_remote_code, config.model.fsdp_config, adapter_settings(config.model)
     master_dtype, compute_dtype = DTYPES[fsdp.model_dtype], DTYPES[fsdp.compute_dtype]
-    model_config = load_config(source, trust_remote_code=trust)
+    model_config = load_config(source, trust_remote_code=trust, dequantise=config.model.dequantise)
+    say_how_widened(source)
     grown = grow_vocabulary(model_config, tokens)
     model = build_skeleton(
         model_config,

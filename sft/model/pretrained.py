@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, PretrainedConfig
 
+from sft.config.checks.model import complaint_about_quantisation, quantisation_of
 from sft.errors import InputError
 
 SAMPLES_PER_FILE, SAMPLED_BYTES = 64, 64 * 1024
@@ -52,18 +53,16 @@ def find_model(name_or_path: str, revision: str | None = None, *, weights: bool 
         ) from error
 
 
-def load_config(directory: Path, *, trust_remote_code: bool) -> PretrainedConfig:
+def load_config(directory: Path, *, trust_remote_code: bool, dequantise: bool = False) -> PretrainedConfig:
     """Return the architecture of a model directory. Raises InputError for one whose weights are quantised."""
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"model.partial_pretrain={directory}: no usable config.json there ({error}).") from error
-    if settings := getattr(config, "quantization_config", None):
-        method = settings.get("quant_method") if isinstance(settings, dict) else settings
-        raise InputError(
-            f"model.partial_pretrain={directory} is quantised ({method}); weights are trained as they are and sharded, "
-            "and what LoRA freezes is kept in bf16: take the model it was made of."
-        )
+    if complaint := complaint_about_quantisation(quantisation_of(directory), dequantise):
+        raise InputError(f"model.partial_pretrain={directory} {complaint}")
+    for part in (config, config.get_text_config()):
+        vars(part).pop("quantization_config", None)  # its weights are read as if they were not (dequantise.py)
     return config
 
 

@@ -8,9 +8,10 @@ box whatever the files hold of it. No rank ever reads, or holds, a whole model.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,10 @@ class StoredPart:
     box: Box
 
 
+OpenFile = Callable[[Path], Any]
+"""Opens a safetensors file, once."""
+
+
 class StoredTensors:
     """Global tensors by name, spread over safetensors files in one or more parts."""
 
@@ -146,20 +151,22 @@ class StoredTensors:
     def copy_into(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Fill this rank's part of every tensor, cast to its dtype. Raises ValueError if the files lack some of it."""
         with ExitStack() as stack:
-            opened: dict[Path, Any] = {}
+            opened = cache(lambda file: stack.enter_context(safe_open(file, "pt")))
             for name, tensor in tensors.items():
                 mine, target = local_box(tensor), local_part(tensor)
                 filled = 0
                 for part in self.parts[name]:
                     if (both := mine.overlap(part.box)) is None:
                         continue
-                    if part.file not in opened:
-                        opened[part.file] = stack.enter_context(safe_open(part.file, "pt"))
-                    piece = opened[part.file].get_slice(part.key)[both.slices_within(part.box)]
+                    piece = self._piece(part, both.slices_within(part.box), opened)
                     target[both.slices_within(mine)].copy_(piece)
                     filled += piece.numel()
                 if filled != target.numel():
                     raise ValueError(f"{name}: the files hold {filled} of the {target.numel()} elements of this rank.")
+
+    def _piece(self, part: StoredPart, index: tuple[slice, ...], opened: OpenFile) -> torch.Tensor:
+        """Read one slice of a part."""
+        return opened(part.file).get_slice(part.key)[index]
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,9 @@ def refuse_other_data(computed: float, planned: float) -> None:
 
 def check_sharing_of_rows(config: SftConfig, source: Path, *, ranks: int) -> None:
     """Raise InputError where this model's rows cannot be shared by as many ranks as the configuration asks for."""
-    architecture = load_config(source, trust_remote_code=config.model.trust_remote_code)
+    architecture = load_config(
+        source, trust_remote_code=config.model.trust_remote_code, dequantise=config.model.dequantise
+    )
     refuse_impossible_split(architecture, config.ulysses_sequence_parallel_size, ranks=ranks)
 
 
@@ -106,7 +108,7 @@ def attention_of(config: SftConfig, source: Path, here: Available, *, wanted: st
     Raises InputError if it cannot be computed here.
     """
     return choose_attention(
-        load_config(source, trust_remote_code=config.model.trust_remote_code),
+        load_config(source, trust_remote_code=config.model.trust_remote_code, dequantise=config.model.dequantise),
         wanted=wanted or config.model.attn_implementation,
         packed=config.use_remove_padding,
         half=config.model.fsdp_config.compute_dtype == "bf16",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from sft.config.checks.packages import is_importable
 from sft.config.problems import from_here, shown
@@ -16,7 +17,7 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 def model_problems(model: ModelConfig, needs_weights: bool = True) -> Iterator[str]:
     """List the problems of the `model` keys with which the run cannot start."""
-    if complaint := _complaint_about_model(model.partial_pretrain, needs_weights):
+    if complaint := _complaint_about_model(model.partial_pretrain, needs_weights, model.dequantise):
         yield f"model.partial_pretrain={shown(model.partial_pretrain)} {complaint}"
     if model.revision and Path(model.partial_pretrain).is_dir():
         yield (
@@ -41,6 +42,9 @@ def model_warnings(model: ModelConfig) -> Iterator[str]:
             "model.fsdp_config.offload_params=true: the same as cpu_offload=true (parameters, gradients and optimizer "
             "state live in CPU memory)."
         )
+    directory = Path(model.partial_pretrain)
+    if model.dequantise and (directory / "config.json").is_file() and not quantisation_of(directory):
+        yield "model.dequantise=true has no effect: the model is not quantised."
     if model.gradient_checkpointing_kind != "full" and not model.enable_gradient_checkpointing:
         yield (
             f"model.gradient_checkpointing_kind={model.gradient_checkpointing_kind} has no effect: "
@@ -77,7 +81,7 @@ def _lora_problems(model: ModelConfig) -> Iterator[str]:
         )
 
 
-def _complaint_about_model(model: str, needs_weights: bool) -> str | None:
+def _complaint_about_model(model: str, needs_weights: bool, dequantise: bool) -> str | None:
     path = Path(model)
     if path.is_file():
         return "is a file; give the directory around it."
@@ -88,26 +92,36 @@ def _complaint_about_model(model: str, needs_weights: bool) -> str | None:
     found = f"found {_few(sorted(inside.name for inside in path.iterdir()))}"
     if not (path / "config.json").is_file():
         return f"has no config.json ({found}); give a directory that save_pretrained wrote."
-    if quantised := how_quantised(path):
-        return (
-            f"is quantised ({quantised}); weights are trained as they are and sharded, and what LoRA freezes is kept "
-            "in bf16: take the model it was made of."
-        )
+    if complaint := complaint_about_quantisation(quantisation_of(path), dequantise):
+        return complaint
     if not needs_weights or any(path.glob("*.safetensors")):
         return None
     return f"has no *.safetensors ({found}); convert other weights with save_pretrained, they can carry code."
 
 
-def how_quantised(directory: Path) -> str | None:
-    """Return what config.json says of a model whose weights are quantised; None of any other."""
+def quantisation_of(directory: Path) -> dict[str, Any]:
+    """Return what config.json says of how the weights of a directory are quantised; {} where they are not."""
     try:
-        settings = json.loads((directory / "config.json").read_text()).get("quantization_config")
+        config = json.loads((directory / "config.json").read_text())
+        return config.get("quantization_config") or config.get("text_config", {}).get("quantization_config") or {}
     except (OSError, ValueError, AttributeError):
-        return None  # whoever reads it next says what is wrong with it
+        return {}  # whoever reads it next says what is wrong with it
+
+
+def complaint_about_quantisation(settings: Mapping[str, Any], dequantise: bool) -> str | None:
+    """Say why a model that is quantised as `settings` tell cannot be trained; None if it can."""
     if not settings:
         return None
+    method = settings.get("quant_method", "by an unknown method")
     bits = settings.get("bits") or (4 if settings.get("load_in_4bit") else 8 if settings.get("load_in_8bit") else None)
-    return settings.get("quant_method", "by an unknown method") + (f", {bits} bit" if bits else "")
+    how = f"is quantised ({method}{f', {bits} bit' if bits else ''})"
+    if method == "mxfp4" or (method == "fp8" and settings.get("weight_block_size")):
+        widened = "set model.dequantise=true: it is read, trained and written in bf16."
+        return None if dequantise else f"{how}; {widened}"
+    return (
+        f"{how}, which rounded its weights, and the way back is not built: take the model it was made of. "
+        "(model.dequantise=true widens mxfp4 and fp8 in blocks.)"
+    )
 
 
 def _few(names: list[str], limit: int = 6) -> str:

@@ -16,7 +16,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer
 
+from sft.config.checks.model import quantisation_of
 from sft.errors import InputError
+from sft.model.dequantise import stored_weights
 from sft.model.pretrained import weight_files
 from sft.model.write import weights
 from sft.model.write.growing_file import DTYPES
@@ -74,7 +76,8 @@ def _config_problems(target: Path, source: Path, dtype: torch.dtype | None, trus
         yield f"config.json does not open ({error})"
         return
     expected = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code).to_dict()
-    may_differ = {"_name_or_path", VOCABULARY, *(() if dtype is None else ("dtype", "torch_dtype"))}
+    widened = ("quantization_config", "dtype", "torch_dtype") if quantisation_of(source) else ()
+    may_differ = {"_name_or_path", VOCABULARY, *widened, *(() if dtype is None else ("dtype", "torch_dtype"))}
     for key in sorted(config.keys() | expected.keys()):
         found, wanted = (_without(side.get(key), may_differ) for side in (config, expected))
         if key not in may_differ and found != wanted:
@@ -100,7 +103,7 @@ def _weight_problems(
     except (InputError, SafetensorError, OSError, ValueError) as error:
         yield f"*.safetensors do not open ({error})"
         return
-    expected = StoredTensors.of_whole_tensors(weight_files(source))
+    expected = stored_weights(source)
     before, after = _vocabulary(source), _vocabulary(target)
     for name in expected.parts.keys() - found.parts.keys() - left_out:
         yield f"{name} is missing; the source has it in {expected.parts[name][0].file.name}"

@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 
 from sft.errors import InputError
 from sft.model.conversion import shortened
+from sft.model.dequantise import stored_weights
 from sft.model.names import has_adapters
-from sft.model.pretrained import load_config, weight_files
+from sft.model.pretrained import load_config
 from sft.model.text_part import model_class
 from sft.model.vocabulary import vocabulary_weights
 from sft.model.write.growing_file import DTYPES
@@ -29,7 +30,7 @@ def prove_export(model: PreTrainedModel, source: Path) -> None:
 
     model: a skeleton, with its adapters inside. Reads headers, and the numbers of a tied weight that is there twice.
     """
-    stored = StoredTensors.of_whole_tensors(weight_files(source))
+    stored = stored_weights(source)
     planned, conversion = plan_of(model, stored, source, gather=_nothing_yet, dtype=None)
     will_be = {name: about for plan in planned for name, about in plan.tensors.items()}
     expected = {name: (stored.shape(name), DTYPES[stored.dtypes[name]]) for name in stored.parts}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+from sft.model.dequantise import drop_quantisation
 from sft.model.tokenizer import FILE_CLASS, takes_file_as_it_is
 
 COPIED = (
@@ -47,6 +48,7 @@ def write_side_files(
     weights, if not the source's.
     """
     copy_side_files(source, target)
+    drop_quantisation(target)
     _write_tokenizer_class(target, tokenizer)
     if new_tokens:
         _write_new_tokens(target, new_tokens)

@@ -20,9 +20,9 @@ from transformers import PreTrainedModel
 
 from sft.errors import InputError
 from sft.model.conversion import Conversion, Group, conversion_of
+from sft.model.dequantise import stored_weights
 from sft.model.load import refuse_misfits
 from sft.model.names import changed_weights, has_adapters, named_weights
-from sft.model.pretrained import weight_files
 from sft.model.vocabulary import vocabulary_weights
 from sft.model.write.growing_file import DTYPES, GrowingFile
 from sft.parallel.shards import StoredTensors, whole_tensor
@@ -89,7 +89,7 @@ def plan_weights(
     Raises InputError where there is no way back to the names of `source`.
     """
     found: list[StoredTensors] = []
-    on_every_rank(f"reading {source}", lambda: found.append(StoredTensors.of_whole_tensors(weight_files(source))))
+    on_every_rank(f"reading {source}", lambda: found.append(stored_weights(source)))
     planned, conversion = plan_of(model, found[0], source, gather=gather, dtype=dtype)
     return planned, set(conversion.repeated)
 
@@ -133,7 +133,7 @@ def merged_weights(
     model: PreTrainedModel, source: Path, *, gather: Gather, dtype: torch.dtype
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield every weight as the model names it, adapters merged into it. For one process alone."""
-    stored = StoredTensors.of_whole_tensors(weight_files(source))
+    stored = stored_weights(source)
     conversion = conversion_of(model, stored, grown=vocabulary_weights(model, named_weights(model)))
     refuse_misfits(model, source, conversion)
     changed, adapters = changed_weights(model), adapters_of(model)
@@ -171,7 +171,7 @@ def _copies(stored: StoredTensors, tensors: Mapping[str, tuple[Any, torch.dtype]
 
 def convert_weights(source: Path, target: Path, dtype: torch.dtype | None) -> None:
     """Write every tensor of `source` in another dtype; one process alone calls it, in a world of one."""
-    stored = StoredTensors.of_whole_tensors(weight_files(source))
+    stored = stored_weights(source)
     planned = []
     for name in stored.parts:
         tensors = {name: (stored.shape(name), _target_dtype(DTYPES[stored.dtypes[name]], dtype))}
