@@ -185,6 +185,7 @@ def _build(
     started = time.monotonic()
     facts = CacheFacts(source.name)
     counts = facts.counts
+    mistakes = 0
     num_rows = _count(source, max_rows)
     processes = processes_for(num_workers if source.is_plain else 1, -(-num_rows // ROWS_PER_PROCESS))
     chunks = _chunks(source, max_rows, num_rows, say)
@@ -199,11 +200,12 @@ def _build(
                 if part.mistakes and bad_rows == "drop":
                     raise InputError(f"{part.mistakes[0]} (data.bad_rows=drop leaves out bad rows, not this.)")
                 writer.write_batch(part.batch)
+                mistakes += len(part.mistakes)
                 facts.add(part.counts, bad=part.bad, untrained=part.untrained, typed=part.typed)
                 if bad_rows == "error" and counts.bad_rows and counts.rows % ROWS_PER_VERDICT == 0:
                     break
         if bad_rows == "error" and counts.bad_rows:
-            raise InputError(_listed(facts.first_bad, counts.bad_rows, counts.rows))
+            raise InputError(_listed(facts.first_bad, counts.bad_rows, counts.rows, mistakes))
         facts.write(aside)
         seal(aside, FILES)
         if not is_unchanged():
@@ -246,10 +248,12 @@ def _told(rows: Iterable[Row], title: str, num_rows: int, say: Callable[[str], N
         yield row
 
 
-def _listed(first: Sequence[str], num_bad: int, num_rows: int) -> str:
+def _listed(first: Sequence[str], num_bad: int, num_rows: int, mistakes: int) -> str:
+    """Return the message about bad rows; mistakes: how many of them data.bad_rows=drop would not excuse."""
     shown = "\n  ".join(dict.fromkeys(first))
     more = f"\n  and {num_bad - len(first)} more" if num_bad > len(first) else ""
-    return (
-        f"{num_bad} of {num_rows} rows cannot be used:\n  {shown}{more}\n"
-        "Mend them, or set data.bad_rows=drop to leave such rows out."
-    )
+    way_out = "Mend them, or set data.bad_rows=drop to leave such rows out."
+    if mistakes:
+        others = "the other rows" if mistakes < num_bad else "bad rows, not this"
+        way_out = f"Mend the configuration as it says there: data.bad_rows=drop leaves out {others}."
+    return f"{num_bad} of {num_rows} rows cannot be used:\n  {shown}{more}\n{way_out}"

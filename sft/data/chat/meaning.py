@@ -2,13 +2,14 @@
 
 What nobody reads is harmless (ids, sources, scores) or dangerous (it looks like a system prompt, tools, masks, ...).
 The words of the name decide, whatever its spelling (`lossMask`, `loss-mask`, `LOSS_MASK`), and then the value: what is
-empty says nothing, and a number is no prompt.
+empty says nothing, and a number is no prompt. Lists of turns and of schemas are known by their shape, too.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +23,9 @@ KINDS = {
     "reasoning": "reasoning",
     "media": "pictures, sound or video",
     "preference": "a preference",
+    "chat": "another conversation",
+    "pair": "another question or reply",
+    "verdict": "a sign that it is to be left out",
     "context": "documents that the question is about",
     "routing": "who speaks to whom",
     "prefill": "the beginning of a reply",
@@ -30,17 +34,20 @@ KINDS = {
 """Kinds of meaning, the order in which they are told."""
 
 WORDS = {
-    "system": "system sys sysprompt instructions preamble",
+    "system": "system sys sysprompt instructions preamble persona personas developer guidelines rules metaprompt",
     "tools": "tool tools toolset function functions apis plugin plugins",
     "history": "history histories previous prior preceding earlier past",
     "weight": "mask masks masked unmasked loss weight weights weighting train trainable training trained untrained "
-    "supervise supervised learn learnable",
+    "supervise supervised learn learnable target targets importance advantage advantages coefficient coef multiplier "
+    "upsample upsampling oversample oversampling repeat repeats repetitions",
     "reasoning": "reasoning reason think thinking thought thoughts cot rationale rationales scratchpad analysis "
-    "deliberation",
+    "deliberation monologue explanation explanations",
     "media": "image images img imgs picture pictures photo photos pixel pixels audio audios sound sounds speech "
-    "wav mp3 video videos media frames multimodal attachment attachments",
+    "wav mp3 video videos media frames multimodal attachment attachments screenshot screenshots figure figures",
     "preference": "chosen rejected preferred dispreferred preference preferences kto accepted",
-    "context": "document documents docs doc context contexts passage passages retrieved evidence knowledge",
+    "chat": "chat chats dialog dialogs dialogue dialogues conversation conversations messages turns",
+    "context": "document documents docs doc context contexts passage passages retrieved evidence knowledge background "
+    "paragraph paragraphs article articles schema schemas memory memories choices options",
     "routing": "channel recipient eot ipython",
     "prefill": "prefix prefill prefilled",
 }
@@ -49,6 +56,18 @@ KIND_OF = {word: kind for kind, words in WORDS.items() for word in words.split()
 VERDICTS = frozenset({"label", "desirable", "good", "liked", "upvoted", "thumbs", "preferred", "accepted"})
 """Last words of names whose true and false tell good rows from bad ones."""
 
+_LEFT_OUT = (
+    "ignore ignored skip skipped exclude excluded drop dropped discard discarded delete deleted remove removed bad "
+    "wrong incorrect invalid"
+)
+LEFT_OUT_IF_TRUE = frozenset(_LEFT_OUT.split())
+LEFT_OUT_IF_FALSE = frozenset({"correct", "valid"})
+"""Last words of names of switches by which a row or a message is left out."""
+
+_COUNTS = "importance advantage advantages coefficient coef multiplier upsample upsampling oversample oversampling"
+COUNTS = frozenset([*_COUNTS.split(), "repeat", "repeats", "repetitions"])
+"""Words that speak of a weight only where a number stands there."""
+
 _ABOUT = (
     "id ids uuid hash count counts num length len tokens type types source sources score scores rating fingerprint "
     "version date time timestamp category categories lang language model generator dataset license level domain "
@@ -56,6 +75,9 @@ _ABOUT = (
 )
 ABOUT = frozenset(_ABOUT.split())
 """Last words of names that speak about the thing, and are not the thing: `system_id`, `tool_count`."""
+
+PLACES = frozenset({"url", "urls", "link", "links", "path", "file", "title"})
+"""Last words of names that say where a document is, and not what it says."""
 
 _NEGATIONS = (
     "no not non never without ignore ignored skip skipped exclude excluded drop disable disabled masked unmasked "
@@ -101,36 +123,85 @@ def kind_of(name: str, value: Any) -> str | None:
         return "weight"  # -100 where a token is not trained
     if words[-1] in ABOUT or "_".join(words) in HARMLESS:
         return None
+    flag = bool(value) if isinstance(value, int) and value in (0, 1) else _as_flag(value)
+    if (flag is True and words[-1] in LEFT_OUT_IF_TRUE) or (value is False and words[-1] in LEFT_OUT_IF_FALSE):
+        return "verdict"
     whole = re.split(r"[\W_]+", name.lower())  # "CoT" is one word
-    kinds = {KIND_OF[word] for word in (*words, *whole) if word in KIND_OF}
-    return next((kind for kind in KINDS if kind in kinds and _may_be(kind, value)), None)
+    kinds = {KIND_OF[word]: word for word in (*words, *whole) if word in KIND_OF}
+    return next((kind for kind in KINDS if kind in kinds and _may_be(kind, kinds[kind], words[-1], value)), None)
+
+
+def shape_of(value: Any) -> str | None:
+    """Return "chat" for a list of turns of which the assistant says one, "tools" for a list of schemas; else None."""
+    if isinstance(value, str):
+        if not value.lstrip().startswith("[") or not any(key in value for key in ('"role"', '"from"', '"parameters"')):
+            return None
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return None
+    items = value if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value) else []
+    if any(item.get("role", item.get("from")) in ("assistant", "gpt", "model") for item in items):
+        return "chat"
+    functions = [item["function"] if isinstance(item.get("function"), Mapping) else item for item in items]
+    return "tools" if functions and all({"name", "parameters"} <= function.keys() for function in functions) else None
 
 
 def can_be_weight(name: str, value: Any) -> bool:
-    """Return True if a value says how much is trained: a number or a flag, whose name does not say the opposite."""
-    return isinstance(value, int | float) and not NEGATIONS.intersection(words_of(name))
+    """Return True if a value says how much is trained: a number or a flag, whose name does not say the opposite.
+
+    A `mask` may mean either, and `train_on_inputs` speaks of another thing than the row.
+    """
+    words = {*words_of(name)}
+    is_unclear = "on" in words or ("mask" in words and not words & {"loss", "train", "training"})
+    return isinstance(value, int | float) and value >= 0 and not is_unclear and not NEGATIONS & words
 
 
 def dangers(cells: Mapping[str, Any], read: Iterable[str]) -> dict[str, str]:
     """Return {name: kind} of what is not read, and means something."""
     unread = cells.keys() - read
-    found = {name: kind for name in unread if (kind := kind_of(str(name), cells[name]))}
+    found = {name: kind for name in unread if (kind := kind_of(str(name), cells[name]) or shape_of(cells[name]))}
     order = list(KINDS)
     return dict(sorted(found.items(), key=lambda item: (order.index(item[1]), item[0])))
 
 
-def _may_be(kind: str, value: Any) -> bool:
-    """Whether a value can be of this kind at all."""
+def _may_be(kind: str, word: str, last_word: str, value: Any) -> bool:
+    """Whether a value can be of this kind at all; word: that of the name which says so."""
     is_flag = isinstance(value, bool)
     is_number = isinstance(value, int | float) and not is_flag
     match kind:
+        case "weight" if word in COUNTS:
+            return is_number and value != 1
+        case "weight" if word in ("target", "targets"):
+            return is_number or _as_flag(value) is not None
         case "weight":
             return True
+        case "media":
+            return not is_flag and not is_number
         case "preference" | "prefill" | "routing":
             return not is_number
-        case "reasoning":  # "on" and "off" (Nemotron) stand in the system prompt, too
-            return is_flag or (not is_number and _as_flag(value) is None)
-    return not is_flag and not is_number
+        case "reasoning" if is_flag:
+            return True
+        case "chat":
+            turns = value if isinstance(value, list) else []
+            only_asks = any(isinstance(turn, Mapping) and {"role", "from"} & turn.keys() for turn in turns)
+            return shape_of(value) == "chat" or (isinstance(value, list | Mapping) and not only_asks)
+        case "context" if last_word in PLACES:
+            return False
+    return any(
+        _as_flag(text) is None for text in texts_in(value)
+    )  # "on" and "off" (Nemotron) stand in the system prompt
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Every text inside a value that is not blank."""
+    if isinstance(value, str):
+        yield from [value] if value.strip() else []
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from texts_in(item)
+    elif hasattr(value, "tolist"):
+        yield from texts_in(value.tolist())
 
 
 def _as_flag(value: Any) -> bool | None:

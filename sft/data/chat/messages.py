@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from sft.data.chat.calls import clean_tool_call, opened, refuse_non_json, shown
 from sft.data.chat.meaning import KINDS, can_be_weight, dangers
-from sft.data.chat.values import is_empty, path_of_non_json, plain
+from sft.data.chat.values import is_empty, plain
 from sft.data.chat.weights import WEIGHT_KEYS
 from sft.data.types import ConfigMistake
 from sft.errors import InputError
@@ -26,7 +27,7 @@ REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 THOUGHTS = ("thought", "thoughts", "thinking_content", "thinking_blocks", "reasoning_text", "reasoning_details")
 """Other names of the reasoning: text, or a list of parts, of which no template knows. They become REASONING_KEYS[0]."""
 
-WORDS = ("text", "value", "message", "parts")
+WORDS = ("text", "value", "message", "parts", "refusal")
 """Where a message may have words besides its content."""
 
 READ_KEYS = frozenset(
@@ -39,15 +40,16 @@ THOUGHT_PARTS = ("thinking", "reasoning", "reasoning.text")
 TEXT_KEYS = ("text", "content", "value", "input_text", "output_text")
 """Types of the parts of a content, and of the thoughts among them; and where a part has its text."""
 
-CALL_KEYS = frozenset({"id", "type", "index", "function", "name", "arguments", "parameters", "input", "args"})
-ARGUMENTS = ("arguments", "parameters", "args", "input")
-RESULTS = ("result", "results", "output", "outputs", "response", "returns", "observation")
-"""The keys of a tool call: all that are read, where its arguments stand, and where its result would."""
+RESULT_TAGS = ("<tool_response>", "</tool_response>")
+"""What templates of Hermes' kind write around a result, and what rows of its kind have in it already."""
 
 RESULT_ROLES = ("tool", "function", "ipython", "observation")
 """Who brings the result of a call."""
 
-NOT_TEXT = "Take pictures and sound out (only text is trained), or leave such rows out by data.bad_rows=drop."
+NOT_TEXT = (
+    "Only text is trained: take pictures and sound out, write calls as tool_calls and their results as messages of the "
+    "role tool, or leave such rows out by data.bad_rows=drop."
+)
 
 Part = tuple[bool, str]
 """Whether it is a thought, and its words."""
@@ -61,22 +63,8 @@ def clean_messages(messages: Sequence[Mapping[str, Any]], where: str, template: 
     Raises InputError naming `where` and the message; ConfigMistake for a key that means something and is not read.
     """
     read = READ_KEYS | keys_read_by(template)
-    return [_clean_message(message, f"{where}: messages[{k}]", read) for k, message in enumerate(messages)]
-
-
-def clean_tools(tools: Any, where: str) -> list[dict[str, Any]] | None:
-    """Return the tools' schemas from a list, one schema, or JSON text of either; None if there are none."""
-    schemas = _opened(plain(tools), f"{where}: tools") if isinstance(tools, str) else plain(tools)
-    if is_empty(schemas):
-        return None
-    schemas = [schemas] if isinstance(schemas, dict) else schemas
-    if isinstance(schemas, list):
-        schemas = [_opened(schema, f"{where}: tools[{n}]") for n, schema in enumerate(schemas)]
-    if not isinstance(schemas, list) or not all(isinstance(schema, dict) for schema in schemas):
-        raise InputError(f"{where}: tools must be a list of JSON schemas, or that list as JSON text; found {tools!r}.")
-    schemas = [_with_parameters(schema, f"{where}: tools[{n}]") for n, schema in enumerate(schemas)]
-    _refuse_non_json(schemas, f"{where}: tools")
-    return schemas
+    cleaned = [_clean_message(message, f"{where}: messages[{k}]", read) for k, message in enumerate(messages)]
+    return [_unwrapped(message) for message in cleaned] if RESULT_TAGS[0] in template else cleaned
 
 
 @lru_cache(maxsize=64)
@@ -129,7 +117,7 @@ def _clean_message(message: Mapping[str, Any], where: str, read: frozenset[str])
         cleaned.pop(key, None)
     role = cleaned.get("role")
     if role not in ROLES:
-        raise InputError(f"{where} has the role {role!r}; expected one of {', '.join(ROLES)}.")
+        raise InputError(f"{where} {_of_no_role(role, cleaned)}")
     _gather_reasoning(cleaned, where)
     if is_data(cleaned):
         cleaned["content"] = _as_json(cleaned["content"], where)
@@ -138,20 +126,30 @@ def _clean_message(message: Mapping[str, Any], where: str, read: frozenset[str])
         if thought.strip():
             _refuse_another(thought, cleaned, where)
             cleaned[REASONING_KEYS[0]] = thought
-    calls = _opened(cleaned.pop("tool_calls", None), f"{where}.tool_calls")
+    calls = opened(cleaned.pop("tool_calls", None), f"{where}.tool_calls")
     if calls not in (None, "", "null", [], {}):
         calls = [calls] if isinstance(calls, dict) else calls
         if not isinstance(calls, list):
             raise InputError(f"{where}.tool_calls must be a list, found {calls!r}.")
         if role != "assistant":
             raise InputError(f"{where} ({role}) calls tools, which only the assistant does; found {calls!r}.")
-        cleaned["tool_calls"] = [_clean_tool_call(call, f"{where}.tool_calls[{n}]") for n, call in enumerate(calls)]
+        cleaned["tool_calls"] = [clean_tool_call(call, f"{where}.tool_calls[{n}]") for n, call in enumerate(calls)]
         cleaned.setdefault("content", "")  # many templates read it without asking whether it is there
     elif "content" not in cleaned:
         raise InputError(f"{where} ({role}) has no content{' and no tool_calls' if role == 'assistant' else ''}.")
     if not cleaned.keys() <= _NO_QUESTION:
-        _refuse_non_json(cleaned, where)
+        refuse_non_json(cleaned, where)
     return cleaned
+
+
+def _unwrapped(message: dict[str, Any]) -> dict[str, Any]:
+    """Return the message without the tags that the template writes around a result."""
+    content = message["content"].strip()
+    begin, end = RESULT_TAGS
+    if message["role"] not in RESULT_ROLES or not (content.startswith(begin) and content.endswith(end)):
+        return message
+    inside = content.removeprefix(begin).removesuffix(end)
+    return message if begin in inside else {**message, "content": inside.strip("\n")}
 
 
 _NO_QUESTION = frozenset({"role", "content"})
@@ -162,11 +160,12 @@ def _refuse_unread(message: Mapping[str, Any], where: str, read: frozenset[str])
     found = {key: kind for key, kind in dangers(message, READ_KEYS).items() if key not in read or kind == "media"}
     others = [key for key in WORDS if key not in read and not is_empty(message.get(key))]
     found |= {key: "words" for key in others if message[key] != message.get("content")}
+    found |= {"label": "weight"} if isinstance(message.get("label"), int) and "label" not in found else {}
     if not found:
         return
-    told = "; ".join(f"{key!r} looks like {KINDS[kind]} ({_shown(message[key])})" for key, kind in found.items())
+    told = "; ".join(f"{key!r} looks like {KINDS[kind]} ({shown(message[key])})" for key, kind in found.items())
     readable = {key: kind for key, kind in found.items() if kind != "weight" or can_be_weight(key, message[key])}
-    readable = {key: kind for key, kind in readable.items() if not isinstance(message[key], bool)}  # see weights.py
+    readable = {key: kind for key, kind in readable.items() if kind == "weight" or not isinstance(message[key], bool)}
     ways_out = [f"data.message_keys.{_FIELD_OF[kind]}={key}" for key, kind in readable.items() if kind in _FIELD_OF]
     way_in = f"Have them read by {', '.join(ways_out)}, or leave" if ways_out else "Leave"
     raise ConfigMistake(
@@ -184,9 +183,10 @@ def _gather_reasoning(message: dict[str, Any], where: str) -> None:
     """Make the reasoning text, and give that of another name the first name of all."""
     for key in REASONING_KEYS:
         if key in message:
-            message[key] = _words(stated := message[key])
-            if message[key] is None:
+            parts = _parts(stated := message[key])
+            if parts is None:
                 raise InputError(f"{where}.{key} must be text, or a list of parts of text; found {stated!r}.")
+            message[key] = "".join(words for _, words in parts)
     for key in THOUGHTS:
         stated = message.pop(key, None)
         if is_empty(stated):
@@ -201,42 +201,6 @@ def _gather_reasoning(message: dict[str, Any], where: str) -> None:
         _refuse_another(thought, message, where, stated_by=key)
         if not any(message.get(name, "").strip() for name in REASONING_KEYS):
             message[REASONING_KEYS[0]] = thought
-
-
-def _clean_tool_call(call: Any, where: str) -> dict[str, Any]:
-    call = _present(_opened(call, where))
-    function = _present(_opened(call.get("function", call), where)) if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise InputError(f"{where} must name a function, found {call!r}.")
-    for struct in (call, function):
-        unread = [*dangers(struct, CALL_KEYS), *(key for key in RESULTS if not is_empty(struct.get(key)))]
-        if unread:
-            raise InputError(
-                f"{where} has {', '.join(map(repr, unread))}, which no chat template reads; expected a name and its "
-                "arguments. Write a result as a message of the role tool."
-            )
-    stated = {key: function[key] for key in ARGUMENTS if key in function}
-    if len(stated) > 1:
-        raise InputError(f"{where} states its arguments by {' and '.join(stated)}; keep one.")
-    arguments = next(iter(stated.values()), {})
-    if isinstance(arguments, str):
-        # As text, some templates print them as they are and others encode them once more, as a JSON string.
-        arguments = _from_json(arguments, f"{where}: arguments") if arguments.strip() not in ("", "null") else {}
-    if not isinstance(arguments, dict):
-        raise InputError(f"{where}: arguments must be an object, found {arguments!r}.")
-    others = {key: value for key, value in function.items() if key not in stated}
-    function = {**others, "arguments": arguments}
-    return {**call, "function": function} if "function" in call else function
-
-
-def _with_parameters(schema: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return the schema with its parameters as an object, where they are JSON text."""
-    if isinstance(schema.get("function"), str | dict):
-        function = _opened(schema["function"], where)
-        return {**schema, "function": _with_parameters(function, where)} if isinstance(function, dict) else schema
-    if isinstance(schema.get("parameters"), str):
-        return {**schema, "parameters": _opened(schema["parameters"], f"{where}.parameters")}
-    return schema
 
 
 def _thought_and_text(content: Any, role: str, where: str) -> tuple[str, str]:
@@ -266,7 +230,7 @@ def _check_parts(content: Any, where: str) -> None:
         if not isinstance(part, Mapping) or part.get("type") not in (*TEXT_PARTS, *THOUGHT_PARTS):
             continue
         if found := dangers(part, ("type", *TEXT_KEYS, *THOUGHT_PARTS)):
-            told = "; ".join(f"{key!r} looks like {KINDS[kind]} ({_shown(part[key])})" for key, kind in found.items())
+            told = "; ".join(f"{key!r} looks like {KINDS[kind]} ({shown(part[key])})" for key, kind in found.items())
             raise ConfigMistake(
                 f"{where}.content[{n}]: {told}, and a part has none of its own. Give it to the message, or take it out."
             )
@@ -296,6 +260,8 @@ def _part(part: Any) -> Part | None:
     if isinstance(part, str):
         return False, part
     kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind is None and isinstance(part, Mapping) and len(part) == 1 and isinstance(part.get("text"), str):
+        kind = "text"  # as Gemini's and Bedrock's interfaces write it
     if kind not in (*TEXT_PARTS, *THOUGHT_PARTS):
         return None
     keys = TEXT_KEYS if kind in TEXT_PARTS else (*THOUGHT_PARTS, *TEXT_KEYS)
@@ -323,34 +289,13 @@ def _as_json(value: Any, where: str) -> str:
         ) from error
 
 
-def _present(value: Any) -> Any:
-    return {key: item for key, item in value.items() if item is not None} if isinstance(value, Mapping) else value
-
-
-def _opened(value: Any, where: str) -> Any:
-    """Return the object or list that JSON text holds; other values as they are."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
-        return _from_json(value, where)
-    return value
-
-
-def _refuse_non_json(value: Any, where: str) -> None:
-    found = path_of_non_json(value, where)
-    if found is not None:
-        path, thing = found
-        raise InputError(
-            f"{path} is {_shown(thing)}, which JSON cannot say, so no chat template can show it; expected text, "
-            "numbers, true, false, null, lists and objects."
+def _of_no_role(role: Any, message: Mapping[str, Any]) -> str:
+    if role is None:
+        return (
+            f"has no role; found {sorted(message)[:12]}, expected role and content. data.message_keys.role=NAME says "
+            "which key is the role, data.message_keys.content=NAME which the words."
         )
-
-
-def _shown(value: Any) -> str:
-    shown = repr(value)
-    return f"{type(value).__name__} {shown[:80]}{'…' if len(shown) > 80 else ''}"
-
-
-def _from_json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where} is not JSON ({error}): {text[:80]!r}.") from error
+    return (
+        f"has the role {role!r}; expected one of {', '.join(ROLES)}. data.roles.assistant=[{role}] (or user, system, "
+        "tool) says who that is."
+    )

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sft.data.chat.messages import REASONING_KEYS, clean_messages, clean_tools
+from sft.data.chat.calls import clean_tools, refuse_tools_twice
+from sft.data.chat.messages import REASONING_KEYS, clean_messages
 from sft.data.chat.proof import (
     MaskError,
     check_prompt_is_whole,
@@ -16,6 +17,7 @@ from sft.data.chat.proof import (
 )
 from sft.data.chat.template import chat_template, reasoning_key, turn_shapes
 from sft.data.chat.turns import ChatInTemplate, Span, behind_prefill
+from sft.data.chat.variables import refuse_unread
 from sft.data.chat.weights import message_weights
 from sft.data.types import Conversation, RowCounts, Supervision
 from sft.errors import InputError
@@ -97,6 +99,8 @@ def chat_in_template(
     template = chat_template(tokenizer, tools)
     messages = clean_messages(conversation.messages, where, template)
     _name_reasoning(messages, reasoning_key(template), where)
+    refuse_tools_twice(messages, tools, where)
+    refuse_unread(conversation.template_options, template, where)
     options = template_options(template, conversation.template_options, supervision)
     shapes = turn_shapes(tokenizer, template, options)
     return ChatInTemplate(messages, tools, template, options, where, tokenizer, shapes)

@@ -13,11 +13,18 @@ from typing import Any
 
 from jinja2 import Environment, TemplateSyntaxError, meta
 
+from sft.data.chat.meaning import KINDS, dangers
+from sft.data.chat.messages import keys_read_by
+from sft.data.types import ConfigMistake
+
 FROM_US = re.compile(r"messages|tools|documents|add_generation_prompt|raise_exception|strftime_now|\w+_token")
 """Variables that transformers fills in."""
 
 GENERATION = re.compile(r"{%[-+]?\s*(end)?generation\s*[-+]?%}")
 """The tags around what the assistant says; transformers' own, which Jinja does not know."""
+
+OF_THE_PROMPT = ("system", "tools", "history", "chat", "media", "context")
+"""Kinds of meaning (meaning.KINDS) that are no mere switch where a variable has them."""
 
 MARKUP = re.compile(r"<[|｜][\w▁./:-]+[|｜]>")
 
@@ -29,6 +36,11 @@ def variables(tokenizer: Any) -> frozenset[str] | None:
     names = [_variables(template) for template in _templates(tokenizer)]
     known = [of_one for of_one in names if of_one is not None]
     return frozenset().union(*known) if known and len(known) == len(names) else None
+
+
+def message_keys(tokenizer: Any) -> frozenset[str]:
+    """Return the keys of messages that the tokenizer's templates look up."""
+    return frozenset().union(*map(keys_read_by, _templates(tokenizer)))
 
 
 def unread(given: Iterable[str], read: frozenset[str] | None, whose: str) -> Iterator[str]:
@@ -43,6 +55,20 @@ def unread(given: Iterable[str], read: frozenset[str] | None, whose: str) -> Ite
         yield (
             f"the chat template does not read {name} of {whose}, which so changes nothing; "
             f"{f'did you mean {close[0]}?' if close else others}"
+        )
+
+
+def refuse_unread(given: Mapping[str, Any], template: str, where: str) -> None:
+    """Raise ConfigMistake for a variable that would change the prompt, and that the template does not look up."""
+    if not given or (read := _variables(template)) is None:
+        return
+    found = {name: kind for name, kind in dangers(given, read).items() if kind in OF_THE_PROMPT}
+    if found:
+        told = "; ".join(f"{name!r} looks like {KINDS[kind]}" for name, kind in found.items())
+        raise ConfigMistake(
+            f"{where}: the chat template does not read variables of chat_template_kwargs that mean something: {told}. "
+            "Write them into the messages or columns of their own, or leave them out (data.ignore_columns="
+            "[chat_template_kwargs], where they are a column)."
         )
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from sft.data.chat.values import plain
 from sft.data.types import RowError
 
 Cells = dict[str, Any]
@@ -50,6 +51,16 @@ def text(cells: Cells, key: str, where: str, knob: str = "") -> str:
 def optional_text(cells: Cells, key: str, where: str) -> str:
     """Return the text of a column that may be null or absent: then ""."""
     return "" if cells.get(key) is None else text(cells, key, where)
+
+
+def optional_texts(cells: Cells, key: str, where: str) -> str:
+    """As optional_text; a list of texts is joined by blank lines."""
+    value = plain(parsed(cells.get(key)))
+    if not isinstance(value, list):
+        return optional_text(cells, key, where)
+    if not all(isinstance(item, str) for item in value):
+        raise RowError(f"{where}: column {key!r} holds {short(value)}, expected text or a list of texts.")
+    return "\n\n".join(value)
 
 
 def parsed(value: Any) -> Any:

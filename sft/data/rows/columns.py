@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
-from sft.data.chat.meaning import KINDS, can_be_weight, dangers, words_of
+from sft.data.chat.meaning import KINDS, can_be_weight, dangers, texts_in, words_of
 from sft.data.rows.cells import short
 from sft.data.types import ConfigMistake
 
-READING = 2
+READING = 3
 """Raise when equal rows come to be read in another way: the token cache is filled anew."""
 
 DEFAULT_KEYS = {
@@ -44,6 +44,10 @@ KNOBS = {
 TEMPLATE_KWARGS_KEY = "chat_template_kwargs"
 """Column of a row's own variables for the chat template: a struct, or a JSON object as text."""
 
+PROMPTS = ("prompt", "question", "query", "problem", "instruction", "input")
+RESPONSES = ("response", "answer", "completion", "output", "solution")
+"""Well-known names of columns that ask and that answer."""
+
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 HISTORY_COLUMNS = ("history",)
 TOOLS_COLUMNS = ("functions",)
@@ -54,6 +58,7 @@ WAYS_IN = {
     "system": "data.columns.system",
     "tools": "data.columns.tools",
     "history": "data.columns.history",
+    "chat": "data.columns.messages",
     "weight": "data.columns.weight",
     "reasoning": "data.columns.reasoning",
     "context": "data.columns.context",
@@ -134,13 +139,38 @@ def _one_of(named: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
 def meaning_left_out(cells: Mapping[str, Any], columns: Columns, read: frozenset[str]) -> dict[str, str]:
     """Return {column: kind} of the columns that nobody reads and that mean something.
 
-    read: those that make the messages. Whoever asked for the chosen replies has said what is to be with the others.
+    read: those that make the messages. Whoever asked for the chosen replies has said what is to be with the others,
+    and whoever named the columns of the conversation, with other conversations.
     """
     if cells.keys() <= read:
         return {}
     found = dangers(cells, read | columns.used.keys())
+    if "prompt" in found and found["prompt"] == "chat":
+        del found["prompt"]  # of RL data, which may have earlier turns; the messages hold it, too
     asked = {word for key in read for word in words_of(key)}
-    return {name: kind for name, kind in found.items() if kind != "preference" or "chosen" not in asked}
+    settled = {"preference"} if "chosen" in asked else set[str]()
+    of_format = ("prompt_key", "response_key", "messages_key", "text_key")
+    if any(columns.names(key) and getattr(columns, key) in read for key in of_format) or not read & cells.keys():
+        settled.add("chat")
+    elif columns.format not in ("messages", "sharegpt", "text"):
+        found |= dict.fromkeys(_other_pairs(cells, read), "pair")
+    return {name: kind for name, kind in found.items() if kind not in settled}
+
+
+def _other_pairs(cells: Mapping[str, Any], read: frozenset[str]) -> list[str]:
+    """Return the well-known columns of questions and replies that say another thing than the pair that is read."""
+    others = [name for name in (*PROMPTS, *RESPONSES, "inputs") if name in cells and name not in read]
+    if not others:
+        return []
+    texts = {name: "\n".join(texts_in(cells[name])) for name in (*others, *(read & cells.keys()))}
+    asked = [texts[name] for name in PROMPTS if name in read and texts.get(name)]
+    said = {texts[name] for name in read & texts.keys()}
+    return [
+        name
+        for name in others
+        # The whole prompt as it was rendered for somebody, or a copy.
+        if texts[name] and texts[name] not in said and not (asked and all(text in texts[name] for text in asked))
+    ]
 
 
 def refuse_unread(cells: Mapping[str, Any], where: str, columns: Columns, read: frozenset[str]) -> None:
@@ -148,14 +178,20 @@ def refuse_unread(cells: Mapping[str, Any], where: str, columns: Columns, read: 
     if not (found := meaning_left_out(cells, columns, read)):
         return
     told = "; ".join(f"{name!r} looks like {KINDS[kind]} ({short(cells[name])})" for name, kind in found.items())
-    readable = {name: kind for name, kind in found.items() if kind in WAYS_IN and columns.format != "text"}
-    ways_in = [
-        f"{WAYS_IN[kind]}={name}"
-        for name, kind in readable.items()
-        if kind != "weight" or can_be_weight(name, cells[name])
-    ]
-    way_in = f"Have them read by {' '.join(ways_in)}, or leave" if ways_in else "Leave"
+    ways_in = " ".join(f"{knob}={name}" for knob, name in _ways_in(found, cells, columns).items())
+    way_in = f"Have them read by {ways_in}, or leave" if ways_in else "Leave"
     raise ConfigMistake(
         f"{where} has columns that nobody reads and that mean something: {told}. {way_in} them out by "
         f"data.ignore_columns=[{','.join(found)}]."
     )
+
+
+def _ways_in(found: Mapping[str, str], cells: Mapping[str, Any], columns: Columns) -> dict[str, str]:
+    """Return the key for each kind of meaning, and the first column of that kind."""
+    ways: dict[str, str] = {}
+    for name, kind in found.items():
+        if kind == "pair":
+            ways.setdefault("data.prompt_key" if name in (*PROMPTS, "inputs") else "data.response_key", name)
+        elif kind in WAYS_IN and columns.format != "text" and (kind != "weight" or can_be_weight(name, cells[name])):
+            ways.setdefault(WAYS_IN[kind], name)
+    return ways

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.config import DataConfig
-from sft.data.chat.variables import variables
+from sft.data.chat.variables import message_keys, variables
 from sft.data.rows.cells import few
 from sft.data.rows.custom import rows_of_class
 from sft.data.rows.files import expand_files, names_of
@@ -50,7 +50,7 @@ def parts_of_files(
         source = rows_of_class(files, columns, tokenizer, config, say)
         return [Part(source.name, [source])]
     paths = _expand(files, say)
-    open_files = partial(_open, config, say=say, sorted_by=sorted_by, variables=variables(tokenizer))
+    open_files = partial(_open, config, tokenizer=tokenizer, say=say, sorted_by=sorted_by)
     parts = [Part(name, open_files(part, columns)) for name, part in zip(short_names(files), paths, strict=True)]
     sources = [source for part in parts for source in part.sources]
     _refuse_absent(columns, sources)
@@ -68,7 +68,7 @@ def parts_of_mixture(
     from_paths = short_names([source.path for source in config.mixture])
     names = unique(source.name or name for source, name in zip(config.mixture, from_paths, strict=True))
     paths = _expand([source.path for source in config.mixture], say)
-    open_files = partial(_open, config, say=say, sorted_by=sorted_by, variables=variables(tokenizer))
+    open_files = partial(_open, config, tokenizer=tokenizer, say=say, sorted_by=sorted_by)
     for name, source, part in zip(names, config.mixture, paths, strict=True):
         form = source.format or config.format
         turns = columns.multiturn and form in ("auto", "messages", "sharegpt")  # chats beside plain text
@@ -155,10 +155,11 @@ def _open(
     files: Mapping[Path, str],
     columns: Columns,
     *,
+    tokenizer: Any,
     say: Callable[[str], None],
     sorted_by: str | None,
-    variables: frozenset[str] | None,
 ) -> list[RowSource]:
+    of_template, keys = variables(tokenizer), message_keys(tokenizer)
     return [
         rows_of_file(
             path,
@@ -168,7 +169,8 @@ def _open(
             say=say,
             name=name,
             sorted_by=sorted_by,
-            variables=variables,
+            variables=of_template,
+            keys_read=keys,
         )
         for path, name in files.items()
     ]

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft.data.chat.values import is_empty, plain
-from sft.data.rows.cells import Cells, nested, optional_text, parsed, short, text
-from sft.data.rows.columns import TEMPLATE_KWARGS_KEY, Columns, refuse_unread
+from sft.data.rows.cells import Cells, nested, optional_text, optional_texts, parsed, short, text
+from sft.data.rows.columns import TEMPLATE_KWARGS_KEY, WEIGHT_COLUMNS, Columns, refuse_unread
 from sft.data.rows.speakers import (
     SHAREGPT_ROLES,
     Messages,
@@ -271,7 +271,7 @@ def _history(cells: Cells, where: str, columns: Columns) -> Messages:
 
 def _add_reasoning(cells: Cells, where: str, key: str, messages: Messages) -> None:
     """Give the thought of its column to the last message of the assistant's."""
-    thought = optional_text(cells, key, where)
+    thought = optional_texts(cells, key, where)
     replies = [k for k, message in enumerate(messages) if message.get("role") == "assistant"]
     if thought.strip() and replies:
         k = replies[-1]
@@ -282,7 +282,7 @@ def _add_reasoning(cells: Cells, where: str, key: str, messages: Messages) -> No
 
 def _with_context(cells: Cells, where: str, columns: Columns, messages: Messages) -> Messages:
     """Put the documents of data.columns.context behind the last question, after a blank line."""
-    if columns.context_key is None or not (context := optional_text(cells, columns.context_key, where)).strip():
+    if columns.context_key is None or not (context := optional_texts(cells, columns.context_key, where)).strip():
         return messages
     asked = [k for k, message in enumerate(messages) if isinstance(message, dict) and message.get("role") == "user"]
     if len(asked) != 1 or not isinstance(question := messages[asked[0]].get("content"), str):
@@ -295,11 +295,12 @@ def _with_context(cells: Cells, where: str, columns: Columns, messages: Messages
 
 
 def _weight(cells: Cells, where: str, columns: Columns) -> float:
-    """Return the weight of the whole row, 1 if it states none."""
+    """Return the weight of the whole row, 1 if it states none. A column that the user named may be a flag."""
     stated = [key for key in columns.those_used_as("weight") if not is_empty(cells.get(key))]
     for key in stated:
         weight = plain(cells[key])
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+        is_flag = isinstance(weight, bool) and key in WEIGHT_COLUMNS
+        if is_flag or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
             raise ConfigMistake(
                 f"{where}: column {key!r} holds {short(weight)}, expected the weight of the row in the loss, a number "
                 f"of at least 0; data.ignore_columns=[{key}] leaves it out."

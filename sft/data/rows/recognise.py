@@ -17,20 +17,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 
+from sft.data.chat.meaning import shape_of
+from sft.data.chat.messages import READ_KEYS
 from sft.data.chat.values import is_empty
 from sft.data.chat.variables import unread
 from sft.data.rows.cells import few, parsed, short
-from sft.data.rows.columns import KNOBS, TEMPLATE_KWARGS_KEY, Columns, refuse_unread
+from sft.data.rows.columns import KNOBS, PROMPTS, RESPONSES, TEMPLATE_KWARGS_KEY, Columns, refuse_unread
 from sft.data.rows.formats import FORMATS, columns_read, opens_text
+from sft.data.rows.speakers import ROW_KEYS
 from sft.data.types import Row
 from sft.errors import InputError
 
 ROWS_LOOKED_AT = 100
 
 CHATS = ("conversations", "conversation")
-PROMPTS = ("prompt", "question", "query", "problem", "instruction", "input")
-RESPONSES = ("response", "answer", "completion", "output", "solution")
-
 CHOSEN_BY_SHAPE = ("messages", "sharegpt", "prompt_response")
 """Formats whose columns can be named; the others are known by the names of theirs."""
 
@@ -77,7 +77,7 @@ def _settled(found: set[str], rows: Sequence[Row], columns: Columns, name: str) 
     raise InputError(
         f"{rows[0][0]}: {insisted}{name} has no such columns; found {few(found)}, expected:{needed}\n"
         "Name its columns by data.prompt_key and data.response_key, data.multiturn.messages_key or data.text_key, "
-        f"or convert it.{_of_preferences(found, rows)}"
+        f"or convert it.{_of_preferences(found, rows) or _chats_of_ones_own(rows)}"
     )
 
 
@@ -115,11 +115,13 @@ def verdict(
     *,
     sorted_by: str | None = None,
     variables: frozenset[str] | None = None,
+    keys_read: frozenset[str] = frozenset(),
 ) -> str:
     """Return what `recognise` found, as a line for the user: "train.jsonl: alpaca (columns instruction, output)".
 
     sorted_by: the column that a curriculum reads
     variables: that the chat template reads; None: not known
+    keys_read: of messages, by the chat template
     """
     found = list(dict.fromkeys(column for _, cells in rows for column in cells))
     empty = {column for column in found if all(is_empty(cells.get(column)) for _, cells in rows)}
@@ -139,7 +141,27 @@ def verdict(
     rest = [column for column in others if column not in ignored]
     rest.sort(key=lambda column: (column in empty, found.index(column)))
     shown = [f"{column} (empty)" if column in empty else column for column in rest[:8]]
-    return told + (f"; not read: {', '.join(shown)}{', …' if len(rest) > 8 else ''})" if rest else ")")
+    told += f"; not read: {', '.join(shown)}{', …' if len(rest) > 8 else ''}" if rest else ""
+    if keys := _unread_keys(rows, columns, keys_read):
+        told += f"; not read of messages: {', '.join(keys[:8])}{', …' if len(keys) > 8 else ''}"
+    return f"{told})"
+
+
+def _unread_keys(rows: Sequence[Row], columns: Columns, keys_read: frozenset[str]) -> list[str]:
+    """Return the keys of messages that neither we nor the chat template read, and those that the user has us ignore."""
+    if columns.format not in ("messages", "sharegpt"):
+        return []
+    lists = [parsed(cells.get(columns.messages_key)) for _, cells in rows]
+    messages = [parsed(message) for turns in lists if isinstance(turns, list) for message in turns]
+    found = {key: True for message in messages if isinstance(message, dict) for key, said in message.items() if said}
+    ours = {"from", "value"} if columns.format == "sharegpt" else set[str]()
+    theirs = {key for _, key in columns.message_keys}
+    read = READ_KEYS | ROW_KEYS | keys_read | ours | theirs
+    return [
+        f"{key} (ignored)" if key in columns.ignored_message_keys else key
+        for key in found
+        if key not in read or key in columns.ignored_message_keys
+    ]
 
 
 def _needs_telling(column: str, use: str, columns: Columns) -> bool:
@@ -197,6 +219,12 @@ def _made_for_something_else(found: set[str], rows: Sequence[Row], columns: Colu
                 "speaks; expected messages, each with role and content. Convert it."
             )
     return None
+
+
+def _chats_of_ones_own(rows: Sequence[Row]) -> str:
+    """Return the way out for a conversation in a column that we do not know, "" where there is none."""
+    chats = [column for column, value in rows[0][1].items() if shape_of(value) == "chat"]
+    return f" {chats[0]!r} holds a conversation: data.columns.messages={chats[0]} reads it." if chats else ""
 
 
 def _of_preferences(found: set[str], rows: Sequence[Row]) -> str:

@@ -65,11 +65,12 @@ def rows_of_file(
     name: str | None = None,
     sorted_by: str | None = None,
     variables: frozenset[str] | None = None,
+    keys_read: frozenset[str] = frozenset(),
 ) -> RowSource:
     """Recognise the format of a file by its first rows, say it, and return the file's rows in that format.
 
     name: what messages call the file; None: the last part of its path
-    sorted_by, variables: for what is said (see `verdict`)
+    sorted_by, variables, keys_read: for what is said (see `verdict`)
 
     Raises InputError for a file that cannot be read, that holds no rows, or whose format nobody knows.
     """
@@ -78,7 +79,7 @@ def rows_of_file(
     if not first:
         raise InputError(f"{path} holds no rows; expected at least one. Write it again, or take it out of the list.")
     columns = recognise(first, columns, name)
-    say(verdict(first, columns, name, sorted_by=sorted_by, variables=variables))
+    say(verdict(first, columns, name, sorted_by=sorted_by, variables=variables, keys_read=keys_read))
     is_text = columns.format == "text"
     return RowSource(
         name=name,

@@ -30,6 +30,10 @@ CALLERS = ("function_call", "tool_call")
 """Speakers, of whose words the assistant's tool calls are made."""
 
 
+ROW_KEYS = frozenset({"tools", "functions", "function_call"})
+"""The keys of a message that are read before it is cleaned."""
+
+
 def turns_in(cells: Cells, key: str, where: str) -> list[Any]:
     """Return the list of turns of a column, or of its JSON text; each may be JSON text of its own (datasets' Json
     type).
@@ -49,7 +53,10 @@ def messages_of(turns: list[Any], where: str, column: str, columns: Columns) -> 
             messages.append(message)
             continue
         if "role" in message and "value" in message and "content" not in message:
-            raise RowError(f"{where}: {column}[{k}] has no 'content', but {few(message)}; rename 'value'.")
+            raise ConfigMistake(
+                f"{where}: {column}[{k}] has no 'content'; found {few(message)}. Say where its words are by "
+                "data.message_keys.content=value."
+            )
         if message.get("function_call") and not message.get("tool_calls"):
             message = {**message, "tool_calls": [{"type": "function", "function": message["function_call"]}]}
             del message["function_call"]
@@ -65,7 +72,10 @@ def messages_of(turns: list[Any], where: str, column: str, columns: Columns) -> 
 
 
 def messages_of_sharegpt(turns: list[Any], where: str, column: str, columns: Columns) -> Messages:
-    """Convert ShareGPT's {from, value} to messages. data.roles adds names of speakers to the well-known ones."""
+    """Convert ShareGPT's {from, value} to messages. data.roles adds names of speakers to the well-known ones.
+
+    The words may stand in `content`, too.
+    """
     messages: Messages = []
     known = {**MORE_ROLES, **dict(columns.roles)}
     for k, turn in enumerate(turns):
@@ -76,10 +86,11 @@ def messages_of_sharegpt(turns: list[Any], where: str, column: str, columns: Col
                 f"{where}: {column}[{k}] is from {short(speaker)}, expected one of {', '.join(known)}; "
                 "data.roles says who else speaks."
             )
-        if "value" not in turn:
+        if "value" not in turn and "content" not in turn:
             raise RowError(f"{where}: {column}[{k}] has no 'value'; found {few(turn)}, expected from and value.")
-        turn = {**turn, "content": turn["value"]}
-        del turn["from"], turn["value"]
+        turn = {**turn, "content": turn["value"]} if "value" in turn else dict(turn)
+        turn.pop("value", None)
+        del turn["from"]
         _add(messages, turn, speaker, known[speaker], f"{where}: {column}[{k}]")
     return messages
 
@@ -129,6 +140,7 @@ def _as_ours(turn: Any, where: str, columns: Columns) -> Any:
                 raise ConfigMistake(f"{where} has no {theirs!r} (data.message_keys.{ours}); found {few(turn)}.")
             continue
         value = turn.pop(theirs)
+        value = float(value) if ours == "weight" and isinstance(value, bool) else value
         if not is_empty(turn.get(ours)):
             raise ConfigMistake(
                 f"{where} has both {theirs!r} (data.message_keys.{ours}) and {ours!r}; leave one out by "

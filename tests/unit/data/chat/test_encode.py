@@ -403,7 +403,7 @@ def test_a_result_that_is_data_is_written_as_json(chatml, role, content, text):
         ([user("a")], "no assistant message.*roles: user"),
         ([assistant("a"), user("b")], "the assistant speaks first"),
         ([user("a"), {"role": "robot", "content": "b"}], r"messages\[1\] has the role 'robot'"),
-        ([user("a"), {"content": "b"}], r"messages\[1\] has the role None"),
+        ([user("a"), {"content": "b"}], r"messages\[1\] has no role"),
         ([user("a"), {"role": "assistant"}], r"messages\[1\] \(assistant\) has no content and no tool_calls"),
         ([{"role": "user", "content": None}, assistant("b")], r"messages\[0\] \(user\) has no content"),
         ([user("a"), assistant([{"type": "image"}])], r"messages\[1\].content must be text.*data.bad_rows=drop"),

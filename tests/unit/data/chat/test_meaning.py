@@ -2,7 +2,7 @@
 
 import pytest
 
-from sft.data.chat.meaning import can_be_weight, kind_of, words_of
+from sft.data.chat.meaning import can_be_weight, kind_of, shape_of, words_of
 
 DANGEROUS = [
     ("system", "Be brief.", "system"),
@@ -33,6 +33,19 @@ DANGEROUS = [
     ("channel", "analysis", "routing"),
     ("eot", False, "routing"),
     ("prefix", True, "prefill"),
+    ("persona", "You are Bob.", "system"),
+    ("target", False, "weight"),
+    ("importance", 0.5, "weight"),
+    ("repeats", 3, "weight"),
+    ("skip", True, "verdict"),
+    ("is_deleted", 1, "verdict"),
+    ("is_correct", False, "verdict"),
+    ("dialogue", [["a", "b"]], "chat"),
+    ("turns", '[{"from": "gpt", "value": "a"}]', "chat"),
+    ("inner_monologue", "Hm.", "reasoning"),
+    ("screenshot", "a.png", "media"),
+    ("choices", ["a", "b"], "context"),
+    ("db_schema", "CREATE TABLE t", "context"),
 ]
 HARMLESS = [
     *(
@@ -47,6 +60,21 @@ HARMLESS = [
     *(("system_id", "a7"), ("system_fingerprint", "fp"), ("num_tools", 3), ("has_images", True), ("image_count", 2)),
     *(("history", float("nan")), ("label", "positive"), ("label", 3), ("used_in_training", "yes"), ("reasoning", "on")),
     *(("reasoning_tokens", 100), ("chosen_score", 4.5), ("eot", True), ("ipython", False), ("prefix", False)),
+    *(
+        ("target", "words"),
+        ("importance", 1.0),
+        ("skip", False),
+        ("deleted", False),
+        ("is_correct", True),
+        ("turns", 2),
+    ),
+    *(
+        ("is_reasoning_complete", [True]),
+        ("options", {"temperature": 0.7}),
+        ("document_url", "http://a"),
+        ("correct", 0),
+    ),
+    *(("prompt_messages", [{"role": "user", "content": "a"}]), ("correct", 0), ("turns", 2)),
     *(("ecosystem", "linux"), ("constraint", "short"), ("prompt_id", "x"), ("timestamp", "2024-01-01"), ("level", 3)),
 ]
 
@@ -77,7 +105,31 @@ def test_all_spellings_are_the_same_words():
         ("train", False, True),
         ("ignoreFlag", True, False),
         ("loss_mask", [0, 1], False),
+        ("loss_mask", 0, True),
+        ("mask", 0, False),
+        ("train_on_inputs", True, False),
+        ("advantage", -1.0, False),
     ],
 )
 def test_what_says_the_opposite_of_a_weight_is_not_offered_as_one(name, value, can):
     assert can_be_weight(name, value) is can
+
+
+@pytest.mark.parametrize(
+    ("value", "shape"),
+    [
+        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "chat"),
+        ([{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "chat"),
+        ('[{"role": "model", "parts": []}]', "chat"),
+        ([{"role": "user", "content": "a"}], None),  # the prompt of RL data
+        ([{"name": "f", "parameters": {}}], "tools"),
+        ([{"type": "function", "function": {"name": "f", "parameters": {}}}], "tools"),
+        ('[{"name": "f", "parameters": {}}]', "tools"),
+        ([{"name": "f"}], None),
+        ("[not JSON, role", None),
+        ([], None),
+        ([1, {"role": "assistant"}], None),
+    ],
+)
+def test_conversations_and_schemas_are_known_by_their_shape(value, shape):
+    assert shape_of(value) == shape

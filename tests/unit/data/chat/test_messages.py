@@ -7,8 +7,9 @@ from decimal import Decimal
 import numpy as np
 import pytest
 
+from sft.data.chat.calls import clean_tools
 from sft.data.chat.encode import encode, encode_batch
-from sft.data.chat.messages import clean_messages, clean_tools
+from sft.data.chat.messages import clean_messages
 from sft.data.chat.values import plain
 from sft.data.types import ConfigMistake, Conversation, Supervision
 from sft.errors import InputError

@@ -2,7 +2,8 @@
 
 import pytest
 
-from sft.data.chat.variables import remarks, unread, variables
+from sft.data.chat.variables import message_keys, refuse_unread, remarks, unread, variables
+from sft.data.types import ConfigMistake
 from tests.assets import CHATML, tiny_tokenizer
 from tests.chats import FAMILIES
 
@@ -54,3 +55,19 @@ def test_markup_that_is_no_token_is_said():
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_of_a_template_with_its_own_tokenizer_nothing_is_said(family):
     assert list(remarks(family.tokenizer(), dict(family.options))) == []
+
+
+def test_a_variable_that_is_a_prompt_and_that_nothing_reads_is_refused():
+    """The rows of SmolTalk 2 keep their system prompt and tools there."""
+    switches = {"enable_thinking": False, "reasoning_effort": "low", "custom_instructions": "", "python_tools": []}
+    refuse_unread(switches, THINKS, "f:1")
+    for more in ({"custom_instructions": "Be brief."}, {"python_tools": ["def f(): ..."]}, {"documents": [{"a": "b"}]}):
+        with pytest.raises(ConfigMistake, match=f"f:1: the chat template does not read .*{next(iter(more))!r}"):
+            refuse_unread({**switches, **more}, THINKS, "f:1")
+    refuse_unread({"custom_instructions": "Be brief."}, "{{ custom_instructions }}", "f:1")
+
+
+def test_the_keys_of_messages_that_a_template_looks_up():
+    assert {"role", "content"} <= message_keys(tiny_tokenizer(CHATML))
+    assert "mood" in message_keys(tiny_tokenizer(CHATML + "{{ messages[0].mood }}"))
+    assert message_keys(tiny_tokenizer(None)) == frozenset()

@@ -266,7 +266,7 @@ BAD = [
         chat(USER, {"role": "critic", "content": "a"}),
         ["bad.jsonl:2: messages[1]", "'critic'", "expected one of"],
     ),
-    Bad("missing role", chat({"content": "a"}, ASSISTANT), ["bad.jsonl:2: messages[0] has the role None"]),
+    Bad("missing role", chat({"content": "a"}, ASSISTANT), ["bad.jsonl:2: messages[0] has no role"]),
     Bad("unknown speaker", rows({"conversations": [{"from": "bot", "value": "a"}]}), ["bad.jsonl:1", "from str 'bot'"]),
     Bad(
         "assistant first",

@@ -55,6 +55,11 @@ def test_all_formats_read_system_history_tools_and_weight(row):
         ({"kto_tag": False}, "a preference", "Leave them out"),
         ({"chosen": "a", "rejected": "b"}, "a preference", "data.ignore_columns=[chosen,rejected]"),
         ({"documents": ["a"]}, "documents", "data.columns.context=documents"),
+        ({"apis": [{"name": "f", "parameters": {}}]}, "tools", "data.columns.tools=apis"),
+        ({"schemata": [{"name": "f", "parameters": {}}]}, "tools", "data.columns.tools=schemata"),
+        ({"conversations": [ANSWER]}, "another conversation", "data.columns.messages=conversations"),
+        ({"deleted": True}, "a sign that it is to be left out", "Leave them out"),
+        ({"mask_history": True}, "a mask or a weight", "Leave them out"),
     ],
 )
 def test_a_column_that_means_something_stops_the_run(more, kind, way_out):
@@ -75,6 +80,18 @@ def test_a_column_that_shows_in_a_later_row_stops_the_run_and_drop_does_not_excu
     assert open_rows_of([*rows, {**ROW, "answer": ""}], bad_rows="drop").facts.counts.bad_rows == 1
 
 
+def test_drop_is_not_offered_for_what_it_does_not_excuse(open_rows_of):
+    mistake, bad = {**ROW, "images": ["a.png"]}, {**ROW, "answer": ""}
+    for rows, tail in (
+        ([bad], "Mend them, or set data.bad_rows=drop to leave such rows out."),
+        ([mistake], "Mend the configuration as it says there: data.bad_rows=drop leaves out bad rows, not this."),
+        ([mistake, bad], "Mend the configuration as it says there: data.bad_rows=drop leaves out the other rows."),
+    ):
+        with pytest.raises(InputError) as caught:
+            open_rows_of([*[ROW] * 100, *rows])
+        assert str(caught.value).endswith(tail)
+
+
 @pytest.fixture
 def open_rows_of(tmp_path, open_file):
     return lambda rows, **more: open_file(write_jsonl(tmp_path / "rows.jsonl", rows), **more)
@@ -91,6 +108,16 @@ def test_plain_text_has_the_same_rule():
 def test_whoever_asks_for_the_chosen_has_answered_for_the_rejected():
     pairs = {"prompt": "1 + 1?", "chosen": "2", "rejected": "3"}
     assert converted(pairs, prompt_key="prompt", response_key="chosen").messages == [QUESTION, ANSWER]
+
+
+def test_the_verdict_lists_the_keys_of_messages_that_nobody_reads():
+    turns = [QUESTION, {**ANSWER, "score": 1, "mood": "glad", "empty": "", "why": "a", "train": True, "phase": "a"}]
+    settled = recognise([("f:1", {"messages": turns})], columns(ignored_message_keys=("why",)), "f")
+    told = verdict([("f:1", {"messages": turns})], settled, "f", keys_read=frozenset({"mood"}))
+    assert told == "f: messages (columns messages; not read of messages: score, why (ignored), phase)"
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    settled = recognise([("f:1", {"conversations": turns})], columns(), "f")
+    assert verdict([("f:1", {"conversations": turns})], settled, "f") == "f: sharegpt (columns conversations)"
 
 
 def test_the_verdict_says_what_was_read_as_what():
@@ -179,6 +206,63 @@ def test_the_same_system_prompt_twice_is_one():
         converted({**cells, "system": "Be long."})
     with pytest.raises(RowError, match="different system prompts"):
         converted({**CHAT, "system": "a", "system_prompt": "b"})
+
+
+@pytest.mark.parametrize(
+    ("more", "way_out"),
+    [
+        ({"solution": "It is 2."}, "Have them read by data.response_key=solution, or"),
+        ({"instruction": "Add."}, "Have them read by data.prompt_key=instruction, or"),
+        ({"output": "b", "prompt": "a"}, "Have them read by data.prompt_key=prompt data.response_key=output, or"),
+        ({"inputs": "a"}, "data.prompt_key=inputs"),
+    ],
+)
+def test_another_question_or_reply_is_not_left_out_in_silence(more, way_out):
+    with pytest.raises(ConfigMistake, match="another question or reply") as caught:
+        converted({**ROW, **more})
+    assert way_out in str(caught.value)
+    assert converted({**ROW, **more}, ignored=tuple(more)).messages == [QUESTION, ANSWER]
+    assert converted({"why": "a", "because": "b", **ROW, **more}, prompt_key="why", response_key="because")
+
+
+def test_a_rendering_or_a_copy_of_the_pair_is_no_other_pair():
+    rendered = {"prompt": "Below is a task.\n1 + 1?\nAnswer:", "output": "2", "solution": " "}
+    assert converted({**ROW, **rendered}).messages == [QUESTION, ANSWER]
+    alpaca = {**ROWS["alpaca"], "prompt": "Below is a task.\n1 + 1?\nAnswer:2"}
+    assert converted(alpaca).messages == [QUESTION, ANSWER]
+
+
+def test_the_prompt_of_rl_data_may_stand_beside_the_messages():
+    turns = [QUESTION, ANSWER, QUESTION]
+    assert converted({"messages": [*turns, ANSWER], "prompt": turns}).messages == [*turns, ANSWER]
+
+
+def test_two_columns_of_one_meaning_are_offered_one_key():
+    with pytest.raises(ConfigMistake, match=r"Have them read by data.columns.reasoning=cot, or leave") as caught:
+        converted({**ROW, "cot": "a", "thoughts": "b"})
+    assert "data.ignore_columns=[cot,thoughts]" in str(caught.value)
+
+
+def test_a_conversation_in_an_unknown_column_is_offered():
+    with pytest.raises(InputError, match=r"'dialog' holds a conversation: data.columns.messages=dialog reads it"):
+        converted({"dialog": [QUESTION, ANSWER]})
+
+
+def test_context_and_reasoning_may_be_lists_of_texts():
+    cells = {**ROW, "passages": ["One.", "Two."], "trajectories": ["Add them."]}
+    conversation = converted(cells, context_key="passages", reasoning_key="trajectories")
+    assert conversation.messages[0]["content"] == "1 + 1?\n\nOne.\n\nTwo."
+    assert conversation.messages[1]["reasoning_content"] == "Add them."
+    with pytest.raises(RowError, match=r"column 'passages' holds list .*expected text or a list of texts"):
+        converted({**ROW, "passages": [1]}, context_key="passages")
+
+
+def test_a_named_weight_may_be_a_flag():
+    assert converted({**ROW, "train": False}, weight_key="train").weight == 0
+    assert converted({**ROW, "train": True}, weight_key="train").weight == 1
+    turns = [QUESTION, {**ANSWER, "is_target": False}]
+    conversation = converted({"messages": turns}, message_keys=(("weight", "is_target"),))
+    assert conversation.messages == [QUESTION, {**ANSWER, "weight": 0.0}]
 
 
 @pytest.mark.parametrize("weight", ["much", -1, float("inf"), True])

@@ -76,7 +76,7 @@ CASES = [
     ),
     ("prompt_response", {"prompt": {"question": "1 + 1?"}, "completion": {"answer": "2"}}, {}, MESSAGES),
     ("prompt_response", {**ROW, "messages": [SYSTEM]}, {}, MESSAGES),  # the user's columns win
-    ("prompt_response", {**ROW, "instruction": "a", "output": "b"}, {}, MESSAGES),
+    ("prompt_response", {**ROW, "prompt": "Answer this: 1 + 1? Begin.", "output": "2"}, {}, MESSAGES),  # its rendering
     (
         "prompt_response",
         {"instruction": "1 + 1?", "output": "2", "input": "x"},
@@ -101,6 +101,7 @@ CASES = [
     ("sharegpt", {"conversations": TURNS}, {}, MESSAGES),
     ("sharegpt", {"conversations": json.dumps(TURNS)}, {}, MESSAGES),
     ("sharegpt", {"messages": TURNS}, {"multiturn": True}, MESSAGES),
+    ("sharegpt", {"conversations": [{"from": t["from"], "content": t["value"]} for t in TURNS]}, {}, MESSAGES),
     ("sharegpt", {"conversations": TURNS, "system": "Be brief."}, {}, [SYSTEM, *MESSAGES]),
     ("sharegpt", {"conversations": TURNS, "system": ""}, {}, MESSAGES),
     (
@@ -347,15 +348,15 @@ def test_the_defaults_are_those_of_the_yaml():
         ({"conversations": TURNS}, {"conversations": MESSAGES}, {}, r"is from NoneType None, expected one of system"),
         (
             {"conversations": TURNS},
-            {"conversations": [{"from": "user", "content": "a"}]},
+            {"conversations": [{"from": "user", "said": "a"}]},
             {},
-            r"conversations\[0\] has no 'value'; found \['content', 'from'\]",
+            r"conversations\[0\] has no 'value'; found \['from', 'said'\]",
         ),
         (
             {"conversations": MESSAGES},
             {"conversations": [{"role": "user", "value": "a"}]},
             {},
-            r"conversations\[0\] has no 'content', but \['role', 'value'\]; rename 'value'",
+            r"conversations\[0\] has no 'content'; found \['role', 'value'\]. .* data.message_keys.content=value",
         ),
         (
             {"instruction": "a", "response": "b"},

@@ -129,9 +129,63 @@ READ = {
         {"uuid": "a", "conversations": [{"from": "human", "value": ASKED}, {"from": "gpt", "value": SAID}], "score": 1},
         CHAT,
     ),
+    "SlimOrca": (
+        {
+            "conversations": [
+                {"from": "system", "value": SYSTEM, "weight": None},
+                {"from": "human", "value": ASKED, "weight": 0.0},
+                {"from": "gpt", "value": SAID, "weight": 1.0},
+            ]
+        },
+        [WITH_SYSTEM[0] | {"weight": None}, CHAT[0] | {"weight": 0.0}, CHAT[1] | {"weight": 1.0}],
+    ),
+    "Open-Platypus": ({"input": "", "output": SAID, "instruction": ASKED, "data_source": "a"}, CHAT),
+    "Python alpaca": (
+        {
+            "instruction": ASKED,
+            "input": "",
+            "output": SAID,
+            "prompt": f"### Do:\n{ASKED}\n### Output:\n{SAID}",
+        },
+        CHAT,
+    ),
+    "OpenR1-Math": (
+        {
+            **{"problem": ASKED, "solution": "b", "answer": SAID, "source": "a", "uuid": "u", "generations": ["a"]},
+            **{"is_reasoning_complete": [True], "correctness_math_verify": [True], "messages": CHAT},
+        },
+        CHAT,
+    ),
+    "NuminaMath-CoT": ({"source": "a", "problem": ASKED, "solution": SAID, "messages": CHAT}, CHAT),
+    "AM-DeepSeek-R1": (
+        {"messages": [CHAT[0], {**CHAT[1], "info": {"think_content": "a"}}]},
+        [CHAT[0], {**CHAT[1], "info": {"think_content": "a"}}],
+    ),
+    "s1K": (
+        {"question": ASKED, "solution": SAID, "thinking_trajectories": ["Add."], "cot_type": "math", "cot": None},
+        [CHAT[0], {**CHAT[1], "reasoning_content": "Add."}],
+    ),
+    "LIMO": ({"question": ASKED, "solution": SAID, "answer": "b"}, CHAT),
+    "WildChat": (
+        {
+            **{"conversation_hash": "a", "model": "m", "timestamp": None, "turn": 1, "toxic": False, "redacted": False},
+            **{"conversation": CHAT, "openai_moderation": [{"flagged": False}]},
+        },
+        CHAT,
+    ),
+    "smoltalk": ({"messages": CHAT, "source": "a"}, CHAT),
+    "Infinity-Instruct": (
+        {
+            "conversations": [{"from": "human", "value": ASKED}, {"from": "gpt", "value": SAID}],
+            **{"label": {"ability_en": ["a"]}, "langdetect": "en", "source": "b"},
+        },
+        CHAT,
+    ),
 }
 NEEDS_A_KEY = {
     "verl GSM8K": {"prompt_key": "extra_info", "response_key": "extra_info"},
+    "s1K": {"reasoning_key": "thinking_trajectories", "response_key": "solution"},
+    "LIMO": {"response_key": "solution"},
 }
 
 
@@ -176,6 +230,37 @@ REFUSED = {
         "no such columns",
     ),
     "NeMo": ({"mask": "User", "system": "", "conversations": [{"from": "User", "value": "a"}]}, "'mask' looks like"),
+    "LIMO, its answers": ({"question": ASKED, "solution": SAID, "answer": "b"}, "data.response_key=solution"),
+    "s1K, its thoughts": ({"question": ASKED, "solution": SAID, "thinking_trajectories": ["a"]}, "columns.reasoning="),
+    "Hermes function calling": (
+        {
+            "conversations": [
+                {"from": "system", "value": "You call <tools>[]</tools>."},
+                {"from": "human", "value": ASKED},
+                {"from": "gpt", "value": SAID},
+            ],
+            "tools": json.dumps([FUNCTION]),
+        },
+        "the system message lists the tools",
+    ),
+    "SmolTalk 2": (
+        {"messages": CHAT, "chat_template_kwargs": {"custom_instructions": SYSTEM, "python_tools": []}},
+        "'custom_instructions' looks like a system prompt",
+    ),
+    "xlam": ({"id": 0, "query": ASKED, "answers": "[]", "tools": json.dumps([FUNCTION])}, "no such columns"),
+    "OASST": ({"message_id": "a", "parent_id": None, "text": ASKED, "role": "prompter"}, "single messages"),
+    "LIMA": ({"conversations": [ASKED, SAID]}, "a list of texts"),
+    "LLaVA": (
+        {"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": SAID}]},
+        "pictures, sound or video",
+    ),
+    "Firefly": ({"conversation": [{"human": ASKED, "assistant": SAID}]}, "has no role; found ['assistant', 'human']"),
+    "Anthropic tool use": (
+        {"messages": [CHAT[0], {"role": "assistant", "content": [{"type": "tool_use", "name": "a", "input": {}}]}]},
+        "write calls as tool_calls",
+    ),
+    "ms-swift GRPO pairs": ({"messages": CHAT, "rejected_messages": CHAT}, "a preference"),
+    "multiple choice": ({"question": ASKED, "answer": SAID, "choices": ["1", "2"]}, "data.columns.context=choices"),
     "pretokenised": ({"messages": CHAT, "loss_mask": [0, 1]}, "a mask or a weight"),
 }
 
