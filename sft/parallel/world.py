@@ -28,7 +28,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from sft.config.secrets import presentable
 from sft.errors import BugError, InputError, MishapError, OwnMishapError
-from sft.parallel.device import device_of, gpu_id, refuse_shared_gpus
+from sft.parallel.device import bound_kernel_caches, device_of, gpu_id, refuse_shared_gpus
 from sft.parallel.lost_ranks import is_about_other_ranks, is_out_of_memory, who_is_lost
 
 log = logging.getLogger("sft")
@@ -81,6 +81,8 @@ def process_group(world: World, timeout: timedelta = timedelta(minutes=30)) -> I
     """
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
+    else:
+        bound_kernel_caches()
     if dist.is_initialized():  # a run that failed in this process left its group behind
         dist.destroy_process_group()
     store = _meet(world, timeout)

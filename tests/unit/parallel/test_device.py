@@ -1,5 +1,8 @@
 """Which device a rank takes, on machines that are not here."""
 
+import os
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import pytest
@@ -7,7 +10,15 @@ import torch
 
 from sft.errors import InputError
 from sft.parallel import device
-from sft.parallel.device import device_of, refuse_ranks_without_a_gpu, refuse_shared_gpus, why_on_the_cpu
+from sft.parallel.device import (
+    KERNEL_CACHES,
+    KERNELS_KEPT,
+    bound_kernel_caches,
+    device_of,
+    refuse_ranks_without_a_gpu,
+    refuse_shared_gpus,
+    why_on_the_cpu,
+)
 
 
 @pytest.fixture
@@ -63,3 +74,36 @@ def test_a_gpu_that_is_not_used_is_said(machine, monkeypatch):
     assert "MPS" in (why_on_the_cpu() or "")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert why_on_the_cpu() is None
+
+
+ROWS_OF_EVER_NEW_LENGTHS = """
+import torch
+from pathlib import Path
+from sft.parallel.device import bound_kernel_caches
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+bound_kernel_caches()
+layers = torch.nn.Sequential(torch.nn.Linear(128, 256), torch.nn.Linear(256, 128)).bfloat16()
+before = resident()
+for length in range(200, 280):
+    layers(torch.randn(length, 128, dtype=torch.bfloat16, requires_grad=True)).sum().backward()
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bf16 kernels for this CPU")
+def test_rows_of_ever_new_lengths_do_not_fill_the_memory():
+    """In a process of its own, for the limits are read once. Without them it grows by 300 MB."""
+    environment = {name: value for name, value in os.environ.items() if name not in KERNEL_CACHES}
+    command = [sys.executable, "-c", ROWS_OF_EVER_NEW_LENGTHS]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=environment)
+    assert int(done.stdout) < 200e6
+
+
+def test_a_limit_of_ones_own_stays(monkeypatch):
+    monkeypatch.setenv(KERNEL_CACHES[0], "7")
+    monkeypatch.delenv(KERNEL_CACHES[1], raising=False)
+    bound_kernel_caches()
+    assert [os.environ[name] for name in KERNEL_CACHES] == ["7", str(KERNELS_KEPT)]
