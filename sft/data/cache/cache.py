@@ -36,7 +36,7 @@ from sft.data.types import Row
 from sft.errors import InputError, MishapError, OwnMishapError
 from sft.files import sync_directory
 
-FORMAT = 9
+FORMAT = 10
 """Raise when the meaning of the cached bytes changes."""
 
 SAMPLES_FILE = "samples.arrow"

@@ -43,6 +43,7 @@ class SampleStore:
 
     lengths, first_supervised, last_supervised: int32 [number of samples]
     digests: uint64 [number of samples], equal for equal samples
+    contents: uint64 [number of samples], equal where rows say the same
     file_starts: the first sample of each file, and behind them the number of all samples, int64 [files + 1]
     """
 
@@ -65,6 +66,7 @@ class SampleStore:
         self.first_supervised = self._column("first_supervised")
         self.last_supervised = self._column("last_supervised")
         self.digests = self._column("digest")
+        self.contents = self._column("content")
 
     def __len__(self) -> int:
         return int(self._starts[-1])

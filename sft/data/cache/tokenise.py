@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,10 +16,11 @@ import pyarrow as pa
 from sft.data.cache.arrow import lists_to_arrow, to_arrow
 from sft.data.chat.documents import encode_documents
 from sft.data.chat.encode import encode_batch
-from sft.data.chat.messages import is_data, is_silent
+from sft.data.chat.messages import READ_KEYS, is_data, is_silent
 from sft.data.chat.template import EndlessTemplateError
 from sft.data.chat.tokenizer import template_fingerprint, tokenizer_fingerprint
-from sft.data.chat.weights import message_weights
+from sft.data.chat.values import is_empty, plain
+from sft.data.chat.weights import WEIGHT_KEYS, message_weights
 from sft.data.rows.source import Item, RowSource
 from sft.data.types import ConfigMistake, Conversation, Document, Row, RowCounts, Supervision
 from sft.errors import InputError
@@ -34,6 +36,7 @@ SCHEMA = pa.schema(
         ("last_supervised", pa.int32()),
         ("row", pa.int64()),  # the number that messages about its row give it: `file:row`
         ("digest", pa.uint64()),  # of ids and weights: equal samples have equal digests
+        ("content", pa.uint64()),  # of what the row says, whatever tokenizer and template made of it
     ]
 )
 DIFFICULTY = pa.field("difficulty", pa.float64())  # where a curriculum asks for it
@@ -115,7 +118,7 @@ def tokenise(rows: Sequence[Row], source: RowSource, recipe: Recipe) -> Encoded:
     counts.rows_with_typed_tokens = len(typed)
     counts.samples = sum(map(len, encoded))
     counts.tokens = sum(len(sample) for samples in encoded for sample in samples)
-    return Encoded(_to_arrow(usable, encoded, difficulties, source), bad, mistakes, untrained, typed, counts)
+    return Encoded(_to_arrow(usable, items, encoded, difficulties, source), bad, mistakes, untrained, typed, counts)
 
 
 def _difficulties(rows: Sequence[Row], source: RowSource) -> list[float]:
@@ -169,12 +172,17 @@ def _refuse_silence(conversation: Conversation, supervision: Supervision) -> Non
 
 
 def _to_arrow(
-    rows: Sequence[Row], encoded: Sequence[list[Sample]], difficulties: Sequence[float], source: RowSource
+    rows: Sequence[Row],
+    items: Sequence[Item],
+    encoded: Sequence[list[Sample]],
+    difficulties: Sequence[float],
+    source: RowSource,
 ) -> pa.RecordBatch:
     samples = [sample for of_one_row in encoded for sample in of_one_row]
     before, after = map(len, source.around_number)
     numbers = [int(where[before : len(where) - after]) for where, _ in rows]
     row_of_sample = [number for number, of_one_row in zip(numbers, encoded, strict=True) for _ in of_one_row]
+    content_of_sample = [content_of(item) for item, of_one_row in zip(items, encoded, strict=True) for _ in of_one_row]
     supervised = [np.flatnonzero(sample.loss_weights) for sample in samples]
     columns_of_batch = [
         lists_to_arrow([sample.input_ids for sample in samples], np.int32),
@@ -183,6 +191,7 @@ def _to_arrow(
         to_arrow(np.array([positions[-1] for positions in supervised], np.int32)),
         to_arrow(np.array(row_of_sample, np.int64)),
         to_arrow(np.array([_digest(sample) for sample in samples], np.uint64)),
+        to_arrow(np.array(content_of_sample, np.uint64)),
     ]
     if source.difficulty is not None:
         of_sample = [value for value, samples in zip(difficulties, encoded, strict=True) for _ in samples]
@@ -194,6 +203,25 @@ def _digest(sample: Sample) -> int:
     digest = hashlib.blake2b(sample.input_ids.tobytes(), digest_size=8)
     digest.update(sample.loss_weights.tobytes())
     return int.from_bytes(digest.digest(), "little")
+
+
+SAID_KEYS = tuple(sorted(READ_KEYS - {*WEIGHT_KEYS, "tool_call_id"}))
+"""The keys of a message that are what is said."""
+
+
+def content_of(item: Item) -> int:
+    """Return a hash of what a row says: who says what, and with which tools; not of ids, weights, files or tokens."""
+    if isinstance(item, Sample):
+        return _digest(item)
+    if isinstance(item, Document):
+        said: Any = item.text
+    else:
+        messages = [
+            {key: message[key] for key in SAID_KEYS if not is_empty(message.get(key))} for message in item.messages
+        ]
+        said = [plain(messages, drop_nulls=True), None if is_empty(item.tools) else plain(item.tools, drop_nulls=True)]
+    text = json.dumps(said, sort_keys=True, ensure_ascii=False, default=str)
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "little")
 
 
 def _bounded(problem: str) -> str:

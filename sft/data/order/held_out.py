@@ -1,7 +1,7 @@
 """Which rows data.val_fraction keeps for validation: decided by what a row says, so by nothing else.
 
-A row's key is the hash of its tokens and weights. Rows that say the same have the same key, and so the same fate; a row
-keeps it on every machine, in any order, and when other rows are added.
+A row's key is the hash of its messages (or its text) and tools. Rows that say the same have the same key, and so the
+same fate; a row keeps it on every machine, in any order, with any tokenizer and template, and when rows are added.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def held_out(store: SampleStore, entry_starts: np.ndarray, share: float) -> np.n
     if not len(store):
         return np.zeros(0, bool)
     first = store.row_starts()
-    keys = store.digests[first]
+    keys = store.contents[first]
     if share < 1:
         chosen = keys < np.uint64(share * HASHES)
     else:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sft.config import load_config
@@ -44,6 +47,20 @@ def test_a_part_of_the_rows_is_held_out_whatever_their_order_and_their_file(tmp_
     train, val = divided(tmp_path, whole)
     assert len(train) + len(val) == 200 and 20 < len(val) < 60
     assert divided(tmp_path, *halves) == (train, val)
+
+
+def test_neither_tokenizer_nor_template_nor_kind_of_file_nor_ids_decide(tmp_path):
+    def numbers(texts):
+        return {int(re.search(r"answer (\d+)", text)[1]) for text in texts}
+
+    _, val = divided(tmp_path, str(write_jsonl(tmp_path / "a.jsonl", ROWS)))
+    _, other = divided(tmp_path, str(tmp_path / "a.jsonl"), tokenizer=tiny_tokenizer(THINKING))
+    assert val != other and numbers(val) == numbers(other)  # other tokens, the same rows
+    last = [
+        {"id": n, "messages": [{**m, "weight": None, "id": "x"} for m in row["messages"]]} for n, row in enumerate(ROWS)
+    ]
+    pq.write_table(pa.Table.from_pylist(last), tmp_path / "a.parquet")
+    assert numbers(divided(tmp_path, str(tmp_path / "a.parquet"))[1]) == numbers(val)
 
 
 def test_a_row_keeps_its_fate_when_rows_are_added_and_a_duplicate_shares_it(tmp_path):
