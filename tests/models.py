@@ -24,6 +24,7 @@ from transformers import (
 
 from sft.model.load import build_skeleton, decoder_layers, load_weights
 from sft.model.logits import learn_logit_form
+from sft.model.place import own_ends
 from sft.model.pretrained import load_config
 from sft.parallel.fsdp import Sharding, shard
 from sft.parallel.mesh import build_mesh
@@ -96,7 +97,7 @@ def load_sharded(directory: Path, *, packed: bool = True) -> torch.nn.Module:
     model = build_skeleton(config, attention=attention, dtype=torch.float32, trust_remote_code=False)
     assert all(parameter.is_meta for parameter in model.parameters())
     learn_logit_form(model)
-    shard(model, decoder_layers(model), build_mesh(1, "cpu").fsdp, Sharding(torch.float32))
+    shard(model, decoder_layers(model), build_mesh(1, "cpu").fsdp, Sharding(torch.float32), ends=own_ends(model))
     load_weights(model, directory, torch.device("cpu"))
     return model.eval()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def place(
             )
         compile_layers(layers)
     apart = list(parts_beside_text(model).values())
-    shard(model, layers, mesh.fsdp, sharding, apart=apart, in_fp32=fp32_modules(model))
+    shard(model, layers, mesh.fsdp, sharding, ends=own_ends(model), apart=apart, in_fp32=fp32_modules(model))
     load_weights(model, source, world.device, offload=sharding.offload, grown_vocabulary=grown)
     if config.model.lora_rank:
         from sft.model import lora
@@ -110,6 +111,20 @@ def place(
         start = config.model.init_lora_weights
         lora.start_adapters(model, seed=config.trainer.seed, start=start, adapter=config.model.lora_adapter_path)
     prove_separation(model, world.device)
+
+
+def own_ends(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """Return embedding and LM head, those of the two whose weights no other module has: neither is where they are tied.
+
+    With adapters inside, an end is no group of its own either: what its forward reads, and when, is up to peft.
+    """
+    owners = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
+    return [
+        end
+        for end in (model.get_input_embeddings(), model.get_output_embeddings())
+        if isinstance(end, torch.nn.Embedding | torch.nn.Linear)
+        and all(owners[id(weight)] == 1 for weight in end.parameters())
+    ]
 
 
 def adapter_settings(model: ModelConfig) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
@@ -27,14 +28,16 @@ def shard(
     mesh: DeviceMesh,
     sharding: Sharding,
     *,
+    ends: Sequence[torch.nn.Module] = (),
     apart: Sequence[torch.nn.Module] = (),
     in_fp32: Sequence[torch.nn.Module] = (),
 ) -> None:
-    """Shard `model` in place over `mesh`: one group per layer, one for what remains (embeddings, norm, head).
+    """Shard `model` in place over `mesh`: one group per layer, one for each of `ends`, one for what remains.
 
-    mesh: its last axis shards the weights; where it has two, the first one replicates them. apart: modules that no
-    forward calls; as groups of their own they are never gathered. in_fp32: modules, inside of layers, that are groups
-    of their own and compute in fp32 on inputs of whatever dtype.
+    mesh: its last axis shards the weights; where it has two, the first one replicates them. ends: embedding and LM
+    head, where their weights are nobody else's (model/place.py); other ones stay in the group of what remains. apart:
+    modules that no forward calls; as groups of their own they are never gathered. in_fp32: modules, inside of layers,
+    that are groups of their own and compute in fp32 on inputs of whatever dtype.
     Layers compute in compute_dtype; gradients are reduced in fp32 and are *sums* over the ranks, because the
     loss is divided by the token count of the whole step before backward.
     """
@@ -45,6 +48,14 @@ def shard(
     exact = MixedPrecisionPolicy(torch.float32, torch.float32, cast_forward_inputs=False)
     for module in in_fp32:
         fully_shard(module, mesh=mesh, mp_policy=exact, offload_policy=offload, reshard_after_forward=reshard)
+    for end in ends:
+        # Backward looks up no token, so it does without an embedding's weight. It begins with the LM head, which would
+        # be gathered twice in a row.
+        is_embedding = isinstance(end, torch.nn.Embedding)
+        whole = None if is_embedding and reshard is None else False
+        fully_shard(end, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=whole)
+        if is_embedding:
+            cast(FSDPModule, end).set_unshard_in_backward(False)
     for group in (*join_layers(layers, sharding.min_group_params), *apart, model):
         fully_shard(group, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=reshard)
     if mesh.size() == 1:  # nothing is averaged, and a factor would cost a copy of every gradient
@@ -75,9 +86,11 @@ def join_layers(
 def begin_micro_batch(model: torch.nn.Module, sharding: Sharding, *, is_last: bool) -> None:
     """Set whether the next backward sums gradients over the ranks, and whether it gives whole weights back.
 
-    With sharding.reduce_once, only the last micro-batch of a step sums them. Without reshard_after_forward, only the
+    With sharding.reduce_once, only the last micro-batch of a step sums them. Otherwise each does, over the ranks that
+    share the weights; replicas of them (dp_replicate) add theirs in the last. Without reshard_after_forward, only the
     last one gives the weights back.
     """
     assert isinstance(model, FSDPModule)
     model.set_requires_gradient_sync(is_last or not sharding.reduce_once)
+    model.set_requires_all_reduce(is_last)
     model.set_reshard_after_backward(is_last or sharding.reshard_after_forward)

@@ -69,6 +69,10 @@ def _fused(
     """(Σ w·CE, w·CE [N], hits): the answer of `model` itself, for the time of one call.
 
     They must leave the model through its LM head and its own forward, or FSDP2 would not know of their gradients.
+
+    A method registered with FSDP2 (register_fsdp_forward_method) that calls body and LM head by itself would need no
+    hooks, and would be wrong for 15 of the 127 families whose loss is fused (docs/design.md, "Why the loss is given by
+    hooks"): what the model's own forward does between its arguments and its LM head, only that forward knows.
     """
     head = model.get_output_embeddings()
     hidden, answer = [], []
@@ -84,8 +88,9 @@ def _fused(
 
     with (
         head.register_forward_pre_hook(take_hidden),
-        head.register_forward_hook(give_loss),
-        model.register_forward_hook(lambda *_: tuple(answer), prepend=True),  # first: FSDP2's own must see the answer
+        # First: FSDP2's own, of either module, must see the answer.
+        head.register_forward_hook(give_loss, prepend=True),
+        model.register_forward_hook(lambda *_: tuple(answer), prepend=True),
     ):
         return _forward(model, batch)
 

@@ -3,6 +3,8 @@
 import pytest
 from safetensors.torch import load_file
 
+from tests.assets import tiny_model_dir
+
 STEPS = [
     "trainer.total_training_steps=4",
     "trainer.test_freq=2",
@@ -51,6 +53,23 @@ def test_every_choice_gives_the_same_losses_and_norms(base, run_all, reference, 
     found = run_named(run_all, {name: [*base, *STEPS, *choice] for name, choice in CHOICES.items()}, 2)
     for name, metrics in found.items():
         assert curve(metrics) == pytest.approx(reference, rel=1e-6), name
+
+
+def test_the_ends_of_an_untied_model_are_spread_too(base, run_all, tmp_path):
+    """Embedding and LM head, each a group of its own: trained, beside adapters, and with the head frozen."""
+    untied = [*base, *STEPS, f"model.partial_pretrain={tiny_model_dir(tmp_path / 'untied', tie=False)}"]
+    choices = {
+        "default": [],
+        "whole weights": CHOICES["whole weights"],
+        "every micro-batch": CHOICES["every micro-batch"],
+        "sp, selective": REPLICATED["sp, selective"],
+        "adapters": LORA,
+        "frozen head": ["model.frozen=[lm_head]"],
+    }
+    expected = run_named(run_all, {name: [*untied, *choices[name]] for name in ("default", "adapters", "frozen head")}, 1)
+    found = run_named(run_all, {name: [*untied, *choice] for name, choice in choices.items()}, 2)
+    for name, metrics in found.items():
+        assert curve(metrics) == pytest.approx(curve(expected.get(name, expected["default"])), rel=2e-6), name
 
 
 def test_replicas_of_a_sharded_model_equal_one_rank(base, run_all, reference, tmp_path):

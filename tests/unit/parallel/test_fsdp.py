@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.distributed.fsdp._fully_shard import _fsdp_param_group
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from sft.model.load import build_skeleton, decoder_layers, load_weights
+from sft.model.lora import add_adapters
+from sft.model.place import own_ends
 from sft.model.pretrained import load_config
 from sft.parallel.fsdp import Sharding, begin_micro_batch, join_layers, shard
 from sft.parallel.mesh import build_mesh
@@ -23,7 +27,7 @@ def sharded(directory, sharding):
     config = load_config(directory, trust_remote_code=False)
     attention = attention_on_cpu(config, packed=False)
     model = build_skeleton(config, attention=attention, dtype=torch.float32, trust_remote_code=False)
-    shard(model, decoder_layers(model), build_mesh(1, "cpu").fsdp, sharding)
+    shard(model, decoder_layers(model), build_mesh(1, "cpu").fsdp, sharding, ends=own_ends(model))
     load_weights(model, directory, torch.device("cpu"), offload=sharding.offload)
     return model
 
@@ -50,6 +54,79 @@ def test_a_group_is_gathered_at_once(directory, world_of_one):
     assert len(groups(sharded(directory, Sharding(torch.float32)))) == LAYERS + 1
 
 
+def weights_by_group(model):
+    """The names of the weights of every group outside of the layers, layers left out."""
+    name_of = {id(weight): name for name, weight in model.named_parameters()}
+    named = [[name_of[id(parameter.sharded_param)] for parameter in group.fsdp_params] for group in groups(model)]
+    return sorted(names for names in named if ".layers." not in names[0])
+
+
+def test_embedding_and_head_are_groups_of_their_own_unless_tied(directory, tmp_path, world_of_one):
+    """So the embedding is not kept from forward to backward, nor the head from the first layer to the last."""
+    embedding, head, norm = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
+    assert weights_by_group(sharded(directory, Sharding(torch.float32))) == [[embedding, norm]]
+    untied = sharded(tiny_model_dir(tmp_path / "untied", tie=False), Sharding(torch.float32))
+    assert weights_by_group(untied) == [[head], [embedding], [norm]]
+    gathered = []
+    untied.model.norm.register_forward_hook(lambda *_: gathered.extend(are_gathered(untied)))
+    logits = untied(input_ids=IDS, use_cache=False).logits
+    assert gathered == [False, False], "the embedding is given back, the head is not gathered yet"
+    assert are_gathered(untied) == [False, True], "backward begins with the head"
+    logits.logsumexp(-1).sum().backward()
+    assert not any(group.is_unsharded for group in groups(untied))
+
+
+def untied_ends(model):
+    return [model.model.embed_tokens, model.lm_head]
+
+
+def are_gathered(model):
+    return [end._get_fsdp_state()._fsdp_param_groups[0].is_unsharded for end in untied_ends(model)]
+
+
+def test_an_end_with_an_adapter_stays_with_the_rest(directory, tmp_path):
+    config = load_config(tiny_model_dir(tmp_path / "untied", tie=False), trust_remote_code=False)
+    attention = attention_on_cpu(config, packed=False)
+    model = build_skeleton(config, attention=attention, dtype=torch.float32, trust_remote_code=False)
+    assert own_ends(model) == untied_ends(model)
+    options = {"dropout": 0.0, "use_rslora": False, "use_dora": False, "modules_to_save": [], "dtype": torch.float32}
+    add_adapters(model, base="", rank=2, alpha=2, targets=["lm_head", "q_proj"], **options)
+    assert own_ends(model) == [model.model.embed_tokens]
+
+
+@pytest.fixture
+def four_ranks_that_say_nothing():
+    """A process group of four in which this process is rank 0 and nobody else exists: collectives do nothing."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("reduce_once", "within"), [(True, 1), (False, 3)])
+def test_replicas_add_their_gradients_once_per_step(
+    directory, four_ranks_that_say_nothing, monkeypatch, reduce_once, within
+):
+    """Over the ranks that share the weights, they are summed as reduce_once says."""
+    shared, added = count(monkeypatch, _fsdp_param_group, "foreach_reduce"), count(monkeypatch, dist, "all_reduce")
+    config = load_config(directory, trust_remote_code=False)
+    attention = attention_on_cpu(config, packed=False)
+    model = build_skeleton(config, attention=attention, dtype=torch.float32, trust_remote_code=False)
+    sharding = Sharding(torch.float32, reduce_once=reduce_once)
+    shard(model, decoder_layers(model), build_mesh(4, "cpu", dp_replicate=2).fsdp, sharding)
+    model.to_empty(device="cpu")
+    for number in range(3):
+        begin_micro_batch(model, sharding, is_last=number == 2)
+        model(input_ids=IDS, use_cache=False).logits.logsumexp(-1).sum().backward()
+    assert (len(shared), len(added)) == (within * (LAYERS + 1), LAYERS + 1)
+
+
+def count(monkeypatch, module, name):
+    """Return a list that grows with every call of a function."""
+    calls, function = [], getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *a, **k: (calls.append(1), function(*a, **k))[1])
+    return calls
+
+
 @pytest.mark.parametrize("offload", [True, False])
 def test_offload_reaches_every_weight_and_only_if_asked_for(directory, world_of_one, offload):
     model = sharded(directory, Sharding(torch.float32, offload=offload))
@@ -62,9 +139,7 @@ def test_offload_reaches_every_weight_and_only_if_asked_for(directory, world_of_
 def test_gradients_are_summed_once_per_step_or_after_every_micro_batch(
     directory, world_of_one, monkeypatch, reduce_once, reductions
 ):
-    calls = []
-    reduce = _fsdp_param_group.foreach_reduce
-    monkeypatch.setattr(_fsdp_param_group, "foreach_reduce", lambda *a, **k: (calls.append(1), reduce(*a, **k))[1])
+    calls = count(monkeypatch, _fsdp_param_group, "foreach_reduce")
     sharding = Sharding(torch.float32, reduce_once=reduce_once)
     model = sharded(directory, sharding)
     for number in range(3):
@@ -76,10 +151,7 @@ def test_gradients_are_summed_once_per_step_or_after_every_micro_batch(
 
 @pytest.mark.parametrize(("reshard", "gathers"), [(True, 3 * (2 * LAYERS + 1)), (False, LAYERS + 1)])
 def test_weights_that_stay_whole_are_gathered_once_per_step(directory, world_of_one, monkeypatch, reshard, gathers):
-    calls = []
-    group = _fsdp_param_group.FSDPParamGroup
-    gather = group._to_unsharded
-    monkeypatch.setattr(group, "_to_unsharded", lambda self: (calls.append(1), gather(self))[1])
+    calls = count(monkeypatch, _fsdp_param_group.FSDPParamGroup, "_to_unsharded")
     sharding = Sharding(torch.float32, reshard_after_forward=reshard)
     model = sharded(directory, sharding)
     for number in range(3):
