@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -97,7 +97,7 @@ class StoredTensors:
         self.dtypes: dict[str, str] = {}  # as safetensors spells them: "BF16", "F32", ...
 
     @classmethod
-    def of_whole_tensors(cls, files: Iterable[Path]) -> StoredTensors:
+    def of_whole_tensors(cls, files: Iterable[Path]) -> Self:
         """Open a Hugging Face model directory: every tensor whole, in exactly one file. Reads headers only."""
         stored = cls()
         for file in files:

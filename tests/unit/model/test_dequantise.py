@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, DeepseekV3Config, FineGrainedFP8Config, Mxfp4Config
+from transformers import AutoModelForCausalLM, DeepseekV3Config, FineGrainedFP8Config
+from transformers.utils.quantization_config import Mxfp4Config
 
 import sft
 from sft.errors import InputError
