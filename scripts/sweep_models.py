@@ -64,6 +64,7 @@ SIZES: dict[str, Any] = {
 """Whichever of these a configuration knows."""
 
 SLIDING = {"layer_types": ["sliding_attention", "full_attention"]}
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
 DELTA = LINEAR | {
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 16),
@@ -77,11 +78,16 @@ MAMBA2 = {
 PER_LAYER = SLIDING | {"num_kv_shared_layers": 0, "hidden_size_per_layer_input": 16}
 PER_LAYER |= {"vocab_size_per_layer_input": VOCAB_SIZE}
 
+INDEXED = {"num_key_value_heads": 4, "index_head_dim": 16, "index_n_heads": 2}
+
 OF_FAMILY: dict[str, dict[str, Any]] = {
+    "axk2": INDEXED,
     "bailing_hybrid": LINEAR,
     "bamba": {"attn_layer_indices": [1], **MAMBA2},
+    "codegen": {"rotary_dim": 8},
     "cohere2": SLIDING,
-    "cohere_compass_text": SLIDING,
+    "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE}, **SLIDING},
+    "deepseek_v32": INDEXED,
     "dots3_note_text": {"num_key_value_heads": 4},
     "ernie4_5_moe": {"moe_num_shared_experts": 1, "moe_layer_start_index": 1},
     "exaone4": SLIDING,
@@ -92,8 +98,10 @@ OF_FAMILY: dict[str, dict[str, Any]] = {
     "gemma3n_text": PER_LAYER | {"laurel_rank": 8, "activation_sparsity_pattern": [0.0, 0.0]},
     "gemma4_text": PER_LAYER | {"global_head_dim": 16},
     "glm4_moe": {"partial_rotary_factor": 0.5},
+    "glm_moe_dsa": INDEXED,
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
     "gpt_oss": SLIDING,
+    "gptj": {"rotary_dim": 8},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"], **MAMBA2},
     "jamba": {
         **{"mamba_d_state": 8, "mamba_d_conv": 4, "mamba_expand": 2, "mamba_dt_rank": 8, "use_mamba_kernels": False},

@@ -72,9 +72,16 @@ def decoder_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
     layers = [module for module in inside.modules() if type(module).__name__ in blocks]
     nested = {id(part) for layer in layers for part in layer.modules() if part is not layer}  # Mamba names mixers, too
     layers = [layer for layer in layers if id(layer) not in nested]
+    layers = layers or _longest_list(inside)
     if not layers:
         raise InputError(f"{type(model).__name__} does not say which of its modules are decoder layers.")
     return layers
+
+
+def _longest_list(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """Return the layers of an architecture that does not name them: its longest list of modules of one class."""
+    lists = [list(module) for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    return max((each for each in lists if len({type(layer) for layer in each}) == 1), key=len, default=[])
 
 
 def positions_of(model: PreTrainedModel) -> int:

@@ -26,9 +26,11 @@ import torch
 from peft import LoraConfig, PeftConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.pytorch_utils import Conv1D
 
 from sft.errors import InputError
@@ -90,6 +92,7 @@ def add_adapters(
         model.get_submodule(name).requires_grad_(True)
     config.modules_to_save = kept or None  # full names: to peft `norm` is also the end of `q_norm`
     config.target_modules = sorted(config.target_modules or ())  # a set: another order in every process
+    vars(model)["adapter_spelling"] = _spelled_for_peft(model, config, adapted)
     for weight in model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.to(dtype)
@@ -245,7 +248,37 @@ def _adapter_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     adapters = get_peft_model_state_dict(model, state_dict=trained, adapter_name=NAME, save_embedding_layers=False)
     kept = {name: weight for name, weight in trained.items() if stored_name(name)}
-    return {f"{PREFIX}{name}": weight for name, weight in (adapters | kept).items()}
+    spelling = vars(model)["adapter_spelling"]
+
+    def spelled(name: str) -> str:
+        module, part, rest = name.rpartition(".lora_")
+        return f"{spelling.get(module, module)}{part}{rest}"
+
+    return {f"{PREFIX}{spelled(name)}": weight for name, weight in (adapters | kept).items()}
+
+
+def _spelled_for_peft(model: PreTrainedModel, config: LoraConfig, names: Sequence[str]) -> dict[str, str]:
+    """Return the modules whose adapters peft finds under the name that model directories use, not the model's own.
+
+    peft renames what it reads as transformers renames old weights. Some of these patterns match new names, too, and
+    spoil them (laguna's shared_experts). To be called before the model is sharded, which hides its class.
+    """
+
+    def lost(spelling: dict[str, str]) -> list[str]:
+        keys = {f"{PREFIX}{spelling[name]}.lora_A.weight": torch.empty(1, 1, device="meta") for name in spelling}
+        found = convert_peft_adapter_state_dict_for_transformers(model, config, keys, NAME)
+        return [name for name in spelling if not any(key.startswith(f"{PREFIX}{name}.lora_A.") for key in found)]
+
+    old = {}
+    for name in lost({name: name for name in names}):
+        reverted = revert_weight_conversion(model, {f"{name}.weight": torch.empty(1, 1, device="meta")})
+        old[name] = next(iter(reverted)).removesuffix(".weight")
+    if old and (unnamed := lost(old)):
+        raise InputError(
+            f"model.target_modules: peft would not find the adapters of {few(unnamed)} again in an adapter file of "
+            f"{type(model).__name__}; leave them out."
+        )
+    return old
 
 
 def _config_of(model: PreTrainedModel) -> LoraConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
+from functools import cache
 
 import torch
 from peft import LoraConfig
@@ -26,7 +27,7 @@ def find_targets(model: PreTrainedModel, targets: str | Sequence[str]) -> list[s
     head = model.get_output_embeddings()
     beside = tuple(f"{name}." for name in parts_beside_text(model))
     modules = {name: module for name, module in model.named_modules() if name and not f"{name}.".startswith(beside)}
-    linear = [name for name, module in modules.items() if type(module) in LINEAR]
+    linear = [name for name, module in modules.items() if _is_plain(module)]
     if targets == "all-linear":
         skipped = {name: reason for name in modules if (reason := _why_not(model, name))}
         for reason in sorted(set(skipped.values())):
@@ -78,12 +79,30 @@ def _why_not(model: PreTrainedModel, name: str) -> str:
     module, (parent_name, _, leaf) = model.get_submodule(name), name.rpartition(".")
     if not isinstance(module, LINEAR):
         return ""
-    if type(module) not in LINEAR:
+    if not _is_plain(module):
         return f"is no plain linear layer but a {type(module).__name__}"
     parent = model.get_submodule(parent_name)
     if leaf in ("gate", "router") and any("experts" in sibling for sibling, _ in parent.named_children()):
         return "is a router"
     return "has its weight read by what is around it" if is_read_raw(model, name) else ""
+
+
+def _is_plain(module: torch.nn.Module) -> bool:
+    """Return True for a linear layer and for a subclass that computes the same, which many routers do not."""
+    return type(module) in LINEAR or (isinstance(module, torch.nn.Linear) and _computes_as_linear(type(module)))
+
+
+@cache
+def _computes_as_linear(kind: type[torch.nn.Linear]) -> bool:
+    probe = torch.nn.Linear(3, 2)
+    inputs = torch.arange(6.0).reshape(1, 2, 3)
+    expected = probe(inputs)
+    probe.__class__ = kind
+    try:
+        found = probe(inputs)
+    except Exception:  # it needs what only its own __init__ makes
+        return False
+    return isinstance(found, torch.Tensor) and torch.allclose(found, expected)
 
 
 def is_expert_to_peft(model: PreTrainedModel, name: str) -> bool:

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sft.config import FsdpConfig, ModelConfig, SftConfig
-from sft.model.attention import Choice, prove_separation, share_rows
+from sft.model.attention import Choice, prove_causality, prove_separation, share_rows
 from sft.model.dequantise import say_how_widened
 from sft.model.frozen import freeze
 from sft.model.liger import use_liger_kernels
@@ -110,6 +110,7 @@ def place(
 
         start = config.model.init_lora_weights
         lora.start_adapters(model, seed=config.trainer.seed, start=start, adapter=config.model.lora_adapter_path)
+    prove_causality(model, world.device)
     prove_separation(model, world.device)
 
 

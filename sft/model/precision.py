@@ -30,14 +30,14 @@ def fp32_modules(model: PreTrainedModel) -> list[torch.nn.Module]:
     """Return the outermost modules all of whose parameters the architecture keeps in fp32.
 
     A single parameter among others, such as the sinks of an attention, is not among them: FSDP2 casts and reduces the
-    parameters of a module together. Nor is a module whose weight is read by what is around it: FSDP2 gathers a module
-    when its forward is called.
+    parameters of a module together. Nor is a module whose weight is read by what is around it, as the LM head's is by
+    the loss: FSDP2 gathers a module when its forward is called.
     """
-    pattern, found = _kept(model), {}
+    pattern, found, head = _kept(model), {}, model.get_output_embeddings()
     for name, module in model.named_modules():
         own = [parameter for parameter, _ in module.named_parameters(prefix=name)]
         inside = any(name.startswith(f"{outer}.") for outer in found)
-        if own and not inside and all(map(pattern.search, own)) and not is_read_raw(model, name):
+        if own and not inside and all(map(pattern.search, own)) and module is not head and not is_read_raw(model, name):
             found[name] = module
     return list(found.values())
 

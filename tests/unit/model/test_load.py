@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, Gemma3TextConfig
+from transformers import AutoConfig, AutoModelForCausalLM, Gemma3TextConfig
 
 from sft.errors import InputError
-from sft.model.load import build_skeleton, load_weights
+from sft.model.load import build_skeleton, decoder_layers, load_weights
 from sft.model.pretrained import load_config
 from sft.model.vocabulary import grow_vocabulary
 from tests.assets import attention_on_cpu, boundaries, tiny_model_dir
@@ -212,3 +212,9 @@ def test_a_bad_directory_is_refused_in_a_sentence(tmp_path, world_of_one, damage
     change(tiny_model_dir(tmp_path))
     with pytest.raises(InputError, match=told):
         load_sharded(tmp_path)
+
+
+def test_layers_are_the_longest_list_where_an_architecture_names_none():
+    config = AutoConfig.for_model("biogpt", vocab_size=64, hidden_size=32, num_hidden_layers=3, num_attention_heads=2)
+    model = AutoModelForCausalLM.from_config(config)
+    assert [type(layer).__name__ for layer in decoder_layers(model)] == ["BioGptDecoderLayer"] * 3

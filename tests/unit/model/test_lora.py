@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, Qwen3MoeConfig
 
@@ -18,6 +19,7 @@ from sft.data.order.collate import collate
 from sft.errors import InputError
 from sft.model import lora
 from sft.model.load import build_skeleton, load_weights
+from sft.model.lora_targets import _computes_as_linear
 from sft.model.names import named_weights, trained_weights
 from sft.model.pretrained import load_config
 from sft.model.write.proof import prove_export
@@ -417,3 +419,39 @@ def test_gpt2_keeps_all_that_lora_freezes(tmp_path: Path) -> None:
     write_weights(model, source, tmp_path / "run", write=True)
     before, after = (load_file(each / "model.safetensors") for each in (source, tmp_path / "run"))
     assert before.keys() == after.keys() and "transformer.h.0.attn.c_attn.bias" in after
+
+
+def test_subclasses_of_linear_get_adapters_where_they_compute_the_same():
+    """Falcon has a linear layer of its own; routers of others are subclasses that answer with more than a product."""
+    from transformers.models.falcon.modeling_falcon import FalconLinear
+    from transformers.models.llama4.modeling_llama4 import Llama4Router
+    from transformers.models.phimoe.modeling_phimoe import PhimoeTopKRouter
+
+    assert [_computes_as_linear(kind) for kind in (FalconLinear, Llama4Router, PhimoeTopKRouter)] == [
+        True,
+        False,
+        False,
+    ]
+
+
+def test_peft_finds_every_adapter_where_it_renames_what_it_reads():
+    """Its pattern for laguna's old shared_expert also matches shared_experts, and made shared_experts. of it."""
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+    }
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "intermediate_size": 48}
+    config = AutoConfig.for_model(
+        "laguna", vocab_size=64, head_dim=16, shared_expert_intermediate_size=16, **sizes, **experts
+    )
+    attention = attention_on_cpu(config, packed=False)
+    model = build_skeleton(config, attention=attention, dtype=torch.float32, trust_remote_code=False)
+    lora.add_adapters(model, **SETTINGS)
+    keys = {key: torch.empty(0, device="meta") for key in lora._adapter_tensors(model)}
+    assert [key for key in keys if ".shared_expert." in key] and not [key for key in keys if ".shared_experts." in key]
+    read = convert_peft_adapter_state_dict_for_transformers(model, model.peft_config["default"], keys)
+    ours = {f"base_model.model.{name}" for name, weight in model.named_parameters() if weight.requires_grad}
+    assert {key.replace(".weight", ".default.weight") if ".default." not in key else key for key in read} == ours

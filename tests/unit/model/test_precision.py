@@ -68,3 +68,9 @@ def test_a_convolution_that_is_read_raw_is_no_group_of_its_own(caplog):
         log.removeHandler(caplog.handler)
     (said,) = set(caplog.messages)  # twice where the log hands on what it is told
     assert "in torch.bfloat16: conv1d.weight, forget_gate.A_log, forget_gate.dt_bias" in said
+
+
+def test_an_lm_head_is_no_group_of_its_own():
+    """The loss reads its weight: hy_v4, which keeps it in fp32, failed in its first step."""
+    model = skeleton("hy_v4", torch.bfloat16)
+    assert model.get_output_embeddings() not in fp32_modules(model)

@@ -1,0 +1,42 @@
+"""A model whose tokens see later ones is refused before the first step."""
+
+import pytest
+import torch
+from transformers import BioGptConfig, BioGptForCausalLM, CpmAntConfig, CpmAntForCausalLM
+
+from sft.errors import InputError
+from sft.model.attention import prove_causality
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def test_attention_that_looks_back_passes():
+    config = BioGptConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    model = BioGptForCausalLM(config).train()
+    prove_causality(model, CPU)
+    assert model.training
+
+
+def test_attention_that_looks_ahead_is_refused():
+    config = CpmAntConfig(
+        vocab_size=64,
+        hidden_size=32,
+        num_attention_heads=2,
+        dim_head=16,
+        dim_ff=32,
+        num_hidden_layers=1,
+        prompt_length=4,
+    )
+    model = CpmAntForCausalLM(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_(std=0.3)
+    with pytest.raises(InputError, match="CpmAntForCausalLM looks at tokens that come later"):
+        prove_causality(model, CPU)
