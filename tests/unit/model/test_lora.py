@@ -436,17 +436,10 @@ def test_subclasses_of_linear_get_adapters_where_they_compute_the_same():
 
 def test_peft_finds_every_adapter_where_it_renames_what_it_reads():
     """Its pattern for laguna's old shared_expert also matches shared_experts, and made shared_experts. of it."""
-    sizes = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 16,
-    }
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "intermediate_size": 48}
-    config = AutoConfig.for_model(
-        "laguna", vocab_size=64, head_dim=16, shared_expert_intermediate_size=16, **sizes, **experts
-    )
+    shared = {"shared_expert_intermediate_size": 16, "head_dim": 16}
+    config = AutoConfig.for_model("laguna", vocab_size=64, **sizes, **experts, **shared)
     attention = attention_on_cpu(config, packed=False)
     model = build_skeleton(config, attention=attention, dtype=torch.float32, trust_remote_code=False)
     lora.add_adapters(model, **SETTINGS)
