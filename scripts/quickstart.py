@@ -132,15 +132,17 @@ def answer(model_dir: Path, prompts: list[str], batch_size: int = 50) -> list[st
     """Greedy answers of the model in `model_dir`, one per prompt, in order."""
     from rich.progress import track
 
-    from sft.generate import answer as generate
+    from sft.generate.answer import chat_prompt, open_model
+    from sft.model.answer import Sampling
+    from sft.model.answer import answer as answer_with
 
-    model, tokenizer = generate.open_model(model_dir)
-    chats = [generate.chat_prompt(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
-    return generate.answer(
+    model, tokenizer = open_model(model_dir)
+    chats = [chat_prompt(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
+    return answer_with(
         model,
         tokenizer,
         chats,
-        generate.Sampling(max_new_tokens=32),
+        Sampling(max_new_tokens=32),
         batch_size=batch_size,
         progress=lambda starts, total: track(starts, description="generating", total=total),
     )

@@ -58,7 +58,7 @@ from sft.parallel.world import (
 )
 from sft.track.run_log import RunLog
 from sft.track.trackers import check_loggers
-from sft.train.answers import choose_prompts, sample_if_due
+from sft.train.answers import choose_questions, sample_if_due
 from sft.train.build import Job, build
 from sft.train.ending import end_at_once, end_with
 from sft.train.forecast_memory import explaining_memory
@@ -138,10 +138,12 @@ def fit(job: Job) -> RunResult:
     with listening(job.run_dir, job.world) as listener, open_log(job) as run_log:
         for line in [*describe_data(job), describe_step(job)] if job.world.is_main else []:
             run_log.say(line)
-        meter, prompts = start_meter(job, run_log), choose_prompts(job, run_log)
+        meter, questions = start_meter(job, run_log), choose_questions(job, run_log)
         profiler = Profiler(job.config.trainer.profile_steps, job.run_dir, job.world, total_steps=job.total_steps)
         parts, metrics = prefetch(parts_from(job, state.step + 1)), {}
-        if missed := validate_if_due(job, run_log, listener):  # before the first step, or where the run was stopped
+        if missed := validate_if_due(
+            job, questions, run_log, listener
+        ):  # before the first step, or where the run was stopped
             run_log.log(state.step, missed)
             watch(job, missed, run_log)
             save_if_best(job, run_log)
@@ -155,10 +157,10 @@ def fit(job: Job) -> RunResult:
                 stats = train_step(job, micro_batches, weight_sums)
             advance(state, stats)
             metrics = meter.measure(stats, data_wait_s) | of_sources(job, stats) | of_groups(job, stats)
-            metrics |= validate_if_due(job, run_log, listener)
+            metrics |= validate_if_due(job, questions, run_log, listener)
             run_log.log(state.step, metrics)
             watch(job, metrics, run_log)
-            sample_if_due(job, prompts, run_log, listener)
+            sample_if_due(job, questions, run_log, listener)
             if stats.skipped:
                 note_skipped(job, stats, run_log)
             requests = listener.agree(is_writing=job.saver.is_writing)

@@ -62,12 +62,19 @@ UserPath = Annotated[Text, AfterValidator(_expand_home), Field(description="a pa
 ValMetric = Annotated[
     Text,
     Field(
-        pattern=r"^val/(loss|perplexity|token_accuracy|loss/.+)$",
-        description="val/loss, val/perplexity, val/token_accuracy or val/loss/<file>",
+        pattern=r"^val/(\w+|loss/.+)$",
+        description="val/loss, val/perplexity, val/token_accuracy, val/loss/<file> or val/<trainer.generate_metric>",
     ),
 ]
 HubModel = Annotated[
     Text, Field(pattern=r"^([\w-][\w.-]*/)?[\w-][\w.-]*$", description="a hub id org/name, or name for one of your own")
+]
+TaskMetric = Annotated[
+    UserPath,
+    Field(
+        pattern=r"^(exact_match|contains|rouge|.+\.py:[A-Za-z_]\w*)$",
+        description="exact_match, contains, rouge or file.py:function",
+    ),
 ]
 Template = Annotated[UserPath, Field(description="jinja text, a file or a name")]
 Model = Annotated[UserPath, Field(description="a model directory or a hub id org/name")]
@@ -327,6 +334,7 @@ class TrainerConfig:
     generate_freq: CountOrOff
     generate_samples: Count
     generate_max_new_tokens: Count
+    generate_metric: TaskMetric | None
     save_freq: Interval
     save_hf_freq: Interval
     async_save: Flag
@@ -340,6 +348,11 @@ class TrainerConfig:
     hub_dry_run_dir: UserPath | None
     profile_steps: Steps | None
     timeout_s: Count
+
+    @property
+    def task_metric(self) -> str | None:
+        """Return the name that what generate_metric measures has in metrics.jsonl; None without."""
+        return None if self.generate_metric is None else f"val/{self.generate_metric.rpartition(':')[2]}"
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from rich.progress import track
 from sft.config import SftConfig
 from sft.data.prompts import Prompt, read_prompts, those_that_fit
 from sft.errors import InputError
-from sft.evaluate.grade import is_right
 from sft.evaluate.options import MODEL, Options
 from sft.files import replace_file
-from sft.generate.answer import Sampling, answer, open_model
+from sft.generate.answer import open_model
+from sft.model.answer import Sampling, answer
 from sft.model.attention import Available
 from sft.model.place import build_bare_model, place, sharding_of
 from sft.model.pretrained import find_model, fingerprint
@@ -33,15 +33,18 @@ from sft.parallel.world import (
     log,
     log_on_main_rank_only,
     on_every_rank,
+    on_main_rank,
     process_group,
     seed_everything,
 )
 from sft.train.ending import end_with
+from sft.train.grade import grader_of
 from sft.train.inputs import attention_of, refuse_other_inputs
 from sft.train.reading import open_tokenizer, open_val
 from sft.train.score import Score, score
 
 MAX_BAD_ROWS = 5
+DEFAULT_METRIC = "exact_match"
 Numbers = dict[str, dict[str, float]]
 """What is known of each entry of data.val_files, and of all of them together."""
 
@@ -131,8 +134,10 @@ def numbers_of(scores: dict[str, Score]) -> Numbers:
 
 
 def judge(config: SftConfig, options: Options, source: Path, tokenizer: Any, world: World, numbers: Numbers) -> None:
-    """Add exact_match to the numbers, and write every answer with its verdict. Every rank calls it."""
+    """Add what trainer.generate_metric measures (exact_match unless it is set) to the numbers, and write every answer
+    with its verdict. Every rank calls it."""
     prompts = prompts_of(config, tokenizer)
+    grader = grader_of(config.trainer.generate_metric or DEFAULT_METRIC)
     # By length, dealt in turn: every rank gets as much to say.
     mine = sorted(range(len(prompts)), key=lambda n: -len(prompts[n].input_ids))[world.rank :: world.size]
 
@@ -149,15 +154,18 @@ def judge(config: SftConfig, options: Options, source: Path, tokenizer: Any, wor
         return list(zip(mine, answers, strict=True))
 
     answers = dict(pair for share in on_every_rank("answering", answer_mine) for pair in share)
-    right = [is_right(answers[n], prompt.expected) for n, prompt in enumerate(prompts)]
+    pairs = [(answers[n], prompt.expected) for n, prompt in enumerate(prompts)]
+    scores = on_main_rank("grading", lambda: grader.scores(pairs))
+    is_verdict = grader.name == DEFAULT_METRIC
+    verdicts = [{"correct": bool(score)} if is_verdict else {"score": score} for score in scores]
     for name in numbers:
         is_all = len(numbers) > 1 and name == list(numbers)[-1]
-        of_part = [verdict for prompt, verdict in zip(prompts, right, strict=True) if is_all or name == prompt.part]
+        of_part = [score for prompt, score in zip(prompts, scores, strict=True) if is_all or name == prompt.part]
         if of_part:
-            numbers[name] |= {"exact_match": sum(of_part) / len(of_part), "answers": len(of_part)}
+            numbers[name] |= {grader.name: sum(of_part) / len(of_part), "answers": len(of_part)}
     if options.out and world.is_main:
         lines = [
-            {"row": p.where, "prompt": p.text, "answer": answers[n], "expected": p.expected, "correct": right[n]}
+            {"row": p.where, "prompt": p.text, "answer": answers[n], "expected": p.expected} | verdicts[n]
             for n, p in enumerate(prompts)
         ]
         text = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in lines)

@@ -17,7 +17,8 @@ from sft.config.visible import visible, visible_line
 from sft.data.chat.variables import unread, variables
 from sft.data.rows.files import read_rows
 from sft.errors import InputError
-from sft.generate.answer import Sampling, answer, chat_prompt, open_model
+from sft.generate.answer import VisibleStreamer, chat_prompt, open_model
+from sft.model.answer import Sampling, answer
 
 Messages = list[dict[str, Any]]
 
@@ -61,7 +62,8 @@ def ask(options: Namespace) -> None:
         said = answer(model, tokenizer, [ids_of(with_system(prompt, options.system))], sampling)[0]
         print(visible(said) if sys.stdout.isatty() else said)
         return
-    talk(options.system, lambda messages: answer(model, tokenizer, [ids_of(messages)], sampling, stream=True)[0])
+    streamer = VisibleStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    talk(options.system, lambda messages: answer(model, tokenizer, [ids_of(messages)], sampling, streamer=streamer)[0])
 
 
 def read_questions(file: Path, system: str | None) -> Iterator[Messages]:

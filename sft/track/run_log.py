@@ -120,13 +120,18 @@ class RunLog:
             record = {"step": step, "loss": str(loss), "grad_norm": str(grad_norm), "rows": rows}
             self._try("skipped_steps.jsonl", append_line, self._run_dir / "skipped_steps.jsonl", json.dumps(record))
 
-    def samples(self, step: int, answers: list[dict[str, str]]) -> None:
-        """Show what the model answers (row, prompt, answer, expected), and keep it in samples.jsonl.
+    def samples(self, step: int, answers: list[dict[str, Any]], *, show: int | None = None) -> None:
+        """Show what the model answers (row, prompt, answer, expected, score), and keep it in samples.jsonl.
+
+        show: how many of them; None: all.
 
         What the file holds of this step and later ones is replaced: a resumed run goes that way again.
         """
-        answers = [{key: redacted(text) for key, text in sample.items()} for sample in answers]  # before they are cut
-        for line in sample_table(step, answers):
+        answers = [  # before they are cut
+            {key: redacted(value) if isinstance(value, str) else value for key, value in sample.items()}
+            for sample in answers
+        ]
+        for line in sample_table(step, answers[:show]):
             self.say(line)
         if self._run_dir:
             self._try("samples.jsonl", write_samples, self._run_dir / "samples.jsonl", step, answers)

@@ -1,139 +1,213 @@
-"""Let the model answer while it trains: a few prompts of the validation rows, greedily, every generate_freq steps.
+"""Let the model answer while it trains: prompts of the validation rows, greedily, shown or graded.
 
-The sharded model itself speaks, by ordinary forward passes. No cache of keys and values: every new token is a forward
-of all tokens so far, so that n tokens cost about n forwards of the growing rows. The ranks share the prompts, and after
-every forward one sum tells all of them each new token. So all know the same answers at any time, all decide alike when
-to stop, and none ever waits for a forward that another does not make.
+The sharded model itself speaks, with its cache of keys and values. Each rank answers its share of the prompts; as every
+forward of a sharded model needs all ranks, they make their forwards together, and a rank that has said everything keeps
+the others company. Attention is transformers' own meanwhile: the kernels of training know no cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from itertools import islice
 
-import numpy as np
 import torch
+from transformers import GenerationConfig, PreTrainedModel
 
-from sft.data.order.collate import collate
 from sft.data.prompts import Prompt, read_prompts, those_that_fit
+from sft.errors import InputError
+from sft.model.answer import Sampling, answer
 from sft.model.load import positions_of
-from sft.parallel.ulysses import split_tokens
-from sft.parallel.world import ALL_RANKS, entering, on_main_rank, sum_over
+from sft.parallel.world import entering, max_over_all_ranks, on_every_rank, on_main_rank
 from sft.track.run_log import RunLog
 from sft.train.build import Job
 from sft.train.forecast_memory import explaining_memory
+from sft.train.grade import Grader, grader_of
 from sft.train.requests import Listener
-from sft.types import Batch, Sample
 
 ROWS_PASSED_OVER = 100
 """Rows without a question or an answer, or with a prompt that is too long, before no more are looked at."""
 
+SHOWN = 4
+"""Graded answers that a validation shows in the log; samples.jsonl has all of them."""
 
-def choose_prompts(job: Job, run_log: RunLog) -> list[Prompt]:
-    """Choose the first prompts of the validation rows (without any: of the training rows); none if this is off."""
+OF_TRANSFORMERS = ("sdpa", "eager")
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What the model is asked while it trains, and how its answers are graded (None: they are only shown)."""
+
+    prompts: Sequence[Prompt]
+    grader: Grader | None
+
+
+def choose_questions(job: Job, run_log: RunLog) -> Questions:
+    """Choose the first prompts of the validation rows (without any: of the training rows); none if this is off.
+
+    Raises InputError for a metric that cannot grade, and where it finds nothing to grade.
+    """
     data, trainer = job.config.data, job.config.trainer
-    if trainer.generate_freq <= 0:
-        return []
+    grader = grader_of(trainer.generate_metric) if trainer.generate_metric else None
+    if trainer.generate_freq <= 0 and grader is None:
+        return Questions((), None)
     files = data.val_files or data.train_files
+    longest = min(data.max_length, positions_of(job.model) - 1)
 
     def read() -> tuple[list[Prompt], list[str]]:
         bad: list[str] = []
         rows = trainer.generate_samples + ROWS_PASSED_OVER
         prompts = read_prompts(data, files, job.inputs.tokenizer, bad, max_rows=rows, seed=trainer.seed)
-        return list(islice(those_that_fit(prompts, data.max_length, bad), trainer.generate_samples)), bad
+        return list(islice(those_that_fit(prompts, longest, bad), trainer.generate_samples)), bad
 
+    key = "trainer.generate_metric" if grader else "trainer.generate_freq"
     prompts, bad = on_main_rank("reading prompts for samples", read)
     for problem in bad[:1]:
-        run_log.warn(f"trainer.generate_freq: {len(bad)} rows give no prompt, the first because: {problem}")
+        run_log.warn(f"{key}: {len(bad)} rows give no prompt, the first because: {problem}")
+    if grader and not prompts:
+        raise InputError(f"{key}={trainer.generate_metric}: no row of data.val_files asks for an answer; leave it out.")
     if len(prompts) < trainer.generate_samples:
         run_log.warn(
             f"trainer.generate_samples={trainer.generate_samples}: the rows give {len(prompts)} prompts, which are used"
         )
-    return prompts
+    return Questions(prompts, grader)
 
 
-def sample_if_due(job: Job, prompts: Sequence[Prompt], run_log: RunLog, listener: Listener) -> None:
+def sample_if_due(job: Job, questions: Questions, run_log: RunLog, listener: Listener) -> None:
     """Write what the model answers after this step into samples.jsonl and the log, if it is due."""
     trainer, step = job.config.trainer, job.state.step
-    if not prompts or (step % trainer.generate_freq and not job.is_over):
+    if trainer.generate_freq <= 0 or not questions.prompts or (step % trainer.generate_freq and not job.is_over):
         return
-    entering(f"samples after step {step}")
-    with explaining_memory(job.memory, f"samples after step {step}"):
-        answers = greedy(job, [prompt.input_ids for prompt in prompts], trainer.generate_max_new_tokens, listener)
-    if answers is None:  # the run was asked to stop
+    if questions.grader and job.state.validated == step:  # graded, and written, a moment ago
         return
-    told = [job.inputs.tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
-    run_log.samples(
-        step,
-        [
-            {"row": prompt.where, "prompt": prompt.text, "answer": answer, "expected": prompt.expected}
-            for prompt, answer in zip(prompts, told, strict=True)
-        ],
-    )
+    if told := answer_all(job, questions.prompts, listener):  # None: the run was asked to stop
+        run_log.samples(step, records_of(questions.prompts, told))
 
 
-@torch.no_grad()
-def greedy(
-    job: Job, prompts: Sequence[Sequence[int]], max_new_tokens: int, listener: Listener | None = None
-) -> list[list[int]] | None:
-    """Answer every prompt greedily: token ids without the stop; None if the listener heard a request to stop.
+def grade_answers(job: Job, questions: Questions, run_log: RunLog, listener: Listener) -> dict[str, float] | None:
+    """Measure trainer.generate_metric: the mean over the answers to all questions, and what it cost.
 
-    Every rank calls it with the same prompts and gets the same answers. Nothing random is drawn, and the model is left
-    in its mode: training goes on as if nothing had been.
+    None if the run was asked to stop. The answers and their scores go into samples.jsonl.
     """
-    was_training = job.model.training
-    job.model.eval()
-    rows, stops = [list(prompt) for prompt in prompts], set(job.stop_token_ids)
-    ends = [min(len(row) + max_new_tokens, positions_of(job.model)) for row in rows]
-    speaking = [n for n, row in enumerate(rows) if len(row) < ends[n]]
-    stopped = False
-    while speaking and not stopped:
-        mine = speaking[job.mesh.dp_rank :: job.mesh.dp_size]
-        found = np.zeros(len(rows))
-        found[mine] = _next_tokens(job, [rows[n] for n in mine])
-        tokens = sum_over(ALL_RANKS, *found)
-        for n in speaking:
-            rows[n].append(int(tokens[n]))
-        speaking = [n for n in speaking if rows[n][-1] not in stops and len(rows[n]) < ends[n]]
-        stopped = listener is not None and listener.must_stop()
-    job.model.train(was_training)
-    if stopped:
+    if questions.grader is None:
+        return {}
+    began, step, prompts = time.perf_counter(), job.state.step, questions.prompts
+    told = answer_all(job, prompts, listener)
+    if told is None:
         return None
-    answers = [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
-    return [answer[:-1] if answer and answer[-1] in stops else answer for answer in answers]
+    pairs = [(text, prompt.expected) for text, prompt in zip(told, prompts, strict=True)]
+    grader = questions.grader
+    scores = on_main_rank("grading", lambda: grader.scores(pairs))
+    mean = sum(scores) / len(scores)
+    name = f"val/{grader.name}"
+    run_log.say(
+        f"{name}={mean:.4f}: {len(scores):,} answers of at most {job.config.trainer.generate_max_new_tokens:,} tokens "
+        f"in {time.perf_counter() - began:.1f} s"
+    )
+    records = records_of(prompts, told)
+    graded = [record | {"score": score} for record, score in zip(records, scores, strict=True)]
+    run_log.samples(step, graded, show=SHOWN)
+    return {name: mean}
 
 
-def _next_tokens(job: Job, rows: list[list[int]]) -> np.ndarray:
-    """Return the likeliest next token of every row, int64 [S]; 0 where another rank of the sp group holds its last one.
+def records_of(prompts: Sequence[Prompt], answers: Sequence[str]) -> list[dict[str, str]]:
+    """Return the lines of samples.jsonl: which row asked what, what was answered, what was expected."""
+    return [
+        {"row": prompt.where, "prompt": prompt.text, "answer": text, "expected": prompt.expected}
+        for prompt, text in zip(prompts, answers, strict=True)
+    ]
 
-    One forward of the model, also where this rank has no row: it owes the others its part of the weights.
+
+def answer_all(job: Job, prompts: Sequence[Prompt], listener: Listener) -> list[str] | None:
+    """Answer every prompt greedily, each rank its share; None if the run was asked to stop. Every rank calls it.
+
+    All ranks get all answers. Nothing random is drawn, and the model is left as it was: training goes on as if nothing
+    had been.
     """
-    samples = [Sample(np.array(row, np.int32), np.zeros(len(row), np.float32)) for row in rows]
-    whole = collate(samples, packed=job.train.packed, pad_id=job.train.pad_id)
-    batch = split_tokens(whole, part=job.mesh.sp_rank, parts=job.mesh.sp_size)
-    lengths = np.array([len(row) for row in rows], np.int64)
-    width = batch.input_ids.shape[1]
-    places = np.cumsum(lengths) - 1 - job.mesh.sp_rank * width if job.train.packed else lengths - 1
-    here = (places >= 0) & (places < width)
-    columns = np.unique(places[here])
-    logits = _logits(job, batch, columns)  # [R, columns, V]
-    tokens = np.zeros(len(rows), np.int64)
-    if here.any():
-        of_row = np.zeros(len(rows), np.int64) if job.train.packed else np.arange(len(rows))
-        best = logits.argmax(-1).cpu().numpy()
-        tokens[here] = best[of_row[here], np.searchsorted(columns, places[here])]
-    return tokens
+    phase, world = f"answers after step {job.state.step}", job.world
+    entering(phase)
+    # By length, dealt in turn: every rank gets as much to say.
+    mine = sorted(range(len(prompts)), key=lambda n: -len(prompts[n].input_ids))[world.rank :: world.size]
+    sampling = Sampling(job.config.trainer.generate_max_new_tokens)
+    with explaining_memory(job.memory, phase), speaking(job):
+        together = _Together(job.model, listener)
+        try:
+            ids = [prompts[n].input_ids for n in mine]
+            texts = answer(job.model, job.inputs.tokenizer, ids, sampling, device=world.device)
+            together.keep_company(world.device)
+        except _Stopped:
+            return None
+        finally:
+            together.part()
+    shares = on_every_rank(phase, lambda: list(zip(mine, texts, strict=True)))
+    answers = dict(pair for share in shares for pair in share)
+    return [answers[n] for n in range(len(prompts))]
 
 
-def _logits(job: Job, batch: Batch, columns: np.ndarray) -> torch.Tensor:
-    device = job.world.device
-    # The LM head runs on every rank, be it for one token that nobody asked for: its weights are gathered as well.
-    keep = torch.from_numpy(columns if len(columns) else np.zeros(1, np.int64)).to(device)
-    batch = batch.to(device)
-    return job.model(
-        input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
-        logits_to_keep=keep,
-        use_cache=False,
-        **batch.boundaries,
-    ).logits
+@contextmanager
+def speaking(job: Job) -> Iterator[None]:
+    """Make the model ready to answer, and put back its mode, attention, generation settings and compiled layers."""
+    model = job.model
+    was_training, settings = model.training, model.generation_config
+    implementation = model.config._attn_implementation
+    own = implementation if implementation in OF_TRANSFORMERS else "sdpa" if model._supports_sdpa else "eager"
+    configs = [config for config in _configs(model) if config._attn_implementation == implementation]
+    model.eval()
+    model.generation_config = GenerationConfig(eos_token_id=job.stop_token_ids or None)
+    for config in configs:
+        config._attn_implementation_internal = own
+    try:
+        # A compiled layer would be compiled again for every length.
+        with torch.compiler.set_stance("force_eager") if job.config.model.compile else nullcontext():
+            yield
+    finally:
+        for config in configs:
+            config._attn_implementation_internal = implementation
+        model.generation_config = settings
+        model.train(was_training)
+
+
+def _configs(model: PreTrainedModel) -> list:
+    """Return every configuration that a part of the model reads, each once."""
+    parts = (getattr(module, "config", None) for module in model.modules())
+    return list({id(config): config for config in parts if hasattr(config, "_attn_implementation_internal")}.values())
+
+
+class _Stopped(Exception):
+    """The run was asked to stop while it answered; every rank raises it before the same forward."""
+
+
+class _AllSaid(Exception):
+    """No rank has anything left to say."""
+
+
+class _Together:
+    """Lets ranks that answer different prompts make every forward at the same time, as a sharded model needs it."""
+
+    def __init__(self, model: PreTrainedModel, listener: Listener):
+        self._model, self._listener, self._has_more = model, listener, True
+        # Before FSDP's own hook, which begins to gather weights.
+        self._hook = model.register_forward_pre_hook(self._before_forward, prepend=True)
+
+    def _before_forward(self, *_: object) -> None:
+        (somebody_has_more,) = max_over_all_ranks(self._has_more)
+        if not somebody_has_more:
+            raise _AllSaid
+        if self._listener.must_stop():
+            raise _Stopped
+
+    @torch.no_grad()
+    def keep_company(self, device: torch.device) -> None:
+        """Make forwards of one token for nothing, until no rank has anything left to say."""
+        self._has_more = False
+        token = torch.zeros(1, 1, dtype=torch.int64, device=device)
+        try:
+            while True:
+                self._model(input_ids=token, use_cache=False, logits_to_keep=1)
+        except _AllSaid:
+            return
+
+    def part(self) -> None:
+        self._hook.remove()

@@ -24,6 +24,7 @@ RISES = 2  # validations in a row that got worse before that is called overfitti
 HARDLY_FALLEN = 0.98  # of the loss it began with
 RISEN = 1.1
 DEFAULT_METRIC = "val/loss"
+SHOULD_FALL = ("val/loss", "val/perplexity")  # all others should rise
 
 
 def note_training(course: Course, loss: float, step: int, total_steps: int) -> None:
@@ -69,7 +70,7 @@ def compare_by(course: Course, name: str) -> str | None:
 def note_metric(course: Course, value: float, *, step: int, min_delta: float) -> None:
     """Remember whether this validation was the best so far: better than the best before by more than min_delta."""
     gain = math.inf if course.best_value is None else course.best_value - value
-    if course.metric == "val/token_accuracy":  # the one that should rise
+    if not course.metric.startswith(SHOULD_FALL):
         gain = math.inf if course.best_value is None else -gain
     if math.isfinite(value) and gain > min_delta:
         course.best_step, course.best_value, course.stale = step, value, 0

@@ -9,17 +9,18 @@ from operator import add
 from sft.parallel.world import entering
 from sft.track.run_log import RunLog
 from sft.train import course
+from sft.train.answers import Questions, grade_answers
 from sft.train.build import Job
 from sft.train.forecast_memory import explaining_memory
 from sft.train.requests import Listener
 from sft.train.score import Score, score
 
 
-def validate_if_due(job: Job, run_log: RunLog, listener: Listener) -> dict[str, float]:
+def validate_if_due(job: Job, questions: Questions, run_log: RunLog, listener: Listener) -> dict[str, float]:
     """Validate if it is due after this step and not done yet; return its metrics, otherwise {}."""
     if not is_due(job.config.trainer.test_freq, job) or job.state.validated == job.state.step:
         return {}
-    metrics = evaluate(job, run_log, listener)
+    metrics = evaluate(job, questions, run_log, listener)
     if metrics:
         job.state.validated = job.state.step
     return metrics
@@ -58,10 +59,11 @@ def watch(job: Job, metrics: Mapping[str, float], run_log: RunLog) -> None:
     state.course.warned |= said
 
 
-def evaluate(job: Job, run_log: RunLog, listener: Listener) -> dict[str, float]:
+def evaluate(job: Job, questions: Questions, run_log: RunLog, listener: Listener) -> dict[str, float]:
     """Compute token-weighted loss, perplexity and accuracy over every validation sample, equal on any ranks.
 
-    Where data.val_files has several entries, the loss of each as well. Empty if the run was asked to stop meanwhile:
+    Where data.val_files has several entries, the loss of each as well; with trainer.generate_metric, what it measures.
+    Empty if the run was asked to stop meanwhile:
     resuming begins with this validation.
     """
     assert job.val is not None
@@ -70,7 +72,10 @@ def evaluate(job: Job, run_log: RunLog, listener: Listener) -> dict[str, float]:
         scores = score(
             job.model, job.val, job.mesh, job.world.device, progress=run_log.progress, must_stop=listener.must_stop
         )
-    return {} if scores is None else metrics_of(scores)
+    if scores is None:
+        return {}
+    graded = grade_answers(job, questions, run_log, listener)
+    return {} if graded is None else metrics_of(scores) | graded
 
 
 def metrics_of(scores: dict[str, Score]) -> dict[str, float]:

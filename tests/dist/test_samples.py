@@ -59,6 +59,33 @@ def test_answers_are_those_of_the_exported_model_and_losses_do_not_change(base, 
         assert "samples after step 20:\n" in (run_dir / "training.log").read_text()
 
 
+def test_a_metric_is_that_of_evaluate_on_any_ranks(base, run_all, tmp_path):
+    function = tmp_path / "mine.py"
+    function.write_text("def shares(answer, expected):\n    return len(set(answer) & set(expected)) / (1 + len(answer))\n")
+    graded = [
+        *(f"trainer.generate_metric={function}:shares", "trainer.generate_samples=7", "trainer.generate_max_new_tokens=12"),
+        *("trainer.test_freq=8", "trainer.early_stop_metric=val/shares", "trainer.save_best=true"),
+    ]
+    run = [*base, *graded, "trainer.total_training_steps=16"]
+    shared = ["use_remove_padding=true", "ulysses_sequence_parallel_size=2"]
+    two_ranks = run_all([run, [*run, *shared]], 2)
+    one_rank = run_all([run], 1)
+    found = [[line["val/shares"] for line in metrics if "val/shares" in line] for metrics in (*two_ranks, *one_rank)]
+    assert found[0] == found[1] == found[2] and len(found[0]) == 2
+    assert len(set(found[0])) == 2 and 0 < max(found[0]) < 1, "a metric that never moves would prove nothing"
+
+    run_dir, numbers = tmp_path / "call_0" / "run_0", tmp_path / "numbers.json"
+    evaluate = [str(run_dir), "+evaluate.generate=true", "+evaluate.max_new_tokens=12", f"+evaluate.metrics={numbers}"]
+    succeed(evaluate, ranks=0, cwd=tmp_path, module="sft.evaluate")
+    assert json.loads(numbers.read_text())["val"]["shares"] == found[0][-1]
+    scores = [line["score"] for line in samples(run_dir) if line["step"] == 16]
+    assert len(scores) == 7 and sum(scores) / 7 == found[0][-1]
+    log = (run_dir / "training.log").read_text()
+    assert f"val/shares={found[0][-1]:.4f}: 7 answers of at most 12 tokens in " in log
+    best = 8 if found[0][0] >= found[0][1] else 16
+    assert (run_dir / "best").readlink().name == f"global_step_{best}"
+
+
 def test_a_resumed_run_goes_the_same_way_and_holds_each_sample_once(base, tmp_path):
     samples_often = [*SAMPLES, "trainer.generate_freq=2"]
     run = [*base, *samples_often, "trainer.total_training_steps=6", "trainer.save_freq=3", "trainer.default_local_dir=run"]

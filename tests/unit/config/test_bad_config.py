@@ -118,6 +118,10 @@ BAD = [
     ("model.partial_pretrain=/a/b", ["neither a directory nor a hub id"]),
     ("model.partial_pretrain=gpt2", ["org/name"]),
     ("model.partial_pretrain=.", ["has no config.json (found model, rows.jsonl)"]),
+    ("trainer.early_stop_metric=val/rouge", ["trainer.early_stop_metric=val/rouge is not measured", "generate_metric"]),
+    ("trainer.generate_metric=bleu", ["trainer.generate_metric", "exact_match, contains, rouge or file.py:function"]),
+    ("trainer.generate_metric=mine.py:f", ["there is no file mine.py (looked for", "file.py:function"]),
+    (f"trainer.generate_metric={__file__}:loss", ["val/loss is measured without it", "another name"]),
     ("model.external_lib=no_such.module", ["model.external_lib", "cannot be imported"]),
     # rows
     ("data.custom_cls.path=mine.py", ["data.custom_cls.path", "data.custom_cls.name=null", "set both"]),

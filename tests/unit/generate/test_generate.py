@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sft.errors import InputError
 from sft.generate import ask
 from sft.generate.__main__ import main
-from sft.generate.answer import Sampling, answer, chat_prompt, open_model
+from sft.generate.answer import chat_prompt, open_model
+from sft.model.answer import Sampling, answer
 from tests.assets import tiny_model_dir, write_jsonl
 
 QUESTIONS = ["1 + 1?", "Which of the numbers is the largest?", "Why?"]
