@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from sft.errors import MishapError
+
 UMASK = os.umask(0)  # asked once, while there is one thread: to ask is to set it
 os.umask(UMASK)
+
+NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+"""Numbers of errors by which a disk says that it does not take more."""
 
 CHECKPOINT = re.compile(r"global_step_(\d+)")
 Unfinished = Literal["partial", "replaced", "deleted"]
@@ -84,6 +93,30 @@ def replace_file(path: Path, content: bytes) -> None:
         sync_directory(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def explaining_disk(what: str, way_out: str) -> Iterator[None]:
+    """Make a MishapError, one sentence, of a disk that is full, read-only or limited while `what` is written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_WRITING:
+            raise
+        raise MishapError(f"{what} cannot be written ({os.strerror(error.errno)}). {way_out}") from error
+
+
+def append_whole(file: io.FileIO, content: bytes) -> None:
+    """Write at the position of an unbuffered file; where the disk takes only a part of it, the file ends before it."""
+    start, rest = file.tell(), memoryview(content)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError:
+        with suppress(OSError):
+            file.truncate(start)
+            file.seek(start)
+        raise
 
 
 def sha256_of(path: Path, *, durable: bool = False) -> str:

@@ -24,12 +24,15 @@ from sft.checkpoint.manifest import (
     digest_line,
     read_manifest,
 )
-from sft.checkpoint.state import Snapshot
+from sft.checkpoint.state import Snapshot, state_bytes
 from sft.checkpoint.tidy import delete, retain
 from sft.files import RunDir, sync_directory, unfinished, write_durably
-from sft.parallel.host_memory import HostMemory
-from sft.parallel.world import World, on_every_rank, on_main_rank
+from sft.parallel.host_memory import HostMemory, available_bytes
+from sft.parallel.world import World, log, on_every_rank, on_main_rank
 from sft.types import TrainState
+
+MOST_OF_MEMORY = 0.9
+"""The part of what is left of a computer's memory that copies for checkpoints may take."""
 
 Files = dict[str, dict[str, Any]]
 
@@ -97,6 +100,8 @@ class Saver:
             "world_size": self._world.size,
             **self._about,
         }
+        if kind != "SAMPLER":
+            self._plan_memory(model, optimizer, state.updates)
         in_background = self._memory is not None and kind == "STATE" and not wait
         writing = Writing(final, manifest, in_background, Future())
         on_main_rank(f"saving {final}", lambda: self._make_aside(writing.aside, STATE_DIR if kind != "SAMPLER" else ""))
@@ -132,6 +137,28 @@ class Saver:
                 shutil.rmtree(writing.aside, ignore_errors=True)
             raise
         return writing.final
+
+    def _plan_memory(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, updates: int) -> None:
+        """Before the first copy: save while training waits, for good, where the ranks' copies do not fit on a node."""
+        if self._memory is None or self._memory.is_taken:
+            return
+        rank = self._world.rank
+        parts = on_every_rank(
+            "planning the memory of checkpoints",
+            lambda: (rank - self._world.local_rank, state_bytes(model, optimizer, updates), available_bytes()),
+        )
+        for node in sorted({node for node, _, _ in parts}):  # known by its first rank
+            needed = sum(size for of, size, _ in parts if of == node)
+            free = min(free for of, _, free in parts if of == node)
+            if needed > MOST_OF_MEMORY * free:
+                log.warning(
+                    "checkpoints are written while training waits (as by trainer.async_save=false): copies of their "
+                    "state would take %.2f GB of CPU memory on a computer that has %.2f GB left",
+                    needed / 1e9,
+                    free / 1e9,
+                )
+                self._memory = None
+                return
 
     def _make_aside(self, aside: Path, subdirectory: str) -> None:
         if self._deleting:

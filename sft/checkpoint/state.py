@@ -15,16 +15,16 @@ from sft.checkpoint.optimizer import MODEL, remembered, restore
 from sft.files import let_others_read
 from sft.model.names import trained_weights
 from sft.parallel.host_memory import HostMemory
-from sft.parallel.shards import LocalParts, StoredTensors, copy_local_parts
+from sft.parallel.shards import LocalParts, StoredTensors, copy_local_parts, is_first_holder, local_part
 from sft.parallel.world import World, log
 from sft.types import TrainState
 
 
 class Snapshot:
-    """A copy in CPU memory of what this rank saves: training may go on while it is written.
+    """What this rank saves, in CPU memory.
 
-    updates: how often the optimizer moved. memory: the copy is made there, so it must be written before the next one
-    is made; None: in memory of its own
+    updates: how often the optimizer moved. memory: a copy is made there, so that training may go on while it is
+    written; it must be written before the next one is made. None: it must be written before training goes on.
     """
 
     def __init__(
@@ -48,6 +48,14 @@ class Snapshot:
         save_file(self._random_state, checkpoint / rng)
         let_others_read(checkpoint / rng)
         return [tensors, rng]
+
+
+def state_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer, updates: int) -> int:
+    """Return the bytes of a Snapshot of this rank."""
+    weights = trained_weights(model)
+    moments = remembered(weights, optimizer, updates)
+    cut = [local_part(tensor) for tensor in (named(weights) | moments.cut).values() if is_first_holder(tensor)]
+    return sum(tensor.nbytes for tensor in (*cut, *moments.own.values()))
 
 
 def load(

@@ -19,7 +19,7 @@ from sft.config import SftConfig
 from sft.data.prompts import Prompt, read_prompts, those_that_fit
 from sft.errors import InputError
 from sft.evaluate.options import MODEL, Options
-from sft.files import replace_file
+from sft.files import explaining_disk, replace_file
 from sft.generate.answer import open_model
 from sft.model.answer import Sampling, answer
 from sft.model.attention import Available
@@ -95,7 +95,8 @@ def evaluate(config: SftConfig, options: Options, world: World) -> Numbers:
         if options.generate:
             judge(config, options, source, tokenizer, world, numbers)
     if options.metrics and world.is_main:
-        replace_file(Path(options.metrics), (json.dumps(numbers, indent=2) + "\n").encode())
+        with explaining_disk(f"evaluate.metrics={options.metrics}", "Make room there, or name another file."):
+            replace_file(Path(options.metrics), (json.dumps(numbers, indent=2) + "\n").encode())
     return numbers
 
 
@@ -169,7 +170,8 @@ def judge(config: SftConfig, options: Options, source: Path, tokenizer: Any, wor
             for n, p in enumerate(prompts)
         ]
         text = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in lines)
-        replace_file(Path(options.out), text.encode())
+        with explaining_disk(f"evaluate.out={options.out}", "Make room there, or name another file."):
+            replace_file(Path(options.out), text.encode())
         log.info("%s: %s answers", options.out, f"{len(lines):,}")
 
 

@@ -17,6 +17,7 @@ from sft.config.visible import visible, visible_line
 from sft.data.chat.variables import unread, variables
 from sft.data.rows.files import read_rows
 from sft.errors import InputError
+from sft.files import explaining_disk, replace_file
 from sft.generate.answer import VisibleStreamer, chat_prompt, open_model
 from sft.model.answer import Sampling, answer
 
@@ -121,7 +122,8 @@ def write_answers(out: Path | None, rows: list[Messages], answers: list[str]) ->
     if out is None:
         print("\n".join(lines))
         return
-    out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with explaining_disk(f"--out={out}", "Make room there, or name another file."):
+        replace_file(out, ("\n".join(lines) + "\n").encode())
     print(f"{out}: {len(lines):,} answers", file=sys.stderr)
 
 

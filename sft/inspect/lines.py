@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from sft.files import explaining_disk
 from sft.inspect.tokens import SeenSample
 
 
 def write_lines(path: Path, samples: Iterable[SeenSample]) -> int:
     """Write one object per sample: row, input_ids, tokens, loss_weights. Returns how many."""
-    count = 0
-    with path.open("w", encoding="utf-8") as file:
+    count, aside = 0, path.with_name(f".{path.name}.partial")
+    with _whole_or_not_at_all(path, aside), aside.open("w", encoding="utf-8") as file:
         for sample in samples:
             line = {
                 "row": sample.where,
@@ -22,4 +24,15 @@ def write_lines(path: Path, samples: Iterable[SeenSample]) -> int:
             }
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             count += 1
+    aside.replace(path)
     return count
+
+
+@contextmanager
+def _whole_or_not_at_all(path: Path, aside: Path) -> Iterator[None]:
+    try:
+        with explaining_disk(f"inspect.out={path}", "Make room there, or name another file."):
+            yield
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise

@@ -10,6 +10,7 @@ from string import Template
 import numpy as np
 
 from sft.config.visible import visible, visible_line
+from sft.files import explaining_disk, replace_file
 from sft.inspect.bars import histogram
 from sft.inspect.tokens import SeenSample, Token
 
@@ -34,7 +35,8 @@ def write_page(
         count=f"{len(rows):,}",
         rows="\n".join(rows),
     )
-    path.write_text(page, encoding="utf-8")
+    with explaining_disk(f"inspect.html={path}", "Make room there, or name another file."):
+        replace_file(path, page.encode())
 
 
 def drawing(values: np.ndarray) -> str:

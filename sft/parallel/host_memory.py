@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -17,11 +18,40 @@ from sft.parallel.world import log
 ALIGNMENT = 64  # bytes: any dtype may begin there
 
 
+def available_bytes(root: Path = Path("/")) -> int:
+    """Return the bytes of memory that this computer still gives to processes, within the limit of this container."""
+    free = [_number_behind(root / "proc/meminfo", "MemAvailable:") * 1024]
+    for limit, used, cache in CGROUP_FILES:
+        with suppress(OSError, ValueError):
+            group = root / "sys/fs/cgroup"
+            most, taken = int((group / limit).read_text()), int((group / used).read_text())
+            # What is kept of files is counted as used there, and given up when somebody wants the memory.
+            free.append(most - taken + _number_behind((group / used).with_name("memory.stat"), cache))
+    return max(min(free), 0)
+
+
+CGROUP_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Of version 2 and 1: the limit, what is used, and in memory.stat beside it what of this is files."""
+
+
+def _number_behind(file: Path, name: str) -> int:
+    fields = (line.split() for line in file.read_text().splitlines())
+    return next((int(words[1]) for words in fields if words[0] == name), 0)
+
+
 class HostMemory:
     """Room on the CPU for a copy of some tensors, taken at the first copy and kept until this object goes."""
 
     def __init__(self) -> None:
         self._copies: dict[str, torch.Tensor] = {}
+
+    @property
+    def is_taken(self) -> bool:
+        """Return True once there was a copy."""
+        return bool(self._copies)
 
     @torch.no_grad()
     def copy(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -188,10 +188,11 @@ def copy_local_parts(
     memory: HostMemory | None = None,
     own: Mapping[str, torch.Tensor] | None = None,
 ) -> LocalParts:
-    """Copy what this rank has to save of `tensors`, as it is now: later changes do not reach the copy.
+    """Return what this rank has to save of `tensors`, on the CPU.
 
     Together the ranks hold every element exactly once: of ranks that hold the same part, the first does.
-    memory: the copy is made there, over the one before; None: in memory of its own
+    memory: a copy is made there, over the one before, which later changes do not reach; None: what is on the CPU
+            already is not copied, and must be written before it changes
     own: plain tensors that no other rank has under these names
     """
     mine = {name: tensor for name, tensor in tensors.items() if is_first_holder(tensor)} | dict(own or {})
@@ -199,7 +200,7 @@ def copy_local_parts(
     if memory is not None:
         copies = memory.copy(parts)
     else:
-        copies = {name: part.to("cpu", copy=True).contiguous() for name, part in parts.items()}
+        copies = {name: part.to("cpu").contiguous() for name, part in parts.items()}
     return LocalParts(copies, {name: local_box(tensor) for name, tensor in mine.items()})
 
 

@@ -6,17 +6,18 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sft.files import replace_file
+from sft.files import append_whole, replace_file
 
 
 def append_line(path: Path, line: str) -> None:
     """Add one line to a file of lines."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(f"{line}\n")
+    with path.open("ab", buffering=0) as file:
+        append_whole(file, f"{line}\n".encode())
 
 
 def write_samples(path: Path, step: int, samples: list[dict[str, str]]) -> None:
@@ -35,10 +36,10 @@ class TrainingLog:
     """training.log: every line of the console after a timestamp. A resumed run appends."""
 
     def __init__(self, path: Path):
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._file = path.open("ab", buffering=0)
 
     def say(self, text: str) -> None:
-        self._file.write(f"{timestamp()} {text}\n")
+        append_whole(self._file, f"{timestamp()} {text}\n".encode("utf-8", "replace"))
 
     def close(self) -> None:
         self._file.close()
@@ -78,14 +79,19 @@ class MetricsFile:
         self._file.seek(0, os.SEEK_END)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        record = _record(step, metrics)
+        record, before = _record(step, metrics), b""
         if self._last_record.get("step") == step:  # validation of a step already written: rewrite its line
-            record = self._last_record | record
+            before, record = _line(self._last_record), self._last_record | record
             self._file.seek(self._last_offset)
         else:
             self._last_offset = self._file.tell()
         # One unbuffered write per step: a killed run loses no finished step.
-        self._file.write(_line(record))
+        try:
+            append_whole(self._file, _line(record))
+        except OSError:
+            with suppress(OSError):
+                append_whole(self._file, before)  # it had room there
+            raise
         self._file.truncate()
         self._last_record = record
 

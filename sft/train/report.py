@@ -14,6 +14,7 @@ from sft.data.order.mixture import epoch_order
 from sft.files import replace_file
 from sft.model.place import DTYPES
 from sft.model.pretrained import largest_of
+from sft.parallel.world import on_every_rank, on_main_rank
 from sft.track.facts import write_run_json
 from sft.track.metrics import Meter, device_peak, met_by_a_token, training_flops_per_token
 from sft.track.run_log import RunLog, open_run
@@ -26,28 +27,37 @@ MOST_TOKENS_READ = 20_000_000
 
 
 def open_log(job: Job) -> RunLog:
-    """Open the log of the run, and write config.yaml and run.json, which say what ran. Rank 0 writes."""
-    trainer = job.config.trainer
-    if job.world.is_main:
+    """Open the log of the run, and write config.yaml and run.json, which say what ran. A collective; rank 0 writes."""
+    trainer, opened = job.config.trainer, list[RunLog]()
+
+    def write_config() -> None:
         job.run_dir.mkdir(parents=True, exist_ok=True)
         replace_file(job.run_dir / "config.yaml", config_to_yaml(job.config).encode())
+
+    def open_files() -> None:
+        log = open_run(
+            job.run_dir,
+            loggers=list(trainer.logger),
+            project=trainer.project_name,
+            experiment=trainer.experiment_name,
+            config=asdict(job.config),
+            total_steps=job.total_steps,
+            start_step=job.state.step,
+            log_freq=trainer.log_freq,
+            is_main=job.world.is_main,
+        )
+        opened.append(log)
+
+    on_main_rank(f"writing {job.run_dir / 'config.yaml'}", write_config)
     write_facts(job)
-    return open_run(
-        job.run_dir,
-        loggers=list(trainer.logger),
-        project=trainer.project_name,
-        experiment=trainer.experiment_name,
-        config=asdict(job.config),
-        total_steps=job.total_steps,
-        start_step=job.state.step,
-        log_freq=trainer.log_freq,
-        is_main=job.world.is_main,
-    )
+    on_every_rank(f"opening the logs in {job.run_dir}", open_files)
+    return opened[0]
 
 
 def write_facts(job: Job, **more: Any) -> None:
-    """Write run.json: versions, command, hashes, and whatever else is known by now. Rank 0 writes."""
-    if job.world.is_main:
+    """Write run.json: versions, command, hashes, and whatever else is known by now. A collective; rank 0 writes."""
+
+    def write() -> None:
         write_run_json(
             job.run_dir,
             world_size=job.world.size,
@@ -59,6 +69,8 @@ def write_facts(job: Job, **more: Any) -> None:
             began_with=job.began_with,
             **more,
         )
+
+    on_main_rank(f"writing {job.run_dir / 'run.json'}", write)
 
 
 def data_facts(job: Job) -> dict[str, list[dict[str, Any]]]:

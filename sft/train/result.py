@@ -48,10 +48,8 @@ def summarise(job: Job, start: Start, run_log: RunLog, *, ended: str, published_
     """
     (peak,) = max_over_all_ranks(peak_memory_gb())
     result = result_of(job, start, ended, peak, published_step)
-    if job.world.is_main:
-        replace_file(
-            job.run_dir / RESULT, json.dumps(without_secrets(result), indent=2, ensure_ascii=False).encode() + b"\n"
-        )
+    content = json.dumps(without_secrets(result), indent=2, ensure_ascii=False).encode() + b"\n"
+    on_main_rank(f"writing {job.run_dir / RESULT}", lambda: replace_file(job.run_dir / RESULT, content))
     for line in lines_of(result):
         run_log.say(line)
 

@@ -1,12 +1,34 @@
 """What is written durably is on the disk when the call returns: its bytes before its name, its name before the end."""
 
 import re
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 import sft
-from sft.files import RunDir, finished, replace_file, step_of, sync_tree, unfinished, write_durably
+from sft.errors import MishapError
+from sft.files import (
+    RunDir,
+    append_whole,
+    explaining_disk,
+    finished,
+    replace_file,
+    step_of,
+    sync_tree,
+    unfinished,
+    write_durably,
+)
+from sft.generate.ask import write_answers
+from sft.inspect.lines import write_lines
+from sft.inspect.page import write_page
+from sft.inspect.tokens import SeenSample
+from sft.track.files import MetricsFile, TrainingLog, append_line, read_metrics
+from sft.train.report import open_log
 from tests.disk import Disk
 
 
@@ -53,3 +75,75 @@ def test_no_other_module_spells_the_name_of_a_checkpoint():
     spelled = re.compile(r"""f?"[^"]*global_step_(\{|\*|\\d)""")
     others = [path for path in Path(sft.__file__).parent.rglob("*.py") if path.name != "files.py"]
     assert not [str(path) for path in others if spelled.search(path.read_text())]
+
+
+@contextmanager
+def files_limited_to(size: int) -> Iterator[None]:
+    """Let this process write files of at most so many bytes, as a quota or a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("mode", ["ab", "r+b"])
+def test_a_line_that_has_no_room_leaves_the_lines_before_it(tmp_path, mode):
+    path = tmp_path / "lines"
+    path.touch()
+    with path.open(mode, buffering=0) as file, files_limited_to(100):
+        append_whole(file, b"a" * 59 + b"\n")
+        with pytest.raises(OSError, match="too large"):
+            append_whole(file, b"b" * 59 + b"\n")
+        append_whole(file, b"c\n")
+    assert path.read_bytes() == b"a" * 59 + b"\nc\n"
+
+
+@pytest.mark.parametrize("size", [0, 1, 50, 100, 150, 200, 250, 300, 1000, 10_000])
+def test_logs_and_metrics_on_a_full_disk_hold_whole_lines(tmp_path, size):
+    metrics, log = MetricsFile(tmp_path / "metrics.jsonl", keep_up_to_step=0), TrainingLog(tmp_path / "training.log")
+    with files_limited_to(size):
+        for step in (1, 1, 2, 2, 3):  # training, and validation of the same step
+            with suppress(OSError):
+                metrics.log(step, {"train/loss": 1 / 3, "val/loss" if step < 3 else "train/lr": 0.1})
+            with suppress(OSError):
+                log.say("a line" * 10)
+            with suppress(OSError):
+                append_line(tmp_path / "skipped_steps.jsonl", "{}")
+    metrics.close()
+    log.close()
+    records, unreadable = read_metrics(tmp_path / "metrics.jsonl")
+    assert unreadable == 0 and [record["step"] for record in records] == [1, 2, 3][: len(records)]
+    for file in tmp_path.iterdir():
+        assert file.read_bytes()[-1:] in (b"", b"\n"), file
+    assert len(records) == (3 if size >= 1000 else len(records))
+
+
+def test_only_what_a_disk_says_is_explained(tmp_path):
+    told = r"^a file cannot be written \(File too large\). Make room.$"
+    with files_limited_to(0), pytest.raises(MishapError, match=told), explaining_disk("a file", "Make room."):
+        (tmp_path / "a").write_text("b")
+    with pytest.raises(FileNotFoundError), explaining_disk("a file", "Make room."):
+        (tmp_path / "no" / "a").write_text("b")
+
+
+def test_a_page_an_answer_or_a_listing_without_room_leaves_nothing(tmp_path):
+    """What commands write is there whole or not at all."""
+    with files_limited_to(0):
+        for write in (
+            lambda path: write_page(path, [], title="a", numbers=[], histograms={}),
+            lambda path: write_answers(path, [[{"role": "user", "content": "a"}]], ["b"]),
+            lambda path: write_lines(path, [SeenSample("a:1", 0, [])]),
+        ):
+            with pytest.raises(MishapError, match=r"cannot be written \(File too large\)"):
+                write(tmp_path / "out")
+            assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_cannot_write_its_config_says_so_on_all_ranks(tmp_path, world_of_one, monkeypatch):
+    job = SimpleNamespace(run_dir=tmp_path, config=SimpleNamespace(trainer=None), world=world_of_one)
+    monkeypatch.setattr("sft.train.report.config_to_yaml", lambda config: "a: 1")
+    with files_limited_to(0), pytest.raises(MishapError, match=r"writing .*config.yaml failed: rank 0: .*too large"):
+        open_log(cast("Any", job))
+    assert list(tmp_path.iterdir()) == []

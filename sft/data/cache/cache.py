@@ -7,15 +7,13 @@ it exists or it does not. Whoever opens it reads every byte against the seal; wh
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import itertools
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,14 +32,13 @@ from sft.data.cache.workers import map_in_order, processes_for
 from sft.data.rows.source import RowSource
 from sft.data.types import Row
 from sft.errors import InputError, MishapError, OwnMishapError
-from sft.files import sync_directory
+from sft.files import explaining_disk, sync_directory
 
 FORMAT = 10
 """Raise when the meaning of the cached bytes changes."""
 
 SAMPLES_FILE = "samples.arrow"
 FILES = (SAMPLES_FILE, FACTS_FILE)
-NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 POLL_S = 0.05
 SAY_EVERY_S = 30.0
 ROWS_AT_ONCE = 256  # few, so that no process is still at its last ones while the others have none left
@@ -98,7 +95,8 @@ def cached(
     version, key = source.version(), _key(source, recipe, max_rows, bad_rows)  # in this order: what comes between shows
     directory = cache_dir / key
     if build_here:
-        with _explaining_disk(source.name, cache_dir):
+        what = f"data.cache_dir={cache_dir}: the tokens of {source.name}"
+        with explaining_disk(what, "Make room there, or set data.cache_dir to a directory that has it."):
             cache_dir.mkdir(parents=True, exist_ok=True)
             leave_note(cache_dir, number, key)
             if problem_of(directory, FILES) is not None:
@@ -150,19 +148,6 @@ def _remove_damaged(directory: Path, problem: str, say: Callable[[str], None]) -
     shutil.rmtree(aside, ignore_errors=True)
     directory.rename(aside)
     shutil.rmtree(aside, ignore_errors=True)
-
-
-@contextmanager
-def _explaining_disk(name: str, cache_dir: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in NO_WRITING:
-            raise
-        raise MishapError(
-            f"data.cache_dir={cache_dir}: the tokens of {name} cannot be written ({os.strerror(error.errno)}). Make "
-            "room there, or set data.cache_dir to a directory that has it."
-        ) from error
 
 
 def _build(

@@ -62,10 +62,19 @@ def write_side_files(
 
 def copy_side_files(source: Path, target: Path) -> None:
     """Copy config, tokenizer, template and code, byte for byte."""
-    for path in {path for pattern in COPIED for path in source.glob(pattern) if path.is_file()}:
+    for path in _copied(source):
         copy = target / path.relative_to(source)
         copy.parent.mkdir(exist_ok=True)
         shutil.copyfile(path, copy)
+
+
+def side_file_bytes(source: Path) -> int:
+    """Return the bytes that `copy_side_files` writes."""
+    return sum(path.stat().st_size for path in _copied(source))
+
+
+def _copied(source: Path) -> set[Path]:
+    return {path for pattern in COPIED for path in source.glob(pattern) if path.is_file()}
 
 
 def _write_tokenizer_class(target: Path, tokenizer: Any) -> None:

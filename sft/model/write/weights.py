@@ -25,6 +25,7 @@ from sft.model.load import refuse_misfits
 from sft.model.names import changed_weights, has_adapters, named_weights
 from sft.model.vocabulary import vocabulary_weights
 from sft.model.write.growing_file import DTYPES, GrowingFile
+from sft.model.write.side_files import side_file_bytes
 from sft.parallel.shards import StoredTensors, whole_tensor
 from sft.parallel.world import on_every_rank, on_main_rank
 
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from sft.model.lora import Adapter
 
 MAX_FILE_BYTES = 5 * 10**9
-ROOM_FOR_SIDE_FILES = 64 * 10**6  # tokenizers of 30 MB exist
+ROOM_FOR_HEADERS = 10**6
+"""Bytes for what is not known yet: names and shapes at the head of each file, the index, the card with its picture."""
 
 Gather = Callable[[str, torch.dtype], torch.Tensor]
 """(name in a model directory, dtype) -> the trained weight, whole, on the CPU. Every rank calls it."""
@@ -75,7 +77,7 @@ def write_weights(
     to get the numbers; None: out of the model. dtype: of floating-point tensors; None: each as in the source.
     """
     planned, left_out = plan_weights(model, source, gather=gather or gather_from(model), dtype=dtype)
-    write_files(planned, target, write=write, beside=_adapter_bytes(model))
+    write_files(planned, target, write=write, beside=_adapter_bytes(model) + side_file_bytes(source))
     return left_out
 
 
@@ -205,8 +207,8 @@ def write_files(planned: Sequence[Planned], target: Path, *, write: bool, beside
 
 
 def check_room(target: Path, weights: int) -> None:
-    """Raise InputError if `weights` bytes and what lies beside them do not fit where `target` lies."""
-    needed, free = weights + ROOM_FOR_SIDE_FILES, shutil.disk_usage(target).free
+    """Raise InputError if `weights` bytes (of weights and the files beside them) do not fit where `target` lies."""
+    needed, free = weights + ROOM_FOR_HEADERS, shutil.disk_usage(target).free
     if free < needed:
         raise InputError(
             f"no room for the model: it needs {needed / 1e9:,.2f} GB, and the file system of {target.parent} has "

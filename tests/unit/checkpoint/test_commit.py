@@ -7,9 +7,11 @@ import weakref
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from sft.checkpoint import load
+from sft.checkpoint.commit import MOST_OF_MEMORY
+from sft.checkpoint.state import state_bytes
 from sft.errors import InputError
 from sft.types import TrainState
 from tests.runs import ABOUT, names_in, small_model, start_run
@@ -156,3 +158,22 @@ def test_a_rank_that_cannot_write_leaves_no_checkpoint_and_the_last_one_whole(ru
     assert digests(run.dir) == before
     monkeypatch.undo()
     assert run.save(kind) == run.dir / "global_step_2"
+
+
+def test_a_state_without_room_in_memory_is_saved_while_training_waits(tmp_path, world_of_one, monkeypatch, caplog):
+    run = start_run(tmp_path / "run", world_of_one)
+    run.train_to(1)
+    needed = state_bytes(run.model, run.optimizer, run.state.updates)
+    free = int(needed / MOST_OF_MEMORY) + 1
+    for short, has_room in ((0, True), (2, False)):
+        run = start_run(tmp_path / str(short), world_of_one)
+        monkeypatch.setattr("sft.checkpoint.commit.available_bytes", lambda short=short: free - short)
+        caplog.clear()
+        for step in (1, 2):
+            run.train_to(step)
+            assert (run.save("STATE", wait=False) is None) == has_room
+        run.saver.settle()
+        told = [line for line in caplog.messages if "checkpoints are written while training waits" in line]
+        assert len(told) == (0 if has_room else 1)
+        state = load_file(run.dir / "global_step_2" / STATE[0])
+        assert sum(tensor.nbytes for tensor in state.values()) == needed

@@ -23,7 +23,8 @@ from sft.model.lora_targets import _computes_as_linear
 from sft.model.names import named_weights, trained_weights
 from sft.model.pretrained import load_config
 from sft.model.write.proof import prove_export
-from sft.model.write.weights import ROOM_FOR_SIDE_FILES, write_weights
+from sft.model.write.side_files import side_file_bytes
+from sft.model.write.weights import ROOM_FOR_HEADERS, write_weights
 from sft.train.loss import token_ce_sum
 from sft.types import Sample
 from tests.assets import attention_on_cpu, tiny_model_dir
@@ -150,7 +151,7 @@ def test_room_is_asked_for_the_adapter_as_well(tied: Path, tmp_path: Path, monke
     model = adapted(tied)
     merged = sum(tensor.nbytes for tensor in load_file(tied / "model.safetensors").values())
     adapter = sum(weight.nbytes for weight in trained_weights(model).values() if weight.requires_grad)
-    free = SimpleNamespace(free=merged + adapter + ROOM_FOR_SIDE_FILES)
+    free = SimpleNamespace(free=merged + adapter + side_file_bytes(tied) + ROOM_FOR_HEADERS)
     monkeypatch.setattr("shutil.disk_usage", lambda path: free)
     write_weights(model, tied, tmp_path, write=True)
     free.free -= 1

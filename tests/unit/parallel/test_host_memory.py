@@ -5,7 +5,7 @@ import gc
 import pytest
 import torch
 
-from sft.parallel.host_memory import HostMemory, _lock_pages
+from sft.parallel.host_memory import HostMemory, _lock_pages, available_bytes
 
 
 def some_tensors():
@@ -109,3 +109,40 @@ def test_the_error_of_a_failed_lock_does_not_come_up_in_the_next_kernel(monkeypa
     monkeypatch.setattr(torch, "ones", launch_on_cuda)
     _lock_pages(torch.empty(100, dtype=torch.uint8))
     assert torch.ones(1, device="cuda") == 1
+
+
+def computer(root, files):
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+MEMINFO = {"proc/meminfo": "MemTotal: 9000 kB\nMemAvailable:    3000 kB\n"}
+GROUP = "sys/fs/cgroup/"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 3000 * 1024),
+        ({"memory.max": "max\n", "memory.current": "5\n", "memory.stat": ""}, 3000 * 1024),
+        ({"memory.max": "5000\n", "memory.current": "4000\n", "memory.stat": "anon 3\ninactive_file 500\n"}, 1500),
+        ({"memory.max": "5000\n", "memory.current": "6000\n", "memory.stat": "inactive_file 0\n"}, 0),
+        (
+            {
+                "memory/memory.limit_in_bytes": "5000\n",
+                "memory/memory.usage_in_bytes": "4000\n",
+                "memory/memory.stat": "total_inactive_file 7\n",
+            },
+            1007,
+        ),
+    ],
+)
+def test_what_is_left_of_the_memory_is_that_of_the_computer_within_the_containers_limit(tmp_path, files, expected):
+    root = computer(tmp_path, MEMINFO | {GROUP + name: text for name, text in files.items()})
+    assert available_bytes(root) == expected
+
+
+def test_this_computer_has_some():
+    assert 2**20 < available_bytes() < 2**50
