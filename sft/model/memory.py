@@ -1,32 +1,33 @@
 """What a run needs of a GPU's memory, from sizes alone: an estimate, in bytes per rank.
 
-States (weights, gradients, what the optimizer remembers) are split over the ranks that share them: ZeRO stage 3,
-Rajbhandari et al. 2019.
-Activations are counted as the tensors that one decoder layer keeps for its backward pass, in the manner of Korthikanti
-et al. 2022, for the layers of today (RMS norms in fp32, rotary positions, grouped heads, gated MLP, attention that
-keeps no [T, T] matrix):
+Weights, gradients and what the optimizer remembers are split over the ranks that share them: ZeRO stage 3, Rajbhandari
+et al. 2019. They are not all there at once. A step is fullest at one of five moments, and the estimate is that one:
 
-    16·D + c·(4·D + 3·Q + 2·KV + 4·I)     bytes per token and layer
-    c·D                                   with gradient checkpointing, and all of the above for one layer
-    c·(3·D + 2·Q + 2·KV + 2·I)            the same where it keeps the results of matmuls and attention
+    forward begins       the weights outside of the layers and of the first layer, twice: as they were sent and in place
+    the loss             all activations; the LM head gathered, a chunk of its logits, its gradient in fp32
+    backward begins      all activations, one layer's computed again where layers are checkpointed; two layers gathered,
+                         the gradients of one whole and being summed
+    backward ends        one layer's activations, two layers gathered, the gradients of all layers
+    the last gradients   no activations; all gradients, those outside of the layers whole and being summed
 
-c bytes of compute dtype, D width, Q and KV widths of all query and of all key heads, I width of the MLP (of the
-experts that a token meets). What it leaves out: fragments of the allocator, buffers of NCCL, CUDA itself (some GB).
+What layers keep for backward is measured on their skeleton (kept.py). scripts/simulate_step.py holds the estimate
+against whole steps (docs/performance.md). What it leaves out: fragments of the allocator, buffers of NCCL, CUDA itself
+(some GB).
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from sft.model.head import CHUNK, WHOLE_LOGITS_CHUNK
-from sft.model.pretrained import largest_of
+from sft.model.kept import Kept, kept_for_backward
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,16 @@ class ModelSize:
     outside: int  # parameters outside of the layers: embeddings, LM head, last norm
     layers: int
     width: int
-    query_width: int
-    key_width: int
-    mlp_width: int
     vocabulary: int
+    kept: Kept  # for backward, in compute dtype
+    layer_trains: int  # of `layer`, those that train
+    outside_trains: int  # of `outside`
     head_trains: bool = True
     fused_loss: bool = True  # there are never all logits of a micro-batch
+
+    @property
+    def everything(self) -> int:
+        return self.trainable + self.frozen
 
 
 @dataclass(frozen=True)
@@ -61,64 +66,110 @@ class Load:
     checkpointing: Literal["full", "selective"] | None = None
     offload: bool = False  # states live in CPU memory
     whole_weights: bool = False  # kept by every rank from forward to the end of the step
-    whole_gradients: bool = False  # kept by every rank, in fp32, until the last micro-batch
+    several_micro_batches: bool = False  # in a step: the first ones leave gradients
+    whole_gradients: bool = False  # these are kept whole by every rank, in fp32, until the last micro-batch
     on_cpu: bool = False  # else on a GPU
     snapshot: bool = False  # checkpoints are copied into this memory, and written while training goes on
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Hold the estimated memory of one rank, in bytes, split by what it is for.
+    """Bytes per rank at one moment of a step."""
 
-    The moment is the end of the forward pass of the largest micro-batch.
-    """
-
+    moment: str
     weights: int
-    gradients: int
     optimizer: int
-    gathered: int  # whole layers while they compute, their gradients until they are shared out
+    gradients: int  # this rank's parts, whole ones of earlier micro-batches, those that are being summed
+    gathered: int  # whole layers while they compute
     activations: int
     logits: int
     snapshot: int  # the copy of weights and optimizer that the last checkpoint was written from
 
     @property
+    def parts(self) -> dict[str, int]:
+        return {name: size for name, size in vars(self).items() if name != "moment"}
+
+    @property
     def total(self) -> int:
-        return sum(getattr(self, field.name) for field in fields(self))
+        return sum(self.parts.values())
 
     def __str__(self) -> str:
-        sizes = {field.name: getattr(self, field.name) for field in fields(self)}
-        parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in sizes.items() if size)
-        return f"{gigabytes(self.total)} per rank: {parts}"
+        told = ", ".join(f"{name} {gigabytes(size)}" for name, size in self.parts.items() if size)
+        return f"{gigabytes(self.total)} per rank, when {self.moment}: {told}"
 
 
 def estimate(model: ModelSize, load: Load) -> Memory:
-    """Estimate the memory of one rank."""
+    """Return the memory of one rank at the moment of a step when it is fullest."""
+    return max(moments(model, load), key=lambda memory: memory.total)
+
+
+def moments(model: ModelSize, load: Load) -> list[Memory]:
+    """Return the memory of one rank at the moments of a step when it may be fullest, in their order."""
     n, m, c = load.ranks, load.master_bytes, load.compute_bytes
-    in_layer = 16 * model.width + c * (
-        4 * model.width + 3 * model.query_width + 2 * model.key_width + 4 * model.mlp_width
-    )
-    kept_layers = 1 if load.checkpointing else model.layers
-    checkpoints = 0
-    if load.checkpointing:
-        checkpoints = c * model.width * model.layers
-    if load.checkpointing == "selective":
-        kept = 2 * model.width + 2 * model.query_width + 2 * model.key_width + 2 * model.mlp_width
-        checkpoints += c * kept * model.layers
-    trained_share = model.trainable / (model.trainable + model.frozen)
-    # The next layer is gathered while this one computes.
-    alive = model.trainable + model.frozen if load.whole_weights else model.outside + 2 * model.layer
-    largest = max(model.outside, model.layer)
     here = 0 if load.offload else 1
     remembered = int(model.trainable * load.optimizer_bytes(m))
-    return Memory(
-        weights=here * (model.trainable * m + model.frozen * (load.frozen_bytes or c)) // n,
-        gradients=4 * model.trainable if load.whole_gradients else here * model.trainable * m // n,
-        optimizer=here * remembered // n,
-        gathered=alive * c + int(trained_share * (c * (model.outside + model.layer) + 4 * largest)),
-        activations=load.tokens * (kept_layers * in_layer + checkpoints),
-        logits=_fused_loss(model, load) if model.fused_loss else _whole_logits(model, load),
-        snapshot=(model.trainable * m + remembered) // n if load.snapshot else 0,
-    )
+    weights = here * (model.trainable * m + model.frozen * (load.frozen_bytes or c)) // n
+    snapshot = (model.trainable * m + remembered) // n if load.snapshot else 0
+    shared_gradients = here * model.trainable * m // n
+    earlier = 0
+    if load.several_micro_batches:
+        earlier = 4 * model.trainable if load.whole_gradients else shared_gradients
+
+    inputs = 0
+    if load.checkpointing:
+        inputs = int(load.tokens * (c * model.width * model.layers + model.kept.results * _is_selective(load)))
+    one_layer, all_layers = int(load.tokens * model.kept.layer), int(load.tokens * model.kept.layers)
+    last_norm = load.tokens * model.width * (4 + 2 * c)
+
+    def gathered(layers: int) -> int:
+        return c * (model.everything if load.whole_weights else model.outside + layers * model.layer)
+
+    def being_summed(parameters: int) -> int:
+        """Whole gradients of a group in compute dtype, and their copy in fp32 that is summed over the ranks."""
+        return (c + 4) * parameters
+
+    def memory(moment: str, *, gradients: int, gathered: int, activations: int, logits: int = 0) -> Memory:
+        return Memory(moment, weights, here * remembered // n, gradients, gathered, activations, logits, snapshot)
+
+    of_head = c * model.vocabulary * model.width if model.head_trains else 0
+    in_backward = being_summed(model.layer_trains) + of_head
+    return [
+        memory(
+            "forward begins",
+            gradients=earlier,
+            gathered=2 * gathered(1) if n > 1 else gathered(0),
+            activations=0,
+        ),
+        memory(
+            "the loss is computed",
+            gradients=earlier,
+            gathered=gathered(1 if n > 1 else 0),
+            activations=(inputs or all_layers) + last_norm,
+            logits=_fused_loss(model, load) if model.fused_loss else _whole_logits(model, load),
+        ),
+        memory(
+            "backward begins",
+            gradients=earlier + in_backward,
+            gathered=gathered(2 if n > 1 else 1),
+            activations=inputs + one_layer if inputs else all_layers,
+        ),
+        memory(
+            "backward ends",
+            gradients=shared_gradients + in_backward,
+            gathered=gathered(2 if n > 1 else 1),
+            activations=one_layer,
+        ),
+        memory(
+            "the last gradients are summed",
+            gradients=shared_gradients + being_summed(model.outside_trains),
+            gathered=0,
+            activations=0,
+        ),
+    ]
+
+
+def _is_selective(load: Load) -> bool:
+    return load.checkpointing == "selective"
 
 
 def _fused_loss(model: ModelSize, load: Load) -> int:
@@ -166,29 +217,34 @@ def gigabytes(number: int) -> str:
     return f"{number / 1e9:,.1f} GB" if number >= 1e9 else f"{number / 1e6:,.1f} MB"
 
 
-def model_size(model: PreTrainedModel, layers: list[torch.nn.Module]) -> ModelSize:
-    """Measure a model, which may lie on the meta device."""
+def model_size(
+    model: PreTrainedModel, layers: list[torch.nn.Module], compute_dtype: torch.dtype = torch.bfloat16
+) -> ModelSize:
+    """Return the sizes of a skeleton whose layers are neither checkpointed nor sharded yet."""
     config = model.config.get_text_config()
-    heads = largest_of(config, "num_attention_heads")  # Mamba and RWKV have none
-    head_width = largest_of(config, "head_dim") or config.hidden_size // max(heads, 1)
-    parameters = list(model.parameters())
-    in_layers = [sum(weight.numel() for weight in layer.parameters()) for layer in layers]
-    everything = sum(weight.numel() for weight in parameters)
+    largest = max(layers, key=_numbers)
+    in_layers, of_them_train = (sum(_numbers(layer, trains) for layer in layers) for trains in (False, True))
+    trainable, everything = _numbers(model, trains=True), _numbers(model)
     head = model.get_output_embeddings()
     return ModelSize(
-        trainable=sum(weight.numel() for weight in parameters if weight.requires_grad),
-        frozen=sum(weight.numel() for weight in parameters if not weight.requires_grad),
-        layer=max(in_layers),
-        outside=everything - sum(in_layers),
+        trainable=trainable,
+        frozen=everything - trainable,
+        layer=_numbers(largest),
+        outside=everything - in_layers,
         layers=len(layers),
         width=config.hidden_size,
-        query_width=heads * head_width,
-        key_width=(largest_of(config, "num_key_value_heads") or heads) * head_width,
-        mlp_width=_mlp_width(config),
         vocabulary=config.vocab_size,
-        head_trains=any(weight.requires_grad for weight in head.parameters()) if head is not None else True,
+        kept=kept_for_backward(model, layers, compute_dtype),
+        layer_trains=_numbers(largest, trains=True),
+        outside_trains=trainable - of_them_train,
+        head_trains=_numbers(head, trains=True) > 0 if head is not None else True,
         fused_loss=getattr(model, "logit_form", None) is not None,
     )
+
+
+def _numbers(module: torch.nn.Module, trains: bool = False) -> int:
+    """Return how many numbers the parameters of `module` hold. trains: count those alone that train."""
+    return sum(weight.numel() for weight in module.parameters() if weight.requires_grad or not trains)
 
 
 def device_bytes(device: torch.device) -> int:
@@ -200,10 +256,3 @@ def device_bytes(device: torch.device) -> int:
         if Path(file).is_file() and (text := Path(file).read_text().strip()).isdecimal():
             limit = min(limit, int(text))
     return limit // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def _mlp_width(config: PretrainedConfig) -> int:
-    experts, width = largest_of(config, "num_experts_per_tok"), largest_of(config, "intermediate_size")
-    if experts:
-        return experts * (largest_of(config, "moe_intermediate_size") or width)
-    return width or 4 * config.hidden_size

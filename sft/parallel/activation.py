@@ -41,7 +41,12 @@ def compile_layers(layers: Sequence[torch.nn.Module]) -> None:
         layer.forward = torch.compile(layer.forward)
 
 
-def _keep(matmuls: set[str], _: Any, operator: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
+def stays_with_selective(operator: Any, matmuls: set[str] = MATMULS | MATMULS_OF_EXPERTS) -> bool:
+    """Return True if selective checkpointing keeps the result of `operator`."""
     name = operator.name().partition(".")[0]
-    costly = name in matmuls or any(part in name for part in ATTENTION)
-    return CheckpointPolicy.MUST_SAVE if costly else CheckpointPolicy.PREFER_RECOMPUTE
+    return name in matmuls or any(part in name for part in ATTENTION)
+
+
+def _keep(matmuls: set[str], _: Any, operator: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
+    kept = stays_with_selective(operator, matmuls)
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE

@@ -172,12 +172,12 @@ def sum_over(group: dist.ProcessGroup | None, *values: float | torch.Tensor) -> 
     """
     devices = [value.device for value in values if isinstance(value, torch.Tensor)]
     total = torch.tensor([0.0 if isinstance(value, torch.Tensor) else value for value in values], dtype=torch.float64)
-    if devices and devices[0].type == "cuda":
+    if devices and devices[0].type != "cpu":
         total = total.pin_memory().to(devices[0], non_blocking=True)  # from pageable memory, the host would wait
     for index, value in enumerate(values):
         if isinstance(value, torch.Tensor):
             total[index] = value.detach()
-    if total.device.type == "cuda" and group is ALL_RANKS:
+    if total.device.type != "cpu" and group is ALL_RANKS:
         # By gloo, which notices a rank that died. NCCL does not: the host would wait in tolist() until it is killed.
         dist.all_reduce(torch.zeros(()), group=group)
     dist.all_reduce(total, group=group)

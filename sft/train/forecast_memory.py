@@ -15,6 +15,7 @@ from sft.data.order.plan import Plan
 from sft.errors import OwnMishapError
 from sft.model.load import decoder_layers
 from sft.model.memory import Load, ModelSize, device_bytes, estimate, gigabytes, model_size, savings
+from sft.model.place import DTYPES
 from sft.parallel.lost_ranks import is_out_of_memory
 from sft.parallel.world import World, max_over_all_ranks
 from sft.train.forecast import Forecast, forecast, plan_of
@@ -79,30 +80,44 @@ def footprint(
 
     supervised_tokens: of every sample, where somebody counted them
     """
-    fsdp, kind = config.model.fsdp_config, config.model.gradient_checkpointing_kind
     view = look_ahead(config, dataset, ranks, supervised_tokens)
-    load = Load(
-        ranks=ranks // fsdp.dp_replicate,
+    load = load_of(
+        config,
+        ranks=ranks,
         tokens=view.most_positions // view.sp_size,
         logits=view.most_logits // view.sp_size,
+        device=device,
+    )
+    size = model_size(model, decoder_layers(model), DTYPES[config.model.fsdp_config.compute_dtype])
+    load = replace(load, several_micro_batches=view.micro_batches > 1)
+    plain = Footprint(size, load, ranks, device, device_bytes, reduce_once=False)
+    whole = replace(plain, load=replace(load, whole_gradients=True), reduce_once=True)
+    has_room = whole.fits() and not load.offload  # what was offloaded for want of memory must not come back
+    when = config.model.fsdp_config.reduce_gradients
+    if when == "once" or (when == "auto" and has_room):
+        return whole if view.micro_batches > 1 else replace(plain, reduce_once=True)
+    return plain
+
+
+def load_of(config: SftConfig, *, ranks: int, tokens: int, logits: int, device: str) -> Load:
+    """Return how `config` uses a model on `ranks` ranks. tokens, logits: of the largest micro-batch of one rank."""
+    model, fsdp, trainer = config.model, config.model.fsdp_config, config.trainer
+    return Load(
+        ranks=ranks // fsdp.dp_replicate,
+        tokens=tokens,
+        logits=logits,
         master_bytes=BYTES[fsdp.model_dtype],
         compute_bytes=BYTES[fsdp.compute_dtype],
         # Without LoRA a frozen weight lies among those that train, in their dtype.
-        frozen_bytes=None if config.model.lora_rank else BYTES[fsdp.model_dtype],
+        frozen_bytes=None if model.lora_rank else BYTES[fsdp.model_dtype],
         optimizer_bytes=OPTIMIZERS[config.optim.name].state_bytes,
-        checkpointing=kind if config.model.enable_gradient_checkpointing else None,
+        checkpointing=model.gradient_checkpointing_kind if model.enable_gradient_checkpointing else None,
         offload=(fsdp.cpu_offload or fsdp.offload_params) and device != "cpu",
         whole_weights=not fsdp.reshard_after_forward,
         on_cpu=device == "cpu",
         # A GPU's checkpoints are copied to the CPU.
-        snapshot=device == "cpu" and config.trainer.async_save and config.trainer.save_freq not in (-1, 0),
+        snapshot=device == "cpu" and trainer.async_save and trainer.save_freq not in (-1, 0),
     )
-    plain = Footprint(model_size(model, decoder_layers(model)), load, ranks, device, device_bytes, reduce_once=False)
-    whole = replace(plain, load=replace(load, whole_gradients=True), reduce_once=True)
-    has_room = whole.fits() and not load.offload  # what was offloaded for want of memory must not come back
-    if fsdp.reduce_gradients == "once" or (fsdp.reduce_gradients == "auto" and has_room):
-        return whole if view.micro_batches > 1 else replace(plain, reduce_once=True)
-    return plain
 
 
 def footprint_of_run(config: SftConfig, skeleton: PreTrainedModel, train: Dataset, world: World) -> Footprint:

@@ -6,10 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM
 
+from sft.model.attention import Available, choose_attention
 from sft.model.head import LogitForm, linear_ce_sum
-from sft.model.memory import Load, ModelSize, estimate, gigabytes, model_size, savings
+from sft.model.kept import Kept, kept_for_backward
+from sft.model.load import build_skeleton
+from sft.model.memory import Load, Memory, ModelSize, estimate, gigabytes, model_size, moments, savings
+from sft.model.pretrained import load_config
 from sft.train.optim import OPTIMIZERS
 from tests.assets import tiny_model_dir
 
@@ -22,49 +25,40 @@ LOAD = Load(
     optimizer_bytes=OPTIMIZERS["adamw"].state_bytes,
 )
 BILLION = ModelSize(
-    trainable=10**9, frozen=0, layer=3 * 10**7, outside=10**8, layers=30, width=2048, query_width=2048,
-    key_width=512, mlp_width=8192, vocabulary=150_000,
+    trainable=10**9, frozen=0, layer=3 * 10**7, outside=10**8, layers=30, width=2048, vocabulary=150_000,
+    kept=Kept(layers=30 * 100_000, layer=100_000, results=30 * 50_000),
+    layer_trains=3 * 10**7, outside_trains=10**8,
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama"])
-def test_activations_are_what_autograd_keeps(kind, dtype, tmp_path):
-    """Every tensor that the layers save for backward, weights excepted, by storage: within 5 % below, 25 % above."""
-    sizes = {"hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 8, "head_dim": 32}
-    tiny_model_dir(tmp_path, kind=kind, num_hidden_layers=4, **sizes)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype, attn_implementation="sdpa").train()
-    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
-    saved: dict[int, torch.Tensor] = {}
+def when(moment: str, model: ModelSize, load: Load) -> Memory:
+    (memory,) = [memory for memory in moments(model, load) if memory.moment == moment]
+    return memory
 
-    def note(tensor):
-        if tensor.untyped_storage().data_ptr() not in weights:
-            saved[tensor.untyped_storage().data_ptr()] = tensor  # kept alive: no address is used twice
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        model.model(input_ids=torch.arange(LOAD.tokens)[None] % 400, use_cache=False)
-    measured = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
-    load = replace(LOAD, compute_bytes=dtype.itemsize)
-    estimated = estimate(model_size(model, list(model.model.layers)), load).activations
-    assert 0.95 < estimated / measured < 1.25
+FORWARD, LOSS, BACKWARD, LAST_LAYER, END = (memory.moment for memory in moments(BILLION, LOAD))
 
 
 def test_sizes_of_a_model(tmp_path):
-    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir(tmp_path))
+    tiny_model_dir(tmp_path)
+    config = load_config(tmp_path, trust_remote_code=False)
+    attention = choose_attention(config, wanted="auto", packed=True, half=True, here=Available("cpu"))
+    model = build_skeleton(config, attention=attention, dtype=torch.float32, trust_remote_code=False)
     size = model_size(model, list(model.model.layers))
     everything = sum(weight.numel() for weight in model.parameters())
     assert size.trainable == everything and size.frozen == 0
     assert size.layers * size.layer + size.outside == everything
-    assert (size.width, size.query_width, size.key_width, size.mlp_width) == (64, 64, 32, 128)
+    assert size.width == 64 and size.layer_trains == size.layer and size.outside_trains == size.outside
+    assert size.kept == kept_for_backward(model, list(model.model.layers), torch.bfloat16)
     assert size.vocabulary == model.get_input_embeddings().weight.shape[0]
 
 
 def test_states_are_shared_out_and_have_their_dtype():
-    one, eight = estimate(BILLION, LOAD), estimate(BILLION, replace(LOAD, ranks=8))
-    assert (one.weights, one.gradients, one.optimizer) == (4 * 10**9, 4 * 10**9, 8 * 10**9)
-    assert (eight.weights, eight.gradients, eight.optimizer) == (5 * 10**8, 5 * 10**8, 10**9)
-    assert eight.activations == one.activations
+    one, eight = when(END, BILLION, LOAD), when(END, BILLION, replace(LOAD, ranks=8))
+    being_summed = (2 + 4) * 10**8
+    assert (one.weights, one.gradients, one.optimizer) == (4 * 10**9, 4 * 10**9 + being_summed, 8 * 10**9)
+    assert (eight.weights, eight.gradients, eight.optimizer) == (5 * 10**8, 5 * 10**8 + being_summed, 10**9)
+    assert when(LOSS, BILLION, replace(LOAD, ranks=8)).activations == when(LOSS, BILLION, LOAD).activations
     assert estimate(BILLION, replace(LOAD, master_bytes=2)).optimizer == 4 * 10**9
 
 
@@ -77,39 +71,52 @@ def test_what_the_optimizer_remembers_is_its_own_say():
 
 
 def test_frozen_weights_have_neither_gradients_nor_moments():
-    size = replace(BILLION, trainable=10**7, frozen=10**9)
-    memory = estimate(size, LOAD)
+    size = replace(BILLION, trainable=10**7, frozen=10**9, layer_trains=10**6, outside_trains=0)
+    memory = when(END, size, LOAD)
     assert (memory.weights, memory.gradients, memory.optimizer) == (4 * 10**7 + 2 * 10**9, 4 * 10**7, 8 * 10**7)
-    assert memory.gathered < estimate(BILLION, LOAD).gathered
+    assert when(LAST_LAYER, replace(size, head_trains=False), LOAD).gradients == 4 * 10**7 + (2 + 4) * 10**6
 
 
-def test_checkpointing_keeps_one_layer_and_the_input_of_each():
-    memory = estimate(BILLION, replace(LOAD, checkpointing="full"))
-    in_layer = estimate(BILLION, LOAD).activations // BILLION.layers
-    assert memory.activations == in_layer + LOAD.tokens * 2 * 2048 * BILLION.layers
+def test_a_step_is_fullest_at_one_moment():
+    assert estimate(BILLION, LOAD).total == max(memory.total for memory in moments(BILLION, LOAD))
+    assert estimate(BILLION, replace(LOAD, tokens=10**6, checkpointing="full")).moment == BACKWARD
+    assert estimate(BILLION, replace(LOAD, tokens=1, logits=1)).moment == END
+    large_vocabulary = replace(BILLION, vocabulary=10**6)
+    assert estimate(large_vocabulary, replace(LOAD, ranks=64)).moment == LOSS
+    frozen = replace(BILLION, trainable=1, frozen=10**9, layer_trains=0, outside_trains=0, head_trains=False)
+    assert estimate(frozen, replace(LOAD, ranks=64, tokens=1, logits=1)).moment == FORWARD
 
 
-def test_selective_checkpointing_lies_between():
-    full, selective, none = (
-        estimate(BILLION, replace(LOAD, checkpointing=kind)).activations for kind in ("full", "selective", None)
-    )
-    assert full < selective < none
-    results = 2 * (2 * 2048 + 2 * 2048 + 2 * 512 + 2 * 8192)  # of matmuls and attention, per token and layer
-    assert selective - full == LOAD.tokens * results * BILLION.layers
+def test_activations_are_there_from_the_loss_to_the_layer_that_uses_them():
+    assert when(FORWARD, BILLION, LOAD).activations == when(END, BILLION, LOAD).activations == 0
+    last_norm = 512 * 2048 * (4 + 2 * 2)
+    assert when(LOSS, BILLION, LOAD).activations == 512 * 30 * 100_000 + last_norm
+    assert when(BACKWARD, BILLION, LOAD).activations == 512 * 30 * 100_000
+    assert when(LAST_LAYER, BILLION, LOAD).activations == 512 * 100_000
+
+
+def test_checkpointing_keeps_the_input_of_each_layer_and_one_layer_in_backward():
+    load, inputs = replace(LOAD, checkpointing="full"), 512 * 2 * 2048 * 30
+    assert when(LOSS, BILLION, load).activations == inputs + 512 * 2048 * (4 + 2 * 2)
+    assert when(BACKWARD, BILLION, load).activations == inputs + 512 * 100_000
+    selective = replace(LOAD, checkpointing="selective")
+    assert when(BACKWARD, BILLION, selective).activations == inputs + 512 * 100_000 + 512 * 30 * 50_000
 
 
 def test_what_is_kept_whole_does_not_shrink_with_the_ranks():
-    eight = replace(LOAD, ranks=8)
-    plain = estimate(BILLION, eight)
-    assert estimate(BILLION, replace(eight, whole_gradients=True)).gradients == 4 * 10**9 > plain.gradients
-    whole = estimate(BILLION, replace(eight, whole_weights=True))
+    several = replace(LOAD, ranks=8, several_micro_batches=True)
+    assert when(LOSS, BILLION, replace(LOAD, ranks=8)).gradients == 0
+    assert when(LOSS, BILLION, several).gradients == 4 * 10**9 // 8
+    assert when(LOSS, BILLION, replace(several, whole_gradients=True)).gradients == 4 * 10**9
+    plain, whole = (when(BACKWARD, BILLION, replace(LOAD, ranks=8, whole_weights=kept)) for kept in (False, True))
     assert whole.gathered - plain.gathered == 2 * (10**9 - 10**8 - 2 * 3 * 10**7)
 
 
 def test_what_is_offloaded_leaves_the_device_but_for_what_computes():
-    memory = estimate(BILLION, replace(LOAD, offload=True))
-    assert (memory.weights, memory.gradients, memory.optimizer) == (0, 0, 0)
-    assert memory.gathered == estimate(BILLION, LOAD).gathered
+    memory, plain = (when(END, BILLION, replace(LOAD, offload=offload)) for offload in (True, False))
+    assert (memory.weights, memory.optimizer) == (0, 0)
+    assert memory.gradients == plain.gradients - 4 * 10**9
+    assert when(BACKWARD, BILLION, replace(LOAD, offload=True)).gathered == when(BACKWARD, BILLION, LOAD).gathered
 
 
 def test_a_copy_for_checkpoints_is_of_what_trains():
@@ -122,13 +129,13 @@ def test_a_copy_for_checkpoints_is_of_what_trains():
 
 def test_logits_exist_for_a_chunk_of_trained_positions():
     head = 150_000 * 2048 * (4 + 2)  # the gradient of its weight: summed in fp32, used in bf16
-    assert estimate(BILLION, LOAD).logits == 150_000 * 100 * (2 + 4) + 2 * 2048 * 100 + head
-    assert estimate(BILLION, replace(LOAD, logits=0)).logits == 0
-    more = estimate(BILLION, replace(LOAD, logits=5000)).logits
+    assert when(LOSS, BILLION, LOAD).logits == 150_000 * 100 * (2 + 4) + 2 * 2048 * 100 + head
+    assert when(LOSS, BILLION, replace(LOAD, logits=0)).logits == 0
+    more = when(LOSS, BILLION, replace(LOAD, logits=5000)).logits
     assert more == 150_000 * 2048 * (2 + 4) + 2 * 2048 * 5000 + head
-    frozen = estimate(replace(BILLION, head_trains=False), replace(LOAD, logits=5000)).logits
+    frozen = when(LOSS, replace(BILLION, head_trains=False), replace(LOAD, logits=5000)).logits
     assert frozen == more - head
-    whole = estimate(replace(BILLION, fused_loss=False), replace(LOAD, logits=5000)).logits
+    whole = when(LOSS, replace(BILLION, fused_loss=False), replace(LOAD, logits=5000)).logits
     assert whole == 150_000 * (2 * 2 * 5000 + 3 * 4 * 1024), "fp32 exists for a chunk only"
 
 
@@ -142,7 +149,7 @@ def test_logits_are_what_the_fused_loss_allocates(dtype):
         labels = torch.arange(rows)
         linear_ce_sum(hidden, weight, None, labels, torch.ones(rows), LogitForm())[0].backward()
     size = replace(BILLION, width=width, vocabulary=vocabulary)
-    estimated = estimate(size, replace(LOAD, logits=rows, compute_bytes=dtype.itemsize, on_cpu=True)).logits
+    estimated = when(LOSS, size, replace(LOAD, logits=rows, compute_bytes=dtype.itemsize, on_cpu=True)).logits
     assert 0.8 < estimated / alive.most < 1.25
 
 
@@ -175,7 +182,8 @@ def test_knobs_that_save_are_named_the_most_first():
     assert "model.enable_gradient_checkpointing=true" in saved
     turned = savings(BILLION, replace(LOAD, checkpointing="full", master_bytes=2))
     assert not {"model.enable_gradient_checkpointing=true", "model.fsdp_config.model_dtype=bf16"} & set(turned)
-    kept = savings(BILLION, replace(LOAD, ranks=8, whole_weights=True, whole_gradients=True, checkpointing="selective"))
+    everything = {"whole_weights": True, "several_micro_batches": True, "whole_gradients": True}
+    kept = savings(BILLION, replace(LOAD, ranks=8, tokens=16_384, checkpointing="selective", **everything))
     for knob in ("reshard_after_forward=true", "reduce_gradients=every_micro_batch", "cpu_offload=true"):
         assert f"model.fsdp_config.{knob}" in kept
     assert "model.gradient_checkpointing_kind=full" in kept
@@ -185,4 +193,6 @@ def test_knobs_that_save_are_named_the_most_first():
 def test_units():
     assert gigabytes(1_250_000_000) == "1.2 GB" and gigabytes(12_300_000) == "12.3 MB"
     memory = estimate(BILLION, LOAD)
-    assert str(memory).startswith(f"{gigabytes(memory.total)} per rank: weights 4.0 GB, gradients 4.0 GB")
+    assert str(memory).startswith(
+        f"{gigabytes(memory.total)} per rank, when {memory.moment}: weights 4.0 GB, optimizer "
+    )

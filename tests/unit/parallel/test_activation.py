@@ -2,16 +2,13 @@
 
 import gc
 from collections import namedtuple
-from dataclasses import replace
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from sft.model.memory import Load, estimate, model_size
 from sft.parallel.activation import checkpoint_activations, compile_layers
-from sft.train.optim import OPTIMIZERS
 from tests.assets import tiny_model_dir
 
 IDS = torch.arange(512)[None] % 400
@@ -104,18 +101,10 @@ def test_selective_keeps_less_than_all_and_full_keeps_the_least(measured):
 def test_the_estimate_of_memory_knows_what_selective_keeps(measured, tmp_path):
     """The layers' part of it; the rest of what is alive - rotary tables, the last norm - is small."""
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir(tmp_path, **SIZES))
-    load = Load(
-        ranks=1,
-        tokens=IDS.numel(),
-        logits=0,
-        master_bytes=4,
-        compute_bytes=4,
-        optimizer_bytes=OPTIMIZERS["adamw"].state_bytes,
-        checkpointing="selective",
-    )
-    size = model_size(model, list(model.model.layers))
-    one_layer = estimate(size, replace(load, checkpointing=None)).activations / size.layers  # in backward, not yet
-    assert estimate(size, load).activations - one_layer == pytest.approx(measured["selective"].kept_bytes, rel=0.15)
+    layers = list(model.model.layers)
+    kept = kept_for_backward(model, layers, torch.float32)
+    inputs = 4 * model.config.hidden_size * len(layers)
+    assert IDS.numel() * (kept.results + inputs) == pytest.approx(measured["selective"].kept_bytes, rel=0.15)
 
 
 def test_selective_computes_no_matmul_and_no_attention_twice(measured):

@@ -9,6 +9,7 @@ import torch
 from sft.data.order.mixture import Mixture, Source
 from sft.data.order.plan import Plan
 from sft.errors import InputError
+from sft.model.kept import Kept
 from sft.model.memory import Load, ModelSize, device_bytes, estimate
 from sft.parallel.lost_ranks import is_out_of_memory
 from sft.train.forecast_memory import (
@@ -21,8 +22,9 @@ from sft.train.forecast_memory import (
 from sft.train.optim import OPTIMIZERS
 
 MODEL = ModelSize(
-    trainable=10**9, frozen=0, layer=3 * 10**7, outside=10**8, layers=30, width=2048, query_width=2048,
-    key_width=512, mlp_width=8192, vocabulary=150_000,
+    trainable=10**9, frozen=0, layer=3 * 10**7, outside=10**8, layers=30, width=2048, vocabulary=150_000,
+    kept=Kept(layers=30 * 100_000, layer=100_000, results=30 * 50_000),
+    layer_trains=3 * 10**7, outside_trains=10**8,
 )  # fmt: skip
 PLAN = Footprint(
     MODEL,
@@ -127,7 +129,7 @@ def test_ranks_of_a_node_share_its_memory(monkeypatch):
 )
 def test_when_gradients_are_summed(monkeypatch, asked, room, offload, micro_batches, once):
     config = stand_in(monkeypatch, reduce_gradients=asked, offload=offload, micro_batches=micro_batches)
-    whole = estimate(MODEL, replace(PLAN.load, whole_gradients=True, offload=offload)).total
+    whole = estimate(MODEL, replace(PLAN.load, several_micro_batches=True, whole_gradients=True, offload=offload)).total
     found = footprint(config, None, None, 1, device="cuda", device_bytes=int(whole * room / 0.79))
     assert found.reduce_once == once
     assert found.load.whole_gradients == (once and micro_batches > 1)
