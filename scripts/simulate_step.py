@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,9 +33,10 @@ from sft.model.memory import Memory, estimate, gigabytes, model_size
 from sft.model.pretrained import load_config
 from sft.parallel.mesh import build_mesh
 from sft.parallel.ulysses import split_tokens
+from sft.train.build import Job
 from sft.train.forecast_memory import load_of
 from sft.train.optim import OPTIMIZERS
-from sft.types import Sample, TrainState
+from sft.types import Batch, Sample, TrainState
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- simulated steps: scripts/simulate_step.py --write -->", "<!-- end of simulated steps -->"
@@ -133,6 +134,7 @@ def simulate(case: Case, home: Path) -> Simulated:
         here=H100,
     )
     model, _ = placing.build_bare_model(config, home, attention)
+    model.to(DEVICE.type)  # its buffers as well
     load = load_of(
         config,
         ranks=case.ranks,
@@ -146,7 +148,7 @@ def simulate(case: Case, home: Path) -> Simulated:
     dtype = placing.DTYPES[config.model.fsdp_config.compute_dtype]
     estimated = estimate(model_size(model, decoder_layers(model), dtype), load)
     with simulated_ranks(case.ranks):
-        job = job_of(config, model.to(DEVICE), home, case.ranks, reduce_once=once)
+        job = job_of(config, model, home, case.ranks, reduce_once=once)
         with SimulatedDevice(model) as device:
             for _ in range(2):
                 device.restart_counts()
@@ -178,30 +180,32 @@ def configuration(case: Case, home: Path) -> SftConfig:
     return checked(values, overrides, print, world_size=case.ranks, unusable=unusable, needs_weights=False)
 
 
-def job_of(config: SftConfig, model: Any, home: Path, ranks: int, *, reduce_once: bool) -> Any:
-    """Return what `train_step` asks of a job, the model sharded by the trainer's own `place`."""
+def job_of(config: SftConfig, model: Any, home: Path, ranks: int, *, reduce_once: bool) -> Job:
+    """Return what a step asks of a job, the model sharded by the trainer's own `place`."""
     sp, replicas = config.ulysses_sequence_parallel_size, config.model.fsdp_config.dp_replicate
     mesh = build_mesh(ranks, DEVICE.type, sp_size=sp, dp_replicate=replicas)
     sharding = placing.sharding_of(config.model.fsdp_config, reduce_once=reduce_once)
-    world = SimpleNamespace(rank=0, size=ranks, device=DEVICE)
+    world: Any = SimpleNamespace(rank=0, size=ranks, device=DEVICE)
     no_weights = mock.patch.object(placing, "load_weights", lambda *_, **__: None)
     no_values = mock.patch.object(placing, "prove_separation", lambda *_: None)
     no_adapters = mock.patch("sft.model.lora.start_adapters", lambda *_, **__: None)
     with no_weights, no_values, no_adapters:
         placing.place(model, config, home, mesh, sharding, world, grown=False)
-    return SimpleNamespace(
-        model=model,
-        optimizer=OPTIMIZERS[config.optim.name].build(model, config.optim),
-        config=config,
-        world=world,
-        sharding=sharding,
-        mesh=mesh,
-        state=TrainState(),
-        total_steps=10,
-    )
+    known: dict[str, Any] = {
+        "model": model,
+        "optimizer": OPTIMIZERS[config.optim.name].build(model, config.optim),
+        "config": config,
+        "world": world,
+        "sharding": sharding,
+        "mesh": mesh,
+        "state": TrainState(),
+        "plan": SimpleNamespace(total_steps=10),
+    }
+    others: dict[str, Any] = dict.fromkeys(part.name for part in fields(Job))
+    return Job(**(others | known))  # a step asks for nothing else
 
 
-def batches(case: Case, job: Any) -> list[Any]:
+def batches(case: Case, job: Job) -> list[Batch]:
     """Return the micro-batches of one step: samples of one length, whose second halves train, Σ w = 1."""
     length = case.tokens * job.mesh.sp_size // case.samples
     weights = np.zeros(length, np.float32)

@@ -59,7 +59,8 @@ STREAMS = SimpleNamespace(
 @contextmanager
 def simulated_ranks(size: int) -> Iterator[None]:
     """Be rank 0 of `size` ranks whose collectives return at once, and let FSDP2 and optimizers accept DEVICE."""
-    dist.init_process_group("cpu:fake,meta:fake", store=dist.HashStore(), rank=0, world_size=size)
+    store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+    dist.init_process_group("cpu:fake,meta:fake", store=store, rank=0, world_size=size)
     try:
         with (
             mock.patch.object(torch, DEVICE.type, STREAMS, create=True),

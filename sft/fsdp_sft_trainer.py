@@ -205,7 +205,7 @@ def train_step(job: Job, micro_batches: list[Batch], weight_sums: list[float]) -
     loss_of = {f"loss of source {number}": share for number, share in enumerate(shares)}
     # Ranks of dp_replicate hold the same part of each gradient.
     square_sum = {"grad_norm²": squared_norm_of_gradients(model) / job.mesh.dp_replicate}
-    sums = sum_by_name(ALL_RANKS, loss_of | square_sum | asdict(counts) | job.routers.parts_of_loss)
+    sums = sum_by_name(ALL_RANKS, loss_of | square_sum | asdict(counts) | job.routers.to_be_summed())
     shares, counts = [sums[name] for name in loss_of], counts.of(sums)
     refuse_other_data(counts.weight_sum, weight_sum)
     loss, grad_norm = sum(shares), math.sqrt(sums["grad_norm²"])
@@ -233,7 +233,7 @@ def train_step(job: Job, micro_batches: list[Batch], weight_sums: list[float]) -
         counts=counts,
         skipped=not finite,
         router_aux_loss=sums.get("router_aux_loss"),
-        largest_expert_share=job.routers.largest_share(int(counts.tokens)),
+        largest_expert_share=sums["largest_expert"] / counts.tokens if "largest_expert" in sums else None,
     )
 
 

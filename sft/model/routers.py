@@ -114,20 +114,18 @@ class Routers:
         self._logits = []
         return self.coefficient * loss
 
-    @property
-    def parts_of_loss(self) -> dict[str, torch.Tensor]:
-        """Return L, this rank's part of it, by name, to be summed over all ranks; {} where no loss is asked for."""
-        return {"router_aux_loss": self._loss} if self.coefficient else {}
+    def to_be_summed(self) -> dict[str, torch.Tensor]:
+        """Return what the one sum over all ranks at the end of a step shall bring the host, by name.
 
-    def largest_share(self, tokens: int) -> float | None:
-        """Return the largest share of the step's `tokens` that one expert of one layer had; None without experts.
-
-        A collective over all ranks.
+        router_aux_loss: L, this rank's part of it; absent where no loss is asked for
+        largest_expert: the most tokens of the step that one expert of one layer had, divided by the ranks; absent
+            without experts. It is found on the device, in a collective over all ranks.
         """
-        if not self._chosen:
-            return None
-        chosen = _over_all_ranks(torch.stack([self._chosen[layer] for layer in sorted(self._chosen)]))
-        return chosen.max().item() / tokens
+        told = {"router_aux_loss": self._loss} if self.coefficient else {}
+        if self._chosen:
+            chosen = _over_all_ranks(torch.stack([self._chosen[layer] for layer in sorted(self._chosen)]))
+            told["largest_expert"] = chosen.max() / dist.get_world_size()
+        return told
 
     def _count(self) -> torch.Tensor:
         """Return [E + 1]: choices of each expert, and tokens, both over all layers of the forward watched last."""

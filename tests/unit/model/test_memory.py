@@ -80,7 +80,7 @@ def test_frozen_weights_have_neither_gradients_nor_moments():
 def test_a_step_is_fullest_at_one_moment():
     assert estimate(BILLION, LOAD).total == max(memory.total for memory in moments(BILLION, LOAD))
     assert estimate(BILLION, replace(LOAD, tokens=10**6, checkpointing="full")).moment == BACKWARD
-    assert estimate(BILLION, replace(LOAD, tokens=1, logits=1)).moment == END
+    assert estimate(replace(BILLION, vocabulary=1000, layer_trains=10**6), replace(LOAD, tokens=1)).moment == END
     large_vocabulary = replace(BILLION, vocabulary=10**6)
     assert estimate(large_vocabulary, replace(LOAD, ranks=64)).moment == LOSS
     frozen = replace(BILLION, trainable=1, frozen=10**9, layer_trains=0, outside_trains=0, head_trains=False)

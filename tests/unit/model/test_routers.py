@@ -43,7 +43,8 @@ def of_step(model, *batches):
         total += loss.item()
     gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
     model.zero_grad()
-    return total, gradients, routers.largest_share(sum(batch.counts.tokens for batch in batches))
+    most = routers.to_be_summed()["largest_expert"].item()  # of one rank: the sum itself
+    return total, gradients, most / sum(batch.counts.tokens for batch in batches)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
@@ -93,8 +94,9 @@ def test_a_share_is_counted_without_a_loss():
     routers.begin_step(lambda _: pytest.fail("nothing is to be counted first"), [batch, batch], CPU)
     with routers.watching(batch):
         token_ce_sum(model, batch)
-    assert routers.loss() == 0.0 and routers.parts_of_loss == {}
-    assert 0.5 <= routers.largest_share(batch.counts.tokens) < 1.0
+    assert routers.loss() == 0.0
+    told = routers.to_be_summed()
+    assert told.keys() == {"largest_expert"} and 0.5 <= told["largest_expert"].item() / batch.counts.tokens < 1.0
 
 
 def test_models_without_experts_have_nothing_to_tell():
@@ -102,7 +104,7 @@ def test_models_without_experts_have_nothing_to_tell():
     batch = collate(samples(), packed=False, pad_id=0)
     with model.routers.watching(batch):
         token_ce_sum(model, batch)
-    assert model.routers.loss() == 0.0 and model.routers.largest_share(1) is None
+    assert model.routers.loss() == 0.0 and model.routers.to_be_summed() == {}
 
 
 @pytest.mark.parametrize(

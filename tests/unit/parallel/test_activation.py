@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
+from sft.model.kept import kept_for_backward
 from sft.parallel.activation import checkpoint_activations, compile_layers
 from tests.assets import tiny_model_dir
 
