@@ -18,6 +18,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import torch
 from simulated_device import DEVICE, SimulatedDevice, simulated_ranks
 from transformers import AutoConfig
 
@@ -28,13 +29,12 @@ from sft.config.door import checked
 from sft.data.order.collate import collate
 from sft.model import place as placing
 from sft.model.attention import Available, choose_attention
-from sft.model.load import decoder_layers
-from sft.model.memory import Memory, estimate, gigabytes, model_size
+from sft.model.memory import Memory, estimate, gigabytes
 from sft.model.pretrained import load_config
 from sft.parallel.mesh import build_mesh
 from sft.parallel.ulysses import split_tokens
 from sft.train.build import Job
-from sft.train.forecast_memory import load_of
+from sft.train.forecast_memory import load_of, size_of
 from sft.train.optim import OPTIMIZERS
 from sft.types import Batch, Sample, TrainState
 
@@ -134,7 +134,7 @@ def simulate(case: Case, home: Path) -> Simulated:
         here=H100,
     )
     model, _ = placing.build_bare_model(config, home, attention)
-    model.to(DEVICE.type)  # its buffers as well
+    torch.nn.Module.to(model, DEVICE)  # its buffers as well
     load = load_of(
         config,
         ranks=case.ranks,
@@ -145,8 +145,7 @@ def simulate(case: Case, home: Path) -> Simulated:
     once = config.model.fsdp_config.reduce_gradients != "every_micro_batch"
     several = case.micro_batches > 1
     load = replace(load, several_micro_batches=several, whole_gradients=several and once)
-    dtype = placing.DTYPES[config.model.fsdp_config.compute_dtype]
-    estimated = estimate(model_size(model, decoder_layers(model), dtype), load)
+    estimated = estimate(size_of(config, model), load)
     with simulated_ranks(case.ranks):
         job = job_of(config, model, home, case.ranks, reduce_once=once)
         with SimulatedDevice(model) as device:
@@ -187,9 +186,9 @@ def job_of(config: SftConfig, model: Any, home: Path, ranks: int, *, reduce_once
     sharding = placing.sharding_of(config.model.fsdp_config, reduce_once=reduce_once)
     world: Any = SimpleNamespace(rank=0, size=ranks, device=DEVICE)
     no_weights = mock.patch.object(placing, "load_weights", lambda *_, **__: None)
-    no_values = mock.patch.object(placing, "prove_separation", lambda *_: None)
     no_adapters = mock.patch("sft.model.lora.start_adapters", lambda *_, **__: None)
-    with no_weights, no_values, no_adapters:
+    no_values = mock.patch.multiple(placing, prove_separation=lambda *_: None, prove_causality=lambda *_: None)
+    with no_weights, no_adapters, no_values:
         placing.place(model, config, home, mesh, sharding, world, grown=False)
     known: dict[str, Any] = {
         "model": model,

@@ -3,12 +3,12 @@
 Weights, gradients and what the optimizer remembers are split over the ranks that share them: ZeRO stage 3, Rajbhandari
 et al. 2019. They are not all there at once. A step is fullest at one of five moments, and the estimate is that one:
 
-    forward begins       the weights outside of the layers and of the first layer, twice: as they were sent and in place
+    forward begins       the embedding and the first layer, twice: as they were sent and in place
     the loss             all activations; the LM head gathered, a chunk of its logits, its gradient in fp32
     backward begins      all activations, one layer's computed again where layers are checkpointed; two layers gathered,
                          the gradients of one whole and being summed
     backward ends        one layer's activations, two layers gathered, the gradients of all layers
-    the last gradients   no activations; all gradients, those outside of the layers whole and being summed
+    the last gradients   no activations; all gradients, the embedding's whole and being summed
 
 What layers keep for backward is measured on their skeleton (kept.py). scripts/simulate_step.py holds the estimate
 against whole steps (docs/performance.md). What it leaves out: fragments of the allocator, buffers of NCCL, CUDA itself
@@ -18,7 +18,7 @@ against whole steps (docs/performance.md). What it leaves out: fragments of the 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -37,14 +37,16 @@ class ModelSize:
     trainable: int
     frozen: int
     layer: int  # parameters of the largest decoder layer
-    outside: int  # parameters outside of the layers: embeddings, LM head, last norm
+    first: int  # parameters that are gathered when forward begins: the embedding, and what belongs to no group
+    at_loss: int  # while the loss is computed: the LM head, and what belongs to no group
     layers: int
     width: int
     vocabulary: int
     kept: Kept  # for backward, in compute dtype
     layer_trains: int  # of `layer`, those that train
-    outside_trains: int  # of `outside`
+    last_trains: int  # of the groups whose gradients are summed last: the embedding, and what belongs to no group
     head_trains: bool = True
+    head_apart: bool = False  # its gradient is summed, and its weight given back, when backward begins
     fused_loss: bool = True  # there are never all logits of a micro-batch
 
     @property
@@ -121,8 +123,14 @@ def moments(model: ModelSize, load: Load) -> list[Memory]:
     one_layer, all_layers = int(load.tokens * model.kept.layer), int(load.tokens * model.kept.layers)
     last_norm = load.tokens * model.width * (4 + 2 * c)
 
-    def gathered(layers: int) -> int:
-        return c * (model.everything if load.whole_weights else model.outside + layers * model.layer)
+    head = model.vocabulary * model.width
+    alone = model.at_loss - head if model.head_apart else model.at_loss  # stays whole through backward
+    sent = model.layer if n > 1 else 0  # of the next layer, on its way
+    of_head = 0 if model.head_apart or not model.head_trains else c * head  # its gradient, whole until the end
+    head_summed = 4 * head if model.head_apart and model.head_trains else 0
+
+    def gathered(parameters: int, *, sent: int) -> int:
+        return c * ((model.everything if load.whole_weights else parameters) + sent)
 
     def being_summed(parameters: int) -> int:
         """Whole gradients of a group in compute dtype, and their copy in fp32 that is summed over the ranks."""
@@ -131,37 +139,35 @@ def moments(model: ModelSize, load: Load) -> list[Memory]:
     def memory(moment: str, *, gradients: int, gathered: int, activations: int, logits: int = 0) -> Memory:
         return Memory(moment, weights, here * remembered // n, gradients, gathered, activations, logits, snapshot)
 
-    of_head = c * model.vocabulary * model.width if model.head_trains else 0
-    in_backward = being_summed(model.layer_trains) + of_head
     return [
         memory(
             "forward begins",
             gradients=earlier,
-            gathered=2 * gathered(1) if n > 1 else gathered(0),
+            gathered=gathered(model.first + model.layer, sent=model.first + model.layer if n > 1 else 0),
             activations=0,
         ),
         memory(
             "the loss is computed",
             gradients=earlier,
-            gathered=gathered(1 if n > 1 else 0),
+            gathered=gathered(model.at_loss, sent=(head if model.head_apart else model.layer) if n > 1 else 0),
             activations=(inputs or all_layers) + last_norm,
             logits=_fused_loss(model, load) if model.fused_loss else _whole_logits(model, load),
         ),
         memory(
             "backward begins",
-            gradients=earlier + in_backward,
-            gathered=gathered(2 if n > 1 else 1),
+            gradients=earlier + of_head + max(being_summed(model.layer_trains), head_summed + c * model.layer_trains),
+            gathered=gathered(alone + model.layer, sent=sent),
             activations=inputs + one_layer if inputs else all_layers,
         ),
         memory(
             "backward ends",
-            gradients=shared_gradients + in_backward,
-            gathered=gathered(2 if n > 1 else 1),
+            gradients=shared_gradients + of_head + being_summed(model.layer_trains),
+            gathered=gathered(alone + model.layer, sent=sent),
             activations=one_layer,
         ),
         memory(
             "the last gradients are summed",
-            gradients=shared_gradients + being_summed(model.outside_trains),
+            gradients=shared_gradients + being_summed(model.last_trains),
             gathered=0,
             activations=0,
         ),
@@ -218,26 +224,40 @@ def gigabytes(number: int) -> str:
 
 
 def model_size(
-    model: PreTrainedModel, layers: list[torch.nn.Module], compute_dtype: torch.dtype = torch.bfloat16
+    model: PreTrainedModel,
+    layers: list[torch.nn.Module],
+    compute_dtype: torch.dtype = torch.bfloat16,
+    ends: Sequence[torch.nn.Module] = (),
 ) -> ModelSize:
-    """Return the sizes of a skeleton whose layers are neither checkpointed nor sharded yet."""
+    """Return the sizes of a skeleton whose layers are neither checkpointed nor sharded yet.
+
+    ends: embedding and LM head, those of them that are groups of their own
+    """
     config = model.config.get_text_config()
     largest = max(layers, key=_numbers)
-    in_layers, of_them_train = (sum(_numbers(layer, trains) for layer in layers) for trains in (False, True))
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    head_apart = any(end is head for end in ends)
+    grouped = [*layers, *ends]
     trainable, everything = _numbers(model, trains=True), _numbers(model)
-    head = model.get_output_embeddings()
+    alone, alone_trains = (
+        of_all - sum(_numbers(group, trains) for group in grouped)
+        for of_all, trains in ((everything, False), (trainable, True))
+    )
+    first, first_trains = (sum(_numbers(end, trains) for end in ends if end is embedding) for trains in (False, True))
     return ModelSize(
         trainable=trainable,
         frozen=everything - trainable,
         layer=_numbers(largest),
-        outside=everything - in_layers,
+        first=alone + first,
+        at_loss=alone + sum(_numbers(end) for end in ends if end is head),
         layers=len(layers),
         width=config.hidden_size,
         vocabulary=config.vocab_size,
         kept=kept_for_backward(model, layers, compute_dtype),
         layer_trains=_numbers(largest, trains=True),
-        outside_trains=trainable - of_them_train,
+        last_trains=alone_trains + first_trains,
         head_trains=_numbers(head, trains=True) > 0 if head is not None else True,
+        head_apart=head_apart,
         fused_loss=getattr(model, "logit_form", None) is not None,
     )
 

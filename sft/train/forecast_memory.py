@@ -15,7 +15,7 @@ from sft.data.order.plan import Plan
 from sft.errors import OwnMishapError
 from sft.model.load import decoder_layers
 from sft.model.memory import Load, ModelSize, device_bytes, estimate, gigabytes, model_size, savings
-from sft.model.place import DTYPES
+from sft.model.place import DTYPES, own_ends
 from sft.parallel.lost_ranks import is_out_of_memory
 from sft.parallel.world import World, max_over_all_ranks
 from sft.train.forecast import Forecast, forecast, plan_of
@@ -88,7 +88,7 @@ def footprint(
         logits=view.most_logits // view.sp_size,
         device=device,
     )
-    size = model_size(model, decoder_layers(model), DTYPES[config.model.fsdp_config.compute_dtype])
+    size = size_of(config, model)
     load = replace(load, several_micro_batches=view.micro_batches > 1)
     plain = Footprint(size, load, ranks, device, device_bytes, reduce_once=False)
     whole = replace(plain, load=replace(load, whole_gradients=True), reduce_once=True)
@@ -97,6 +97,12 @@ def footprint(
     if when == "once" or (when == "auto" and has_room):
         return whole if view.micro_batches > 1 else replace(plain, reduce_once=True)
     return plain
+
+
+def size_of(config: SftConfig, model: PreTrainedModel) -> ModelSize:
+    """Return the sizes of the skeleton `model` as `config` will compute and shard it."""
+    dtype = DTYPES[config.model.fsdp_config.compute_dtype]
+    return model_size(model, decoder_layers(model), dtype, own_ends(model))
 
 
 def load_of(config: SftConfig, *, ranks: int, tokens: int, logits: int, device: str) -> Load:

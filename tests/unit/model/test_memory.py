@@ -25,9 +25,9 @@ LOAD = Load(
     optimizer_bytes=OPTIMIZERS["adamw"].state_bytes,
 )
 BILLION = ModelSize(
-    trainable=10**9, frozen=0, layer=3 * 10**7, outside=10**8, layers=30, width=2048, vocabulary=150_000,
+    trainable=10**9, frozen=0, layer=3 * 10**7, first=10**8, at_loss=10**8, layers=30, width=2048, vocabulary=150_000,
     kept=Kept(layers=30 * 100_000, layer=100_000, results=30 * 50_000),
-    layer_trains=3 * 10**7, outside_trains=10**8,
+    layer_trains=3 * 10**7, last_trains=10**8,
 )  # fmt: skip
 
 
@@ -47,8 +47,8 @@ def test_sizes_of_a_model(tmp_path):
     size = model_size(model, list(model.model.layers))
     everything = sum(weight.numel() for weight in model.parameters())
     assert size.trainable == everything and size.frozen == 0
-    assert size.layers * size.layer + size.outside == everything
-    assert size.width == 64 and size.layer_trains == size.layer and size.outside_trains == size.outside
+    assert size.layers * size.layer + size.first == everything and size.first == size.at_loss
+    assert size.width == 64 and size.layer_trains == size.layer and size.last_trains == size.first
     assert size.kept == kept_for_backward(model, list(model.model.layers), torch.bfloat16)
     assert size.vocabulary == model.get_input_embeddings().weight.shape[0]
 
@@ -71,7 +71,7 @@ def test_what_the_optimizer_remembers_is_its_own_say():
 
 
 def test_frozen_weights_have_neither_gradients_nor_moments():
-    size = replace(BILLION, trainable=10**7, frozen=10**9, layer_trains=10**6, outside_trains=0)
+    size = replace(BILLION, trainable=10**7, frozen=10**9, layer_trains=10**6, last_trains=0)
     memory = when(END, size, LOAD)
     assert (memory.weights, memory.gradients, memory.optimizer) == (4 * 10**7 + 2 * 10**9, 4 * 10**7, 8 * 10**7)
     assert when(LAST_LAYER, replace(size, head_trains=False), LOAD).gradients == 4 * 10**7 + (2 + 4) * 10**6
@@ -83,7 +83,7 @@ def test_a_step_is_fullest_at_one_moment():
     assert estimate(replace(BILLION, vocabulary=1000, layer_trains=10**6), replace(LOAD, tokens=1)).moment == END
     large_vocabulary = replace(BILLION, vocabulary=10**6)
     assert estimate(large_vocabulary, replace(LOAD, ranks=64)).moment == LOSS
-    frozen = replace(BILLION, trainable=1, frozen=10**9, layer_trains=0, outside_trains=0, head_trains=False)
+    frozen = replace(BILLION, trainable=1, frozen=10**9, layer_trains=0, last_trains=0, head_trains=False)
     assert estimate(frozen, replace(LOAD, ranks=64, tokens=1, logits=1)).moment == FORWARD
 
 
@@ -109,7 +109,20 @@ def test_what_is_kept_whole_does_not_shrink_with_the_ranks():
     assert when(LOSS, BILLION, several).gradients == 4 * 10**9 // 8
     assert when(LOSS, BILLION, replace(several, whole_gradients=True)).gradients == 4 * 10**9
     plain, whole = (when(BACKWARD, BILLION, replace(LOAD, ranks=8, whole_weights=kept)) for kept in (False, True))
-    assert whole.gathered - plain.gathered == 2 * (10**9 - 10**8 - 2 * 3 * 10**7)
+    assert whole.gathered - plain.gathered == 2 * (10**9 - 10**8 - 3 * 10**7)
+
+
+def test_a_head_of_its_own_is_summed_first_and_an_embedding_of_its_own_last():
+    head = 150_000 * 2048
+    size = replace(BILLION, first=head, at_loss=head, last_trains=head, head_apart=True)
+    tied = replace(size, head_apart=False)
+    load = replace(LOAD, ranks=8)
+    assert when(LOSS, size, load).gathered == 2 * (head + head), "in place, and as it was sent"
+    assert when(LOSS, tied, load).gathered == 2 * (head + 3 * 10**7)
+    assert when(BACKWARD, size, load).gathered == 2 * 2 * 3 * 10**7
+    assert when(BACKWARD, size, load).gradients == 4 * head + 2 * 3 * 10**7
+    assert when(LAST_LAYER, tied, load).gradients - when(LAST_LAYER, size, load).gradients == 2 * head
+    assert when(END, size, load).gradients == 4 * 10**9 // 8 + (2 + 4) * head
 
 
 def test_what_is_offloaded_leaves_the_device_but_for_what_computes():

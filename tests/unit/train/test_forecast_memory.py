@@ -22,9 +22,9 @@ from sft.train.forecast_memory import (
 from sft.train.optim import OPTIMIZERS
 
 MODEL = ModelSize(
-    trainable=10**9, frozen=0, layer=3 * 10**7, outside=10**8, layers=30, width=2048, vocabulary=150_000,
+    trainable=10**9, frozen=0, layer=3 * 10**7, first=10**8, at_loss=10**8, layers=30, width=2048, vocabulary=150_000,
     kept=Kept(layers=30 * 100_000, layer=100_000, results=30 * 50_000),
-    layer_trains=3 * 10**7, outside_trains=10**8,
+    layer_trains=3 * 10**7, last_trains=10**8,
 )  # fmt: skip
 PLAN = Footprint(
     MODEL,
@@ -74,8 +74,7 @@ def stand_in(monkeypatch, *, reduce_gradients="auto", offload=False, micro_batch
     )  # fmt: skip
     view = SimpleNamespace(most_positions=4096, most_logits=1000, sp_size=1, micro_batches=micro_batches)
     monkeypatch.setattr("sft.train.forecast_memory.look_ahead", lambda *_: view)
-    monkeypatch.setattr("sft.train.forecast_memory.model_size", lambda *_: MODEL)
-    monkeypatch.setattr("sft.train.forecast_memory.decoder_layers", lambda _: [])
+    monkeypatch.setattr("sft.train.forecast_memory.size_of", lambda *_: MODEL)
     model = SimpleNamespace(
         fsdp_config=fsdp, gradient_checkpointing_kind="full", enable_gradient_checkpointing=False, lora_rank=0
     )
