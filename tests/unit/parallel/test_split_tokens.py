@@ -25,7 +25,7 @@ def test_the_parts_end_to_end_are_the_row_and_padding_that_teaches_nothing(lengt
     pieces = [split_tokens(whole, part=part, parts=parts) for part in range(parts)]
     total = sum(lengths)
     padding = -total % parts
-    for name in ("input_ids", "labels", "loss_weights", "position_ids"):
+    for name in ("input_ids", "labels", "loss_weights", "position_ids", "is_token"):
         joined = torch.cat([getattr(piece, name) for piece in pieces], dim=1)
         assert joined.shape == (1, total + padding)
         assert joined[:, :total].equal(getattr(whole, name))
@@ -44,6 +44,12 @@ def test_the_parts_end_to_end_are_the_row_and_padding_that_teaches_nothing(lengt
         assert piece.cu_seqlens.dtype == torch.int32
         assert piece.sample_lengths == tuple(np.diff(boundaries))
         assert piece.max_seqlen == max(np.diff(boundaries))
+
+
+def test_the_rows_of_these_tests_have_something_of_every_count():
+    """Or a count that is not filled where a row is cut would go unnoticed above: all its parts would say 0, rightly."""
+    counts = collate([sample(9), sample(9)], packed=True, pad_id=0).counts
+    assert [name for name, count in asdict(counts).items() if not count] == []
 
 
 def test_a_batch_without_samples_still_gives_every_rank_a_token():
