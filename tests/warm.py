@@ -20,7 +20,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-MODULES = ("sft.fsdp_sft_trainer", "sft.evaluate", "tests.dist.several")
+MODULES = (
+    *("sft.fsdp_sft_trainer", "sft.inspect", "sft.tokenise", "sft.evaluate", "sft.generate", "sft.export"),
+    *("sft.checkpoint", "tests.dist.several"),
+)
 """The commands that can be started so."""
 
 
