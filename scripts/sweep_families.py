@@ -81,7 +81,7 @@ def sweep(kind: str, where: Path, *, modes: Sequence[str], launch: Launch) -> Ro
         expected = Course([], [], expected.before, math.nan)
     for mode in modes:
         out = where / mode
-        outcome = launch(train, source, out, MODES[mode], ranks=True)
+        outcome = launch(train, source, out, MODES[mode], ranks=2 if mode == "sp" else 1)
         if outcome.verdict == "right":
             check = partial(compare_adapted, launch=launch) if mode == "LoRA" else compare
             outcome = check(expected, outcome, source, out)
@@ -154,7 +154,7 @@ def compare_adapted(expected: Course, outcome: Outcome, source: Path, out: Path,
     if in_peft.verdict != "right":
         return Outcome("wrong", f"peft does not open the adapter: {in_peft.why}")
     further = launch(
-        train, source, out.with_name("LoRA_further"), [*MODES["LoRA"], f"model.lora_adapter_path={adapter}"], ranks=True
+        train, source, out.with_name("LoRA_further"), [*MODES["LoRA"], f"model.lora_adapter_path={adapter}"]
     )
     if further.verdict != "right":
         return further
@@ -234,7 +234,7 @@ def in_one_line(error: BaseException) -> str:
     return prefix + (text if len(text) <= 300 else f"{text[:300]}...")
 
 
-def here(function: Callable[..., Outcome], *args: Any, ranks: bool = False) -> Outcome:
+def here(function: Callable[..., Outcome], *args: Any, ranks: int = 1) -> Outcome:
     """Call `function` in this process, a world of one rank. Errors become outcomes."""
     try:
         return function(*args)
@@ -243,16 +243,16 @@ def here(function: Callable[..., Outcome], *args: Any, ranks: bool = False) -> O
         return Outcome("crashed", f"{in_one_line(error)} ({Path(where.filename).name}:{where.lineno})")
 
 
-def forked(function: Callable[..., Outcome], *args: Any, ranks: bool = False) -> Outcome:
-    """Call `function` in one child process or, with ranks, in two that are the ranks of a run; the outcome of rank 0.
+def forked(function: Callable[..., Outcome], *args: Any, ranks: int = 1) -> Outcome:
+    """Call `function` in as many child processes as there are ranks, which are those of a run; the outcome of rank 0.
 
     Children are forks of this process, which has imported everything: they start at once and leave nothing behind.
     """
     context = multiprocessing.get_context("fork")
-    size, port, pipes, children = (2 if ranks else 1), free_port(), [], []
-    for rank in range(size):
+    port, pipes, children = free_port(), [], []
+    for rank in range(ranks):
         receiver, sender = context.Pipe(duplex=False)
-        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         child = context.Process(target=as_child, args=(sender, environment, function, args))
         child.start()

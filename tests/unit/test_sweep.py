@@ -90,7 +90,7 @@ def test_a_wrong_run_is_wrong(scripts, tmp_path, monkeypatch):
 def test_children_answer_for_themselves(scripts):
     """Whatever becomes of a process, the sweep goes on."""
     families = scripts[0]
-    assert families.forked(right, ranks=True) == families.Outcome("right", "rank 0 of 2")
+    assert families.forked(right, ranks=2) == families.Outcome("right", "rank 0 of 2")
     broken = families.forked(breaks)
     assert broken.verdict == "crashed" and broken.why.startswith("KeyError: 'no such thing' (test_sweep.py:")
     assert families.forked(dies) == families.Outcome("crashed", "the process died")
