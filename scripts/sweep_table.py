@@ -18,9 +18,9 @@ HEAD = """\
 
 A tiny random model of every family of causal language models in transformers is trained on a CPU in fp32, for three
 steps: on one rank, and on two with sp. A mode is **right** if the losses and gradient norms of all steps equal those of
-a plain PyTorch loop over single samples, and the model in the run directory opens with `from_pretrained`, has the names,
-shapes and dtypes of its source, predicts what the plain loop's model does, and generates. **refused** is one sentence
-before the first step; it stands in the notes.
+a plain PyTorch loop over single samples, and the model in the run directory opens with `from_pretrained`, has the
+names, shapes and dtypes of its source, predicts what the plain loop's model does, and generates. **refused** is one
+sentence before the first step; it stands in the notes.
 
 - full: all weights, padded rows (`use_remove_padding=false`)
 - packed: samples end to end in one row (`use_remove_padding=true`)
