@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +12,11 @@ from torch.utils._pytree import tree_iter
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from sft.model.write.weights import write_weights
-from sft.parallel.shards import StoredTensors
+from sft.parallel.shards import StoredTensors, local_part
 from tests.models import load_sharded
 
 LAYERS = 8
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": LAYERS, "num_attention_heads": 2,
     "num_key_value_heads": 1, "head_dim": 16, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64,
 }  # fmt: skip
@@ -99,5 +100,5 @@ def test_loading_and_saving_hold_one_converted_tensor_beside_the_model(source, t
 def test_a_second_copy_would_be_seen(source, alive, world_of_one):
     model = load_sharded(source)
     with alive:
-        copies = [weight.to_local().clone() for weight in model.parameters()]
+        copies = [local_part(weight).clone() for weight in model.parameters()]
     assert alive.peak >= sum(copy.nbytes for copy in copies) > 12 * LARGEST
