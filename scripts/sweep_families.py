@@ -36,6 +36,8 @@ from safetensors import safe_open
 from sweep_models import ROWS, families, write_model
 from sweep_plain import BETAS, CLIP, LR, STEPS, Course, loss_of, open_model, samples_of, train_plainly
 from sweep_table import Row, read_table, write_table
+from sweep_vision import FAMILIES as VISION
+from sweep_vision import write_vision_model
 
 from sft import load_config, run
 from sft.errors import InputError
@@ -94,7 +96,7 @@ def sweep(kind: str, where: Path, *, modes: Sequence[str], launch: Launch) -> Ro
 
 def write(kind: str, directory: Path) -> Outcome:
     """Write a tiny model of the family."""
-    write_model(kind, directory)
+    (write_vision_model if kind in VISION else write_model)(kind, directory)
     return Outcome("right")
 
 
@@ -311,15 +313,17 @@ def main() -> int:
     parser.add_argument("--table", type=Path, default=Path(__file__).parents[1] / "docs" / "models.md")
     parser.add_argument("--keep", type=Path, help="a directory for the models, which are otherwise deleted")
     args = parser.parse_args()
-    if unknown := set(args.kinds) - set(families()):
+    everything = [*families(), *VISION]
+    if unknown := set(args.kinds) - set(everything):
         parser.error(
-            f"transformers {transformers.__version__} has no causal language model {', '.join(sorted(unknown))}"
+            f"transformers {transformers.__version__} has no causal language model {', '.join(sorted(unknown))}, or it "
+            "sees and is not in scripts/sweep_vision.py"
         )
     settle()
     before = read_table(args.table)
     rows = {} if not args.kinds else dict(before)
     bad, started = [], time.monotonic()
-    for kind in args.kinds or families():
+    for kind in args.kinds or everything:
         where = (args.keep or Path(tempfile.mkdtemp())) / kind
         shutil.rmtree(where, ignore_errors=True)
         row = rows[kind] = sweep(kind, where, modes=args.modes, launch=forked)

@@ -6,7 +6,9 @@ Norms are not one and biases not zero, and attention is far from uniform, so tha
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -151,22 +153,34 @@ def families() -> list[str]:
 
 def config_of(kind: str) -> PretrainedConfig:
     """Return a small configuration of the family."""
-    default = AutoConfig.for_model(kind)
+    sizes = sizes_for(AutoConfig.for_model(kind), SIZES | OF_FAMILY.get(kind, {}), always=OF_FAMILY.get(kind, {}))
+    return AutoConfig.for_model(kind, **sizes, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+
+
+def sizes_for(
+    default: PretrainedConfig, sizes: Mapping[str, Any], always: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Return those of `sizes` that a configuration knows, and `always`; one of two names of the same."""
     known = set(vars(default)) | {name for c in type(default).__mro__ for name in getattr(c, "__annotations__", {})}
     known |= set(inspect.signature(type(default).__init__).parameters) | set(default.attribute_map)
-    sizes = {name: value for name, value in SIZES.items() if name in known} | OF_FAMILY.get(kind, {})
-    if "qk_rope_head_dim" in sizes:
-        sizes["head_dim"] = sizes["qk_rope_head_dim"]
+    found = {name: value for name, value in sizes.items() if name in known} | dict(always)
+    if "qk_rope_head_dim" in found:
+        found["head_dim"] = found["qk_rope_head_dim"]
     for alias, name in default.attribute_map.items():
-        if alias in sizes and name in sizes and alias != name:
-            del sizes[alias]
-    return AutoConfig.for_model(kind, **sizes, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+        if alias in found and name in found and alias != name:
+            del found[alias]
+    return found
 
 
 def write_model(kind: str, directory: Path) -> None:
     """Write a random model of the family, in fp32, and a tokenizer with a chat template."""
+    write_model_of(config_of(kind), directory, AutoModelForCausalLM)
+
+
+def write_model_of(config: PretrainedConfig, directory: Path, auto_class: Any) -> None:
+    """Write a random model of a configuration, as one of transformers' auto classes builds it."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config_of(kind), dtype=torch.float32)
+    model = auto_class.from_config(config, dtype=torch.float32)
     if sum(weight.numel() for weight in model.parameters()) > 20e6:
         raise ValueError("there is no small configuration of it in scripts/sweep_models.py")
     with torch.no_grad():

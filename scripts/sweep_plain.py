@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from sweep_models import ROWS
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
+
+TOKEN_KINDS = ("token_type_ids", "mm_token_type_ids")
+"""What tells some models which tokens are images: 0 is text."""
 
 STEPS, LR, BETAS, CLIP = 3, 1e-3, (0.9, 0.95), 1.0
 
@@ -39,7 +44,8 @@ def samples_of(directory: Path) -> list[tuple[torch.Tensor, int]]:
 
 def summed_ce(model: Any, ids: torch.Tensor, prompt: int) -> torch.Tensor:
     """Return the cross entropy of a sample, summed over the tokens behind its prompt."""
-    logits = model(input_ids=ids, use_cache=False).logits[0, prompt - 1 : -1]
+    kinds = {name: torch.zeros_like(ids) for name in TOKEN_KINDS if name in inspect.signature(model.forward).parameters}
+    logits = model(input_ids=ids, use_cache=False, **kinds).logits[0, prompt - 1 : -1]
     return F.cross_entropy(logits.float(), ids[0, prompt:], reduction="sum")
 
 
@@ -53,7 +59,8 @@ def loss_of(model: Any, samples: list[tuple[torch.Tensor, int]]) -> float:
 
 def open_model(directory: Path, adapter: Path | None = None) -> Any:
     """Open a model in fp32, with a peft adapter around it if one is given. Raises ValueError for what is left out."""
-    loaded: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
+    named = (AutoConfig.from_pretrained(directory).architectures or ["AutoModelForCausalLM"])[0]
+    loaded: Any = getattr(transformers, named).from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
     model, report = loaded
     if left_out := {what: sorted(map(str, names))[:4] for what, names in report.items() if names}:
         raise ValueError(f"from_pretrained({directory.name}): {left_out}")

@@ -16,11 +16,11 @@ HEAD = """\
 
 `python scripts/sweep_families.py` wrote this page on {day} with {versions}, on {numbers}.
 
-A tiny random model of every family of causal language models in transformers is trained on a CPU in fp32, for three
-steps: on one rank, and on two with sp. A mode is **right** if the losses and gradient norms of all steps equal those of
-a plain PyTorch loop over single samples, and the model in the run directory opens with `from_pretrained`, has the
-names, shapes and dtypes of its source, predicts what the plain loop's model does, and generates. **refused** is one
-sentence before the first step; it stands in the notes.
+A tiny random model of every family of causal language models in transformers, and of many that also see, is trained on
+text in fp32, for three steps: on one CPU rank, and on two with sp. A mode is **right** if the losses and gradient norms
+of all steps equal those of a plain PyTorch loop over single samples, and the model in the run directory opens with
+`from_pretrained`, has the names, shapes and dtypes of its source, predicts what the plain loop's model does, and
+generates. **refused** is one sentence before the first step; it stands in the notes. **-** was not tried.
 
 - full: all weights, padded rows (`use_remove_padding=false`)
 - packed: samples end to end in one row (`use_remove_padding=true`)

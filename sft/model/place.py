@@ -18,6 +18,7 @@ from sft.model.load import build_skeleton, decoder_layers, load_weights
 from sft.model.logits import learn_logit_form
 from sft.model.precision import fp32_modules, say_what_is_rounded
 from sft.model.pretrained import load_config
+from sft.model.randomness import say_what_is_drawn
 from sft.model.routers import watch_routers
 from sft.model.text_part import parts_beside_text
 from sft.model.vocabulary import grow_vocabulary
@@ -38,6 +39,7 @@ def build_bare_model(
     master_dtype, compute_dtype = DTYPES[fsdp.model_dtype], DTYPES[fsdp.compute_dtype]
     model_config = load_config(source, trust_remote_code=trust, dequantise=config.model.dequantise)
     say_how_widened(source)
+    say_what_is_drawn(model_config)
     grown = grow_vocabulary(model_config, tokens)
     model = build_skeleton(
         model_config,

@@ -1,4 +1,4 @@
-"""Fifteen families of the sweep (scripts/sweep_families.py), here in one process; and that a sweep can fail."""
+"""Sixteen families of the sweep (scripts/sweep_families.py), here in one process; and that a sweep can fail."""
 
 import math
 import sys
@@ -12,7 +12,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 FAMILIES = (
     *("llama", "mistral", "qwen2", "qwen3", "phi3", "olmo2", "smollm3", "gemma2", "gemma3_text"),
-    *("gpt_oss", "mixtral", "qwen3_moe", "deepseek_v3", "lfm2", "qwen3_5_text"),
+    *("gpt_oss", "mixtral", "qwen3_moe", "deepseek_v3", "lfm2", "qwen3_5_text", "llava"),
 )
 
 

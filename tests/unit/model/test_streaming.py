@@ -91,7 +91,7 @@ def test_loading_and_saving_hold_one_converted_tensor_beside_the_model(source, t
     loaded, alive.peak = alive.now, alive.now
     with torch.no_grad(), alive:
         (tmp_path / "out").mkdir()
-        write_weights(model, source, tmp_path / "out", write=True)
+        write_weights(model, source, tmp_path / "out", write=True)  # pyright: ignore[reportArgumentType]
     assert alive.peak < loaded + 2 * LARGEST
     before, after = (load_file(directory / "model.safetensors") for directory in (source, tmp_path / "out"))
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
