@@ -20,6 +20,9 @@ class Options:
     )
     ids: Annotated[bool, Field(description="true: the id behind every token")] = False
     ranks: Annotated[int | None, Field(ge=1, description="ranks that will train; null: the fewest possible")] = None
+    fit: Annotated[
+        bool, Field(description="true: what full, LoRA and QLoRA need on 1 to 64 ranks, and commands that fit")
+    ] = False
     out: Annotated[str | None, Field(description="file for the samples as JSONL: ids, tokens, weights")] = None
     html: Annotated[str | None, Field(description="file for the samples and the numbers as a page")] = None
     written: Annotated[int, Field(ge=-1, description="how many samples go into these files; -1: all")] = 200

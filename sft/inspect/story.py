@@ -19,6 +19,7 @@ from sft.data.chat.encode import stop_token_ids
 from sft.data.chat.tokenizer import template_fingerprint
 from sft.data.dataset import Dataset
 from sft.errors import InputError
+from sft.inspect.fit import fit_of
 from sft.inspect.lines import write_lines
 from sft.inspect.options import Options
 from sft.inspect.page import write_page
@@ -77,9 +78,13 @@ def tell(config: SftConfig, options: Options) -> None:
     view = look_ahead(config, train, ranks)
     say([f"plan: {sentence(view, train, config.data.train_batch_size)}"])
     attention = attention_of(config, source, Available("cpu"), wanted="auto")  # the run's own device may be elsewhere
-    model, _ = build_bare_model(config, source, attention, tokens=max(new_tokens.values(), default=-1) + 1)
+    tokens = max(new_tokens.values(), default=-1) + 1
+    model, _ = build_bare_model(config, source, attention, tokens=tokens)
     memory = footprint(config, model, train, ranks, supervised_tokens=numbers.supervised_tokens)
     say(memory.table().splitlines())
+    if options.fit:
+        counted = numbers.supervised_tokens
+        say(fit_of(config, source, train, attention, tokens=tokens, supervised_tokens=counted).lines())
     write_files(options, train, chosen, tokenizer, lines, numbers)
 
 
