@@ -20,6 +20,7 @@ ROWS, MODEL = "data.train_files=rows.jsonl", "model.partial_pretrain=Qwen/Qwen2.
 PLACEHOLDERS = {
     r"<the (same )?overrides [^>]*>": f"{ROWS} data.val_files=rows.jsonl {MODEL}",
     r"model\.partial_pretrain=\.\.\.": MODEL,
+    r"model\.partial_pretrain=BASE": MODEL,
     r"data\.train_files=\.\.\.": ROWS,
     r" \.\.\.(?=\s|$)": f" {ROWS} {MODEL}",
 }

@@ -48,7 +48,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("train", "test"):
             (home / "data" / folder).mkdir(parents=True, exist_ok=True)
             pq.write_table(pa.Table.from_pylist(table), home / "data" / folder / f"{name}.parquet")
-    for name in ("Qwen/Qwen2.5-0.5B-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct", "runs/mine", "runs/gsm8k"):
+    for name in (
+        "Qwen/Qwen2.5-0.5B-Instruct",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "runs/mine",
+        "runs/gsm8k",
+        "quickstart/model",
+    ):
         (home / name).mkdir(parents=True)
         (home / name / "config.json").write_text("{}")
         (home / name / "model.safetensors").write_bytes(b"")
@@ -56,7 +62,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (home / "runs" / name / "config.yaml").write_text(
             json.dumps({"data.train_files": "rows.jsonl", "model.partial_pretrain": "Qwen/Qwen2.5-0.5B-Instruct"})
         )
-    (home / "runs" / "lora" / "lora_adapter").mkdir(parents=True)
+    for name in ("mine", "lora"):
+        (home / "runs" / name / "lora_adapter").mkdir(parents=True)
+    for name in ("train", "val"):
+        write_jsonl(home / "quickstart" / "data" / f"{name}.jsonl", [{"prompt": "1", "response": "one"}])
+    (home / "mine.py").touch()
     (mine,) = [block.text for block in blocks(DOCS / "commands.md", "yaml") if block.text.startswith("# mine.yaml")]
     (home / "mine.yaml").write_text(mine)
     return home

@@ -6,10 +6,12 @@ docs/tasks/index.md names. Runs are cut to two steps of four samples, unless the
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -114,6 +116,10 @@ PROMISES: dict[str, Callable[[Path], object]] = {
     "tokenise.md": lambda home: "tokenised rows.jsonl" not in (home / "runs/cached/training.log").read_text(),
     "see.md": lambda home: "<html" in (home / "page.html").read_text(),
     "stop_early.md": lambda home: (home / "runs/best/best").is_symlink(),
+    "grade.md": lambda home: (
+        "val/exact_match" in read_metrics(home / "runs/graded")[-1]
+        and read_metrics(home / "runs/graded_mine")[-1]["val/is_short"] in (0, 0.5, 1)
+    ),
     "notebook.md": lambda home: (home / "runs/notebook/model.safetensors").exists(),
 }
 """What a page promises beyond what it shows."""
@@ -132,6 +138,27 @@ def test_a_page_does_what_it_says(page: Path, files: Path, tmp_path: Path, monke
         for line in block.text.splitlines():
             assert re.search(shown(line), printed), f"{block}: {line}\n{printed}"
     assert page.name not in PROMISES or PROMISES[page.name](home)
+
+
+@pytest.mark.shared_data
+def test_gsm8k_is_the_same_as_a_table_an_array_and_conversations(shared: Path, files: Path, tmp_path: Path) -> None:
+    home = shutil.copytree(files, tmp_path / "home", symlinks=True)
+    with (shared / "data" / "gsm8k" / "train.jsonl").open() as lines:
+        rows = [json.loads(line) for line in islice(lines, 8)]
+    with (home / "gsm8k.csv").open("w", newline="") as table:
+        writer = csv.DictWriter(table, ["question", "answer"])
+        writer.writeheader()
+        writer.writerows(rows)
+    (home / "gsm8k.json").write_text(json.dumps(rows))
+    turns = [[("user", row["question"]), ("assistant", row["answer"])] for row in rows]
+    chats = [{"messages": [{"role": role, "content": text} for role, text in turn]} for turn in turns]
+    write_jsonl(home / "gsm8k.jsonl", chats)
+    trained = []
+    for kind in ("csv", "json", "jsonl"):
+        words = ["mine.yaml", f"data.train_files=gsm8k.{kind}", f"trainer.default_local_dir=runs/{kind}"]
+        execute(Command(TRAINER, words), home)
+        trained.append(losses(home / "runs" / kind))
+    assert trained[0] == trained[1] == trained[2] and len(trained[0]) == 2
 
 
 @pytest.mark.parametrize("notebook", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.name)
