@@ -66,6 +66,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (home / "runs" / name / "lora_adapter").mkdir(parents=True)
     for name in ("train", "val"):
         write_jsonl(home / "quickstart" / "data" / f"{name}.jsonl", [{"prompt": "1", "response": "one"}])
+    (home / "rows.csv").write_text("question,answer\n1 + 1?,2\n")
     (home / "mine.py").touch()
     (mine,) = [block.text for block in blocks(DOCS / "commands.md", "yaml") if block.text.startswith("# mine.yaml")]
     (home / "mine.yaml").write_text(mine)
