@@ -37,5 +37,5 @@ docs: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,lora]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,lora,bnb]"
 	touch $@

@@ -44,6 +44,7 @@ from sft.config import SftConfig
 from sft.data.order.prefetch import prefetch
 from sft.errors import InputError
 from sft.model.head import LossForm
+from sft.model.noise import noisy_embeddings
 from sft.parallel.device import refuse_ranks_without_a_gpu, why_on_the_cpu
 from sft.parallel.fsdp import begin_micro_batch
 from sft.parallel.world import (
@@ -195,7 +196,7 @@ def train_step(job: Job, micro_batches: list[Batch], weight_sums: list[float]) -
     for number, batch in enumerate(micro_batches, start=1):
         begin_micro_batch(model, job.sharding, is_last=number == len(micro_batches))
         here = batch.to(job.world.device)
-        with job.routers.watching(here):
+        with noisy_embeddings(model, here, job.config.model.neftune_alpha), job.routers.watching(here):
             share, of_sources = token_ce_sum(model, here, weight_sum=weight_sum, sources=sources, loss=form)
         (share + job.routers.loss()).backward()
         shares += of_sources
@@ -243,7 +244,7 @@ def parts_from(job: Job, first: int) -> Iterator[tuple[list[Batch], list[float]]
         torch.cuda.set_device(job.world.device)  # of the thread that prefetches: it pins memory
     for step in range(first, job.total_steps + 1):
         sample_ids = job.samples_of(step)
-        yield list(job.batches(job.train, sample_ids)), job.train.weight_sums(sample_ids)
+        yield list(job.batches_of(step)), job.train.weight_sums(sample_ids)
 
 
 def advance(state: TrainState, stats: StepStats) -> None:

@@ -93,6 +93,7 @@ class Batch:
     sources: torch.Tensor | None  # int64 [R, C], the source of the mixture that each position is of; None: there is one
     max_seqlen: int
     counts: Counts
+    noise: torch.Tensor | None = None  # int64 [R, C], length of the sample << 32 | what it drew: model/noise.py
 
     def to(self, device: torch.device) -> Batch:
         """Copy the batch to `device`."""

@@ -281,8 +281,10 @@ class ModelConfig:
     attn_implementation: Literal["auto", "sdpa", "varlen", "flash_attention_2", "flash_attention_3", "flex"]
     enable_gradient_checkpointing: Flag
     gradient_checkpointing_kind: Literal["full", "selective"]
+    activation_offload: Flag
     compile: Flag
     use_liger: Flag
+    base_dtype: Literal["bf16", "nf4"]
     lora_rank: CountOrZero
     lora_alpha: Count
     target_modules: Modules
@@ -292,6 +294,7 @@ class ModelConfig:
     modules_to_save: Names | None
     init_lora_weights: LoraStart
     lora_adapter_path: UserPath | None
+    neftune_alpha: AtLeast0
     frozen: Patterns
     train_only: Patterns
     router_aux_loss: AtLeast0 | None
@@ -299,7 +302,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    name: Literal["adamw", "muon", "sgd"]
+    name: Literal["adamw", "adamw_8bit", "muon", "sgd", "lion", "adafactor"]
     lr: Above0
     betas: Betas
     weight_decay: AtLeast0

@@ -57,6 +57,9 @@ ALIASES = {
     "lr_scheduler": "optim.lr_scheduler",
     "cosine_min_lr_ratio": "optim.min_lr_ratio",
     "lora_model_dir": "model.lora_adapter_path",
+    "activation_offloading": "model.activation_offload",
+    "neftune_noise_alpha": "model.neftune_alpha",
+    "noisy_embedding_alpha": "model.neftune_alpha",
     "peft_use_dora": "model.use_dora",
     "peft_use_rslora": "model.use_rslora",
     "peft_init_lora_weights": "model.init_lora_weights",
@@ -191,7 +194,9 @@ FOREIGN: dict[str, Foreign] = {
         "model.gradient_checkpointing_kind": "selective"}, "model.gradient_checkpointing_kind says what is recomputed"),
     "lora_target_linear": _if_true({"model.target_modules": "all-linear"}, "model.target_modules says it"),
     "use_peft": choice({True: {}, False: {"model.lora_rank": 0}}, "model.lora_rank above 0 trains an adapter"),
-    "adapter": choice({"lora": {}, "": {}}, "model.lora_rank above 0 trains an adapter; there is no quantised base"),
+    "adapter": choice({"lora": {}, "": {}, "qlora": {"model.base_dtype": "nf4"}},
+                      "model.lora_rank above 0 trains an adapter, model.base_dtype=nf4 keeps the rest in 4 bits"),
+    "quantization_bit": choice({4: {"model.base_dtype": "nf4"}}, "model.base_dtype=nf4 is the only quantisation"),
     "finetuning_type": choice({"lora": {}, "full": {"model.lora_rank": 0}},
                               "model.lora_rank above 0 trains an adapter, 0 all weights"),
     "stage": choice({"sft": {}, "pt": {"data.format": "text"}}, OTHER_TRAINING),
@@ -250,7 +255,7 @@ FOREIGN: dict[str, Foreign] = {
         "tf32 bf16_full_eval upcast_layernorm upcast_lmhead_output fp32_norms fp32_norm_classes "
         "embeddings_skip_upcast infer_dtype peft_autocast_adapter_dtype"),
     **not_offered("the loss is cross entropy over what is trained",
-        "label_smoothing_factor neftune_noise_alpha noisy_embedding_alpha use_dft_loss use_asft_loss use_eaft_loss "
+        "label_smoothing_factor use_dft_loss use_asft_loss use_eaft_loss "
         "use_eaft scaling_softmax compute_accuracy center_rewards_coefficient moe_aux_loss_coef "
         "loss_watchdog_threshold"),
     **only(lambda value: value in (None, "nll"), "the loss is cross entropy over what is trained", "loss_type"),
@@ -324,11 +329,13 @@ FOREIGN: dict[str, Foreign] = {
         "kt_expert_checkpoint_path kt_use_lora_experts kt_lora_expert_num kt_lora_expert_intermediate_size "
         "hyper_parallel_args"),
     **no_effect("the run directory is the merged model, with lora_adapter/ beside it", "merge_lora"),
-    **not_offered("what LoRA freezes is kept in bf16 and sharded over the ranks, not quantised",
-        "quantization_bit model_quantization_config quantize_moe_experts quantization double_quantization_bit "
+    **not_offered("model.base_dtype=nf4 is the only quantisation of what LoRA freezes",
+        "model_quantization_config quantize_moe_experts quantization double_quantization_bit "
         "use_onebitllms"),
+    **only(lambda value: value in (None, "nf4"), "model.base_dtype=nf4 is the only quantisation",
+        "bnb_4bit_quant_type"),
     **no_effect("it belongs to quantisation", "quantization_method quantization_type double_quantization "
-        "quantization_device_map bnb_4bit_quant_type use_bnb_nested_quant bnb_config_kwargs "
+        "quantization_device_map use_bnb_nested_quant bnb_config_kwargs "
         "model_quantization_config_kwargs qlora_sharded_model_loading bnb_4bit_compute_dtype bnb_4bit_quant_storage"),
     **not_offered("Ulysses shares rows of tokens among ranks (ulysses_sequence_parallel_size); tensor and pipeline "
         "parallelism are not offered", "tensor_parallel_size parallelism_config pipeline_parallel_size"),
@@ -340,7 +347,7 @@ FOREIGN: dict[str, Foreign] = {
         "offload_folder resources_per_worker master_addr master_port"),
     **not_offered(SHARDING, "deepspeed deepcompile use_ray ray_init_kwargs ray_num_workers ray_run_name"),
     **not_offered("model.fsdp_config.cpu_offload=true or model.enable_gradient_checkpointing=true save memory",
-        "activation_offloading layer_offloading ple_cpu_offload tiled_mlp"),
+        "layer_offloading ple_cpu_offload tiled_mlp"),
     **no_effect("model.gradient_checkpointing_kind says what is recomputed", "gradient_checkpointing_kwargs "
         "activation_checkpointing_kwargs gradient_checkpointing_use_reentrant tiled_mlp_num_shards "
         "tiled_mlp_use_original_mlp recompute_layer_types"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sft.config.foreign import NOTHING, Foreign, Reading, no_effect, not_offered, only
+from sft.config.foreign import NOTHING, Foreign, Reading, choice, no_effect, not_offered, only
 
 TODAYS_GROUPS = {"engine=fsdp", "engine=fsdp2", "optim=fsdp", "model=hf_model"}
 """Group files of today's verl. They mean what is chosen here anyway."""
@@ -15,6 +15,7 @@ ALIASES = {
     "data.tools_key": "data.multiturn.tools_key",
     "data.enable_thinking_key": "data.multiturn.enable_thinking_key",
     "model.path": "model.partial_pretrain",
+    "model.enable_activation_offload": "model.activation_offload",
     "model.use_remove_padding": "use_remove_padding",
     "model.custom_chat_template": "data.chat_template",
     "engine.strategy": "model.strategy",
@@ -92,7 +93,7 @@ def _is_list(value: Any) -> bool:
     return value is None or isinstance(value, list)
 
 
-QUANTISED = "what LoRA freezes is kept in bf16 and sharded over the ranks, not quantised"
+QUANTISED = "what LoRA freezes is kept in bf16, or in 4 bits: model.base_dtype=nf4"
 
 FOREIGN: dict[str, Foreign] = {
     "data.messages_key": Foreign(
@@ -111,7 +112,9 @@ FOREIGN: dict[str, Foreign] = {
            "use_remove_padding decides how samples are padded", "data.pad_mode"),
     **not_offered("files are read where they are", "data.use_shm"),
     **not_offered("each rank reads only its own slices of the weights", "model.use_shm"),
-    **not_offered(QUANTISED, "load_in_4bit load_in_8bit model.load_in_4bit model.load_in_8bit"),
+    **dict.fromkeys(("load_in_4bit", "model.load_in_4bit"),
+                    choice({True: {"model.base_dtype": "nf4"}, False: {}}, "model.base_dtype=nf4 says it")),
+    **not_offered(QUANTISED, "load_in_8bit model.load_in_8bit"),
     **only(_is_list, "a checkpoint is always whole", "checkpoint.save_contents trainer.checkpoint.save_contents"),
     **only(_is_list, "resuming restores everything", "checkpoint.load_contents trainer.checkpoint.load_contents"),
     **no_effect("it is about Megatron's checkpoints", "checkpoint.mbridge_config"),
@@ -121,8 +124,6 @@ FOREIGN: dict[str, Foreign] = {
     **not_offered("a tokenizer and a configuration are read from model.partial_pretrain; put the files there",
                   "model.tokenizer_path model.hf_config_path"),
     **not_offered("edit config.json in a copy of the model's directory", "model.override_config"),
-    **not_offered("activations are recomputed: model.enable_gradient_checkpointing=true",
-                  "model.enable_activation_offload"),
     **not_offered("write model.target_modules as a regular expression that leaves them out", "model.exclude_modules"),
     **no_effect("the loss never holds whole logits", "model.use_fused_kernels model.fused_kernel_options "
                 "engine.entropy_from_logits_with_chunking engine.entropy_checkpointing engine.use_fused_kernels"),

@@ -53,11 +53,22 @@ class Dataset:
         """Return what an epoch holds, a line for each source."""
         return describe(self.mixture, self.samples.lengths)
 
-    def batches(self, sample_ids: np.ndarray, *, dp_size: int, dp_rank: int) -> Iterator[Batch]:
-        """Return the micro-batches in which one data-parallel rank computes its part of `sample_ids`."""
+    def batches(
+        self, sample_ids: np.ndarray, *, dp_size: int, dp_rank: int, noise: tuple[int, ...] | None = None
+    ) -> Iterator[Batch]:
+        """Return the micro-batches in which one data-parallel rank computes its part of `sample_ids`.
+
+        noise: what the noise of its samples is drawn from, such as the seed of the run and the step; None: no noise
+        """
         for ids in self.micro_batches(sample_ids, dp_size=dp_size, dp_rank=dp_rank):
             sources = self.mixture.source_of(ids) if len(self.mixture.sources) > 1 else None
-            yield collate([self.samples[i] for i in ids], packed=self.packed, pad_id=self.pad_id, sources=sources)
+            yield collate(
+                [self.samples[i] for i in ids],
+                packed=self.packed,
+                pad_id=self.pad_id,
+                sources=sources,
+                draws=None if noise is None else [_drawn(*noise, int(i)) for i in ids],
+            )
 
     def weight_sums(self, sample_ids: np.ndarray) -> list[float]:
         """Σ loss_weights of all tokens that are predicted in `sample_ids`, of each source, whichever ranks compute."""
@@ -81,6 +92,11 @@ class Dataset:
             balanced=self.balanced,
             packed=self.packed,
         )
+
+
+def _drawn(*of: int) -> int:
+    """Draw 32 bits, the same ones from the same numbers."""
+    return int(np.random.SeedSequence(of).generate_state(1)[0])
 
 
 def open_dataset(

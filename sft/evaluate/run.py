@@ -72,7 +72,10 @@ def evaluate(config: SftConfig, options: Options, world: World) -> Numbers:
     if config.model.external_lib:
         importlib.import_module(config.model.external_lib)
     if config.model.lora_rank and not config.model.lora_adapter_path:
-        config = replace(config, model=replace(config.model, lora_rank=0))  # new adapters would add nothing
+        if config.model.base_dtype != "bf16":
+            log.info("model.base_dtype=%s has no effect without model.lora_adapter_path.", config.model.base_dtype)
+        # New adapters would add nothing.
+        config = replace(config, model=replace(config.model, lora_rank=0, base_dtype="bf16"))
     source = find_model(config.model.partial_pretrain, config.model.revision)
     tokenizer, _, new_tokens = open_tokenizer(config, source)
     val = open_val(config, tokenizer, world)

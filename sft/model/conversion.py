@@ -30,6 +30,7 @@ from transformers.core_model_loading import (
 )
 
 from sft.model.names import aliases, named_weights, stored_name
+from sft.model.quantised import as_whole, is_packed
 from sft.parallel.shards import StoredTensors
 
 MAX_NAMES_SHOWN = 8
@@ -236,6 +237,7 @@ class _ModelParts:
     def __post_init__(self) -> None:
         named = {stored_name(name): tensor for name, tensor in self.model.state_dict().items()}
         self.known = {name: tensor for name, tensor in named.items() if name is not None}
+        self.known |= {name: as_whole(weight) for name, weight in self.weights.items() if is_packed(weight)}
         self.conversions = deepcopy(vars(self.model)["conversions"])
 
     @property

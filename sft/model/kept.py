@@ -21,6 +21,7 @@ from sft.model.attention.interface import attention_function
 from sft.model.attention.kernels import Samples, Scores
 from sft.model.precision import fp32_modules
 from sft.model.pretrained import largest_of
+from sft.model.quantised import is_packed, load_operators
 from sft.parallel.activation import stays_with_selective
 from sft.parallel.world import log
 
@@ -79,6 +80,8 @@ def _mlp_width(config: PretrainedConfig) -> int:
 
 
 def _measure(model: PreTrainedModel, layers: list[torch.nn.Module], compute_dtype: torch.dtype) -> Kept:
+    if any(is_packed(weight) for weight in model.parameters()):
+        load_operators()
     in_fp32 = {id(weight) for module in fp32_modules(model) for weight in module.parameters()}
     weights = {
         name: weight.detach()

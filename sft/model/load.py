@@ -19,6 +19,7 @@ from sft.model.conversion import Conversion, conversion_of, remember_conversions
 from sft.model.dequantise import stored_weights
 from sft.model.names import named_weights
 from sft.model.precision import keep_in_fp32
+from sft.model.quantised import box_of_whole, fill, is_packed, load_operators
 from sft.model.text_part import attention_of_text, freeze_all_but_text, model_class
 from sft.model.vocabulary import fill_with_mean_rows, vocabulary_weights
 from sft.parallel.shards import local_box, local_part
@@ -128,12 +129,20 @@ def read_weights(model: PreTrainedModel, directory: Path, *, grown_vocabulary: b
     conversion = conversion_of(model, stored, grown=grown, inverse=False)
     refuse_misfits(model, directory, conversion, grown=bool(grown))
     plain = {next(iter(group.weights)): group.stored[0] for group in conversion.groups if group.converter is None}
-    stored.copy_into({source: wanted[name] for name, source in plain.items() if name not in grown})
+    if packed := {name for name, weight in wanted.items() if is_packed(weight)}:
+        load_operators()  # on every rank, whether it holds a part or not
+    stored.copy_into({source: wanted[name] for name, source in plain.items() if name not in grown.keys() | packed})
+    for name in sorted(packed & plain.keys()):
+        if 0 not in (box := box_of_whole(wanted[name])).shape:  # else another rank holds all of it
+            fill(wanted[name], stored.read_part(plain[name], box))
     fill_with_mean_rows({plain[name]: tensor for name, tensor in grown.items()}, stored)
     for group in conversion.groups:
         if group.converter is not None:
             for name, tensor in conversion.convert(group, stored.read).items():
-                local_part(wanted[name]).copy_(tensor[local_box(wanted[name]).slices()])
+                if name in packed:
+                    fill(wanted[name], tensor[box_of_whole(wanted[name]).slices()])
+                else:
+                    local_part(wanted[name]).copy_(tensor[local_box(wanted[name]).slices()])
 
 
 def refuse_misfits(model: PreTrainedModel, directory: Path, conversion: Conversion, *, grown: bool = False) -> None:

@@ -19,6 +19,8 @@ from sft.model.text_part import parts_beside_text
 from sft.parallel.world import log
 
 LINEAR = (torch.nn.Linear, Conv1D)
+GATE = re.compile(r"gate|router|.*_(gate|router)")
+"""What models call the modules that decide which experts a token meets, and how much they count."""
 MAX_NAMES_SHOWN = 8
 
 
@@ -72,6 +74,12 @@ def find_targets(model: PreTrainedModel, targets: str | Sequence[str]) -> list[s
                 )
         found += hits
     return sorted(set(found))
+
+
+def plain_linear(model: PreTrainedModel) -> list[str]:
+    """Return the full names of all linear modules that are no routers and whose weights nobody else reads."""
+    named = [name for name, module in model.named_modules() if type(module) is torch.nn.Linear]
+    return [name for name in named if not _why_not(model, name) and not GATE.fullmatch(name.rpartition(".")[2])]
 
 
 def _why_not(model: PreTrainedModel, name: str) -> str:

@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 
 from sft.model.head import CHUNK, WHOLE_LOGITS_CHUNK
 from sft.model.kept import Kept, kept_for_backward
+from sft.model.quantised import PACKED_BYTES, as_whole, is_packed
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,9 @@ class ModelSize:
     head_trains: bool = True
     head_apart: bool = False  # its gradient is summed, and its weight given back, when backward begins
     fused_loss: bool = True  # there are never all logits of a micro-batch
+    packed: int = 0  # of the frozen: kept in 4 bits, all of them in layers
+    packed_layer: int = 0  # of `layer`
+    largest_packed: int = 0  # of one weight, which is unpacked while it computes
 
     @property
     def everything(self) -> int:
@@ -67,6 +71,7 @@ class Load:
     frozen_bytes: int | None = None  # of a weight that does not train; None: compute_bytes
     checkpointing: Literal["full", "selective"] | None = None
     offload: bool = False  # states live in CPU memory
+    activations_on_host: bool = False  # what layers keep for backward lives in CPU memory
     whole_weights: bool = False  # kept by every rank from forward to the end of the step
     several_micro_batches: bool = False  # in a step: the first ones leave gradients
     whole_gradients: bool = False  # these are kept whole by every rank, in fp32, until the last micro-batch
@@ -110,7 +115,8 @@ def moments(model: ModelSize, load: Load) -> list[Memory]:
     n, m, c = load.ranks, load.master_bytes, load.compute_bytes
     here = 0 if load.offload else 1
     remembered = int(model.trainable * load.optimizer_bytes(m))
-    weights = here * (model.trainable * m + model.frozen * (load.frozen_bytes or c)) // n
+    of_frozen = (model.frozen - model.packed) * (load.frozen_bytes or c) + int(model.packed * PACKED_BYTES)
+    weights = here * (model.trainable * m + of_frozen) // n
     snapshot = (model.trainable * m + remembered) // n if load.snapshot else 0
     shared_gradients = here * model.trainable * m // n
     earlier = 0
@@ -121,16 +127,22 @@ def moments(model: ModelSize, load: Load) -> list[Memory]:
     if load.checkpointing:
         inputs = int(load.tokens * (c * model.width * model.layers + model.kept.results * _is_selective(load)))
     one_layer, all_layers = int(load.tokens * model.kept.layer), int(load.tokens * model.kept.layers)
+    if load.activations_on_host:  # all but what computes and what travels; torch itself holds selected results
+        inputs = int(load.tokens * model.kept.results) if _is_selective(load) else 0
+        all_layers = min(2 * one_layer, all_layers)
     last_norm = load.tokens * model.width * (4 + 2 * c)
 
     head = model.vocabulary * model.width
     alone = model.at_loss - head if model.head_apart else model.at_loss  # stays whole through backward
-    sent = model.layer if n > 1 else 0  # of the next layer, on its way
+    # Gathered weights are counted in numbers of compute dtype; packed ones are less, but for the one that computes.
+    layer = model.layer - int(model.packed_layer * (1 - PACKED_BYTES / c)) + model.largest_packed
+    everything = model.everything - int(model.packed * (1 - PACKED_BYTES / c)) + model.largest_packed
+    sent = layer - model.largest_packed if n > 1 else 0  # of the next layer, on its way
     of_head = 0 if model.head_apart or not model.head_trains else c * head  # its gradient, whole until the end
     head_summed = 4 * head if model.head_apart and model.head_trains else 0
 
     def gathered(parameters: int, *, sent: int) -> int:
-        return c * ((model.everything if load.whole_weights else parameters) + sent)
+        return c * ((everything if load.whole_weights else parameters) + sent)
 
     def being_summed(parameters: int) -> int:
         """Whole gradients of a group in compute dtype, and their copy in fp32 that is summed over the ranks."""
@@ -143,26 +155,26 @@ def moments(model: ModelSize, load: Load) -> list[Memory]:
         memory(
             "forward begins",
             gradients=earlier,
-            gathered=gathered(model.first + model.layer, sent=model.first + model.layer if n > 1 else 0),
+            gathered=gathered(model.first + layer, sent=model.first + sent if n > 1 else 0),
             activations=0,
         ),
         memory(
             "the loss is computed",
             gradients=earlier,
-            gathered=gathered(model.at_loss, sent=(head if model.head_apart else model.layer) if n > 1 else 0),
+            gathered=gathered(model.at_loss, sent=(head if model.head_apart else layer) if n > 1 else 0),
             activations=(inputs or all_layers) + last_norm,
             logits=_fused_loss(model, load) if model.fused_loss else _whole_logits(model, load),
         ),
         memory(
             "backward begins",
             gradients=earlier + of_head + max(being_summed(model.layer_trains), head_summed + c * model.layer_trains),
-            gathered=gathered(alone + model.layer, sent=sent),
+            gathered=gathered(alone + layer, sent=sent),
             activations=inputs + one_layer if inputs else all_layers,
         ),
         memory(
             "backward ends",
             gradients=shared_gradients + of_head + being_summed(model.layer_trains),
-            gathered=gathered(alone + model.layer, sent=sent),
+            gathered=gathered(alone + layer, sent=sent),
             activations=one_layer,
         ),
         memory(
@@ -213,6 +225,7 @@ def savings(model: ModelSize, load: Load, *, can_offload: bool = True) -> dict[s
             load, checkpointing="selective"
         )
     if can_offload:
+        turned["model.activation_offload=true"] = replace(load, activations_on_host=True)
         turned["model.fsdp_config.cpu_offload=true"] = replace(load, offload=True)
     saved = {knob: now - estimate(model, other).total for knob, other in turned.items()}
     return {knob: saved[knob] for knob in sorted(saved, key=lambda knob: -saved[knob]) if saved[knob] > 0}
@@ -259,12 +272,21 @@ def model_size(
         head_trains=_numbers(head, trains=True) > 0 if head is not None else True,
         head_apart=head_apart,
         fused_loss=getattr(model, "logit_form", None) is not None,
+        packed=sum(_packed(model)),
+        packed_layer=sum(_packed(largest)),
+        largest_packed=max(_packed(largest), default=0),
     )
 
 
 def _numbers(module: torch.nn.Module, trains: bool = False) -> int:
     """Return how many numbers the parameters of `module` hold. trains: count those alone that train."""
-    return sum(weight.numel() for weight in module.parameters() if weight.requires_grad or not trains)
+    weights = [weight for weight in module.parameters() if weight.requires_grad or not trains]
+    return sum(as_whole(weight).numel() for weight in weights)
+
+
+def _packed(module: torch.nn.Module) -> list[int]:
+    """Return how many numbers each weight of `module` that is kept in 4 bits stands for."""
+    return [as_whole(weight).numel() for weight in module.parameters() if is_packed(weight)]
 
 
 def device_bytes(device: torch.device) -> int:

@@ -18,6 +18,7 @@ from sft.model.load import build_skeleton, decoder_layers, load_weights
 from sft.model.logits import learn_logit_form
 from sft.model.precision import fp32_modules, say_what_is_rounded
 from sft.model.pretrained import load_config
+from sft.model.quantised import Chosen, choose, quantise
 from sft.model.randomness import say_what_is_drawn
 from sft.model.routers import watch_routers
 from sft.model.text_part import parts_beside_text
@@ -25,6 +26,7 @@ from sft.model.vocabulary import grow_vocabulary
 from sft.parallel.activation import checkpoint_activations, compile_layers
 from sft.parallel.fsdp import Sharding, shard
 from sft.parallel.mesh import Mesh
+from sft.parallel.offload import offload_activations
 from sft.parallel.ulysses import exchange_heads
 from sft.parallel.world import World, log
 
@@ -47,13 +49,18 @@ def build_bare_model(
         dtype=compute_dtype if adapters else master_dtype,  # what LoRA freezes never moves: no master copy
         trust_remote_code=trust,
     )
+    chosen: list[Chosen] = []
     if adapters:
-        from sft.model import lora  # needs peft, which other runs do not
+        from sft.model import lora, lora_targets  # need peft, which other runs do not
 
+        if config.model.base_dtype == "nf4":
+            chosen = choose(model, decoder_layers(model), lora_targets.plain_linear(model))
         name = str(source.resolve()) if Path(config.model.partial_pretrain).is_dir() else config.model.partial_pretrain
         lora.add_adapters(model, base=name, dtype=master_dtype, **adapters)
     if line := freeze(model, config.model.frozen, config.model.train_only):
         log.info("%s", line)
+    if config.model.base_dtype == "nf4" and adapters:
+        quantise(model, chosen, recompute_experts=not config.model.enable_gradient_checkpointing)
     say_what_is_rounded(model, compute_dtype)
     watch_routers(model, config.model.router_aux_loss)
     learn_logit_form(model)  # with its adapters: one on the LM head makes it another head
@@ -104,6 +111,10 @@ def place(
                 "a row; another model.attn_implementation is not."
             )
         compile_layers(layers)
+    if config.model.activation_offload:
+        if world.device.type == "cpu":
+            log.info("model.activation_offload=true: without a GPU all activations are in CPU memory anyway.")
+        offload_activations(layers)
     apart = list(parts_beside_text(model).values())
     shard(model, layers, mesh.fsdp, sharding, ends=own_ends(model), apart=apart, in_fp32=fp32_modules(model))
     load_weights(model, source, world.device, offload=sharding.offload, grown_vocabulary=grown)

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from sft.errors import InputError
@@ -67,6 +67,21 @@ def local_box(tensor: torch.Tensor) -> Box:
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
     """Return this rank's part as an ordinary tensor that shares its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def as_part_like(
+    weight: torch.Tensor, part: torch.Tensor, shape: tuple[int, ...], *, whole: bool = False
+) -> torch.Tensor:
+    """Return `part` as this rank's part of a tensor of `shape`, in the same memory.
+
+    It is cut as `weight` is; with `whole`, it lies on every rank.
+    """
+    if not isinstance(weight, DTensor):
+        return part
+    mesh = weight.device_mesh
+    placements = [Replicate()] * mesh.ndim if whole else weight.placements
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(part, mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride)
 
 
 @torch.no_grad()
@@ -140,6 +155,12 @@ class StoredTensors:
         (part,) = self.parts[name]
         with safe_open(part.file, "pt") as tensors:
             return tensors.get_tensor(part.key)
+
+    def read_part(self, name: str, box: Box) -> torch.Tensor:
+        """Read a part of a tensor as it is in the file that holds all of it."""
+        (part,) = self.parts[name]
+        with ExitStack() as stack:
+            return self._piece(part, box.slices(), lambda file: stack.enter_context(safe_open(file, "pt")))
 
     def read_whole(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         """Read the global tensor in `dtype`, put together of its parts, on the CPU."""

@@ -64,6 +64,7 @@ def split_tokens(batch: Batch, *, part: int, parts: int) -> Batch:
         is_token=mine(batch.is_token, 0),
         supervised_columns=supervised.nonzero().flatten(),
         sources=None if batch.sources is None else mine(batch.sources, 0),
+        noise=None if batch.noise is None else mine(batch.noise, 1 << 32),
         cu_seqlens=torch.cat([batch.cu_seqlens, ends]),
         sample_lengths=(*batch.sample_lengths, *([padding] if padding else [])),
         max_seqlen=max(batch.max_seqlen, padding),

@@ -32,6 +32,8 @@ from sft.parallel.device import bound_kernel_caches, device_of, gpu_id, refuse_s
 from sft.parallel.lost_ranks import is_about_other_ranks, is_out_of_memory, who_is_lost
 
 log = logging.getLogger("sft")
+# peft imports bitsandbytes wherever it is installed, which on a CPU warns of a kernel that is not used here.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _RUNS = itertools.count()
 

@@ -104,9 +104,10 @@ class Job:
         """Return the sample ids of a step, the same on every rank and for the same data, seed and batch size."""
         return self.plan.samples(step)
 
-    def batches(self, dataset: Dataset, sample_ids: np.ndarray) -> Iterator[Batch]:
-        """Cut this rank's part of `sample_ids` into micro-batches."""
-        for batch in my_batches(dataset, sample_ids, self.mesh):
+    def batches_of(self, step: int) -> Iterator[Batch]:
+        """Cut this rank's part of the samples of a step into micro-batches."""
+        noise = (self.config.trainer.seed, step) if self.config.model.neftune_alpha else None
+        for batch in my_batches(self.train, self.samples_of(step), self.mesh, noise):
             yield batch.pinned() if self.world.device.type == "cuda" else batch
 
 
@@ -217,6 +218,7 @@ def fingerprint_of(config: SftConfig, inputs: Inputs) -> dict[str, Any]:
         "lora": adapter_settings(config.model) or None,
         "lora_adapter": config.model.lora_adapter_path,
         "frozen": frozen_settings(config.model),
+        "base_dtype": None if config.model.base_dtype == "bf16" else config.model.base_dtype,
         "lora_start": None if config.model.init_lora_weights is True else config.model.init_lora_weights,
         "seed": config.trainer.seed,
         "template": template_fingerprint(inputs.tokenizer, config.data.apply_chat_template_kwargs),

@@ -119,6 +119,7 @@ def load_of(config: SftConfig, *, ranks: int, tokens: int, logits: int, device: 
         optimizer_bytes=OPTIMIZERS[config.optim.name].state_bytes,
         checkpointing=model.gradient_checkpointing_kind if model.enable_gradient_checkpointing else None,
         offload=(fsdp.cpu_offload or fsdp.offload_params) and device != "cpu",
+        activations_on_host=config.model.activation_offload and device != "cpu",
         whole_weights=not fsdp.reshard_after_forward,
         on_cpu=device == "cpu",
         # A GPU's checkpoints are copied to the CPU.

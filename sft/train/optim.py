@@ -1,4 +1,4 @@
-"""Declare the optimizers (OPTIMIZERS) and the learning-rate schedules (SCHEDULES), and build both.
+"""Declare the optimizers (OPTIMIZERS, made of those in optimizers.py) and the learning-rate schedules (SCHEDULES).
 
 A schedule is a pure function of the update number, so nothing of it needs saving. To add one of either, add an entry
 here and its name in sft/config/schema.py and conf/optim/; a checkpoint holds whatever an optimizer remembers.
@@ -17,60 +17,13 @@ from sft.config.schema import OptimConfig
 from sft.model.names import shown_name
 from sft.parallel.shards import local_part
 from sft.train.groups import parameter_groups
+from sft.train.optimizers import BLOCK, Adafactor, AdamW8bit, Lion, ShardedAdamW, ShardedSGD, Two
 
 IN_CACHE = 2**16
 """Elements of a gradient that are summed at a time: in float64 they still fit into a core's cache."""
 
 DECAY_FRACTION_OF_WSD = 0.1
 """Share of the steps after warm-up in which warmup-stable-decay decays (verl: stable_ratio = 0.9)."""
-
-
-class OverParts:
-    """Let an elementwise optimizer of torch step over the parts that this rank holds: the same numbers, bit for bit.
-
-    No part needs the others, but DTensor asks of each operation how its result is sharded. For 310 weights on a CPU
-    that took 200 to 560 ms of the first step and 4 ms of every other one.
-    """
-
-    def _init_group(self, group: dict[str, Any], *lists: list[torch.Tensor | None]) -> bool:
-        told = super()._init_group(group, *lists)  # pyright: ignore[reportAttributeAccessIssue]
-        for tensors in lists:  # weights, gradients, moments, step counters
-            tensors[:] = [None if tensor is None else local_part(tensor) for tensor in tensors]
-        return told
-
-
-class ShardedAdamW(OverParts, torch.optim.AdamW):
-    """AdamW over DTensors."""
-
-
-class ShardedSGD(OverParts, torch.optim.SGD):
-    """SGD with momentum over DTensors."""
-
-
-class MuonAndAdamW(torch.optim.Optimizer):
-    """Muon for the groups that are `apart`, AdamW for all others: one list of groups, one state.
-
-    Muon makes the update of a whole matrix orthogonal, so it needs its other parts: DTensor gathers them.
-    Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon; scaled to the size of AdamW's updates as in
-    Liu et al. 2025, arXiv:2502.16982, so that one learning rate fits both.
-    """
-
-    def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float]):
-        super().__init__(groups, {"lr": 0.0})
-        muon = [group for group in self.param_groups if group["apart"]]
-        others = [group for group in self.param_groups if not group["apart"]]
-        self._parts: list[torch.optim.Optimizer] = []
-        if muon:
-            self._parts.append(torch.optim.Muon(muon, adjust_lr_fn="match_rms_adamw"))
-        if others:
-            self._parts.append(ShardedAdamW(others, betas=betas, fused=True))
-        for part in self._parts:  # they hold the same groups; a checkpoint asks for one state
-            part.state = self.state
-
-    def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Take one step of both."""
-        for part in self._parts:
-            part.step()
 
 
 def hidden_matrices(model: torch.nn.Module) -> set[str]:
@@ -80,6 +33,19 @@ def hidden_matrices(model: torch.nn.Module) -> set[str]:
         shown_name(name)  # as the groups know it
         for name, weight in model.named_parameters()
         if weight.ndim == 2 and id(weight) not in outside and ".lora_" not in name
+    }
+
+
+def in_blocks(model: torch.nn.Module) -> set[str]:
+    """Return the names of the matrices whose moments AdamW8bit keeps: whole blocks to a row, and no embeddings.
+
+    A row of embeddings has a gradient in few steps, and codes are too coarse for that (section 2.3 of its paper).
+    """
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    return {
+        shown_name(name)
+        for name, weight in model.named_parameters()
+        if weight.ndim > 1 and weight.shape[1:].numel() % BLOCK == 0 and id(weight) not in tables
     }
 
 
@@ -104,12 +70,32 @@ OPTIMIZERS = {
         state_bytes=lambda master_bytes: 2 * master_bytes,  # two moments
     ),
     "muon": Optimizer(
-        build=lambda model, optim: MuonAndAdamW(parameter_groups(model, optim, hidden_matrices(model)), optim.betas),
+        build=lambda model, optim: Two(
+            parameter_groups(model, optim, hidden_matrices(model)),
+            lambda groups: torch.optim.Muon(groups, adjust_lr_fn="match_rms_adamw"),
+            lambda groups: ShardedAdamW(groups, betas=optim.betas, fused=True),
+        ),
         state_bytes=lambda master_bytes: 2 * master_bytes,  # at most: one for hidden matrices, two for all others
     ),
     "sgd": Optimizer(
         build=lambda model, optim: ShardedSGD(parameter_groups(model, optim), momentum=optim.betas[0]),
         state_bytes=lambda master_bytes: master_bytes,
+    ),
+    "adamw_8bit": Optimizer(
+        build=lambda model, optim: Two(
+            parameter_groups(model, optim, in_blocks(model)),
+            lambda groups: AdamW8bit(groups, optim.betas),
+            lambda groups: ShardedAdamW(groups, betas=optim.betas, fused=True),
+        ),
+        state_bytes=lambda master_bytes: 2 * (1 + 4 / BLOCK),  # of matrices: codes, and a scale for every block
+    ),
+    "lion": Optimizer(
+        build=lambda model, optim: Lion(parameter_groups(model, optim), optim.betas),
+        state_bytes=lambda master_bytes: master_bytes,
+    ),
+    "adafactor": Optimizer(
+        build=lambda model, optim: Adafactor(parameter_groups(model, optim)),
+        state_bytes=lambda master_bytes: 4 * 2 / 1024,  # a number for each row and each column, of 1,024 say
     ),
 }
 """optim.name. The state of an optimizer, which a checkpoint holds, may be DTensors, tensors cut as the part of a

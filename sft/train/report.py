@@ -14,6 +14,7 @@ from sft.data.order.mixture import epoch_order
 from sft.files import replace_file
 from sft.model.place import DTYPES
 from sft.model.pretrained import largest_of
+from sft.model.quantised import as_whole
 from sft.parallel.world import on_every_rank, on_main_rank
 from sft.track.facts import write_run_json
 from sft.track.metrics import Meter, device_peak, met_by_a_token, training_flops_per_token
@@ -93,7 +94,7 @@ def start_meter(job: Job, run_log: RunLog) -> Meter:
     head, embedding = job.model.get_output_embeddings(), job.model.get_input_embeddings()
     assert head is not None and isinstance(head.weight, torch.Tensor)
     ends = (head.weight, embedding.weight)
-    body = [weight for weight in job.model.parameters() if not any(weight is end for end in ends)]
+    body = [as_whole(weight) for weight in job.model.parameters() if not any(weight is end for end in ends)]
     experts = largest_of(config, "num_experts_per_tok")
     return Meter(
         world_size=job.world.size,

@@ -51,9 +51,11 @@ class Score:
         return Score(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
 
 
-def my_batches(dataset: Dataset, sample_ids: np.ndarray, mesh: Mesh) -> Iterator[Batch]:
+def my_batches(
+    dataset: Dataset, sample_ids: np.ndarray, mesh: Mesh, noise: tuple[int, ...] | None = None
+) -> Iterator[Batch]:
     """Yield the micro-batches of this rank's part of `sample_ids`: its samples, its tokens of them."""
-    for batch in dataset.batches(sample_ids, dp_size=mesh.dp_size, dp_rank=mesh.dp_rank):
+    for batch in dataset.batches(sample_ids, dp_size=mesh.dp_size, dp_rank=mesh.dp_rank, noise=noise):
         yield split_tokens(batch, part=mesh.sp_rank, parts=mesh.sp_size)
 
 

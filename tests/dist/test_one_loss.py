@@ -67,7 +67,7 @@ def test_token_budgets_and_balancing_agree(base, run_all, reference):
 def test_other_losses_agree_over_micro_batches_layouts_ranks_and_sequence_parallelism(base, run_all):
     """Validation stays cross entropy: before anything is trained, it is that of the plain run."""
     run = [*base, *STEPS, "trainer.test_freq=4", "trainer.val_before_train=true", "optim.loss=eaft"]
-    run += ["optim.label_smoothing=0.1", "optim.z_loss=1e-3"]
+    run += ["optim.label_smoothing=0.1", "optim.z_loss=1e-3", "model.neftune_alpha=1"]
     one_rank = [*run, "data.micro_batch_size_per_gpu=1"]
     (one, plain) = run_all([one_rank, [*base, *STEPS, "trainer.val_before_train=true"]], 1)
     padded, packed, shared = run_all(

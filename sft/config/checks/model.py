@@ -60,6 +60,11 @@ def _lora_problems(model: ModelConfig) -> Iterator[str]:
                 yield f"model.{key}={shown(value)} would be ignored: model.lora_rank=0 trains no adapter; set the rank."
         if start is not True:
             yield f"model.init_lora_weights={shown(start)} would be ignored: model.lora_rank=0; set the rank."
+        if model.base_dtype != "bf16":
+            yield (
+                f"model.base_dtype={model.base_dtype} is for what LoRA freezes, and model.lora_rank=0 trains every "
+                "weight; set the rank."
+            )
         return
     if start not in (True, "gaussian"):
         yield (
@@ -69,6 +74,8 @@ def _lora_problems(model: ModelConfig) -> Iterator[str]:
         )
     elif model.lora_adapter_path and start is not True:
         yield f"model.init_lora_weights={shown(start)} would be ignored: model.lora_adapter_path has the weights."
+    if model.base_dtype == "nf4" and model.use_dora:
+        yield "model.use_dora=true needs the norms of whole weights, and model.base_dtype=nf4 has none; leave one out."
     if isinstance(model.target_modules, str):
         try:
             re.compile(model.target_modules)

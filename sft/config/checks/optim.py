@@ -9,7 +9,7 @@ from sft.config.schema import OptimConfig
 
 
 def optim_problems(optim: OptimConfig) -> Iterator[str]:
-    """Yield what is wrong with optim.groups, as far as this can be known without the model."""
+    """Yield what is wrong with the keys of `optim`, as far as this can be known without the model."""
     names: dict[str, int] = {}
     for number, group in enumerate(optim.groups):
         if group.lr is None and group.weight_decay is None:

@@ -16,6 +16,10 @@ def package_problems(config: SftConfig) -> Iterator[str]:
     wanted = {f"trainer.logger={name}": name for name in config.trainer.logger if name not in WITHOUT_PACKAGE}
     if config.model.lora_rank:
         wanted[f"model.lora_rank={shown(config.model.lora_rank)}"] = "peft"
+    if config.model.base_dtype == "nf4":
+        wanted["model.base_dtype=nf4"] = "bitsandbytes"
+    if config.optim.name == "adamw_8bit":
+        wanted["optim.name=adamw_8bit"] = "bitsandbytes"
     for key, package in wanted.items():
         if not is_importable(package):
             yield f"{key} needs {package}, which is not installed: pip install {package}, or leave it out."

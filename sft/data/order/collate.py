@@ -18,13 +18,18 @@ _NOTHING = Sample(np.zeros(1, np.int32), np.zeros(1, np.float32))
 
 
 def collate(
-    samples: Sequence[Sample], *, packed: bool, pad_id: int, sources: Sequence[int] | np.ndarray | None = None
+    samples: Sequence[Sample],
+    *,
+    packed: bool,
+    pad_id: int,
+    sources: Sequence[int] | np.ndarray | None = None,
+    draws: Sequence[int] | None = None,
 ) -> Batch:
     """One micro-batch of whole samples, on the CPU.
 
     packed: all samples in one row, cu_seqlens marks them. Otherwise one row per sample, padded on the right
     with pad_id to the longest. Both carry the same labels and weights. No samples: a batch without labels.
-    sources: the source of every sample, where there are several.
+    sources: the source of every sample, where there are several. draws: 32 random bits of every sample, for noise.
     """
     real_tokens = sum(len(sample) for sample in samples)
     samples = samples or [_NOTHING]
@@ -39,6 +44,7 @@ def collate(
     position_ids = np.arange(rows * columns) % columns
     is_token = np.zeros(rows * columns, np.bool_)
     source_of_position = np.zeros(rows * columns, np.int64)
+    noise = np.full(rows * columns, 1 << 32)
     for n, (start, sample) in enumerate(zip(starts, samples, strict=False)):
         end = start + len(sample)
         input_ids[start:end] = sample.input_ids
@@ -48,6 +54,8 @@ def collate(
         is_token[start:end] = real_tokens > 0
         if sources is not None and real_tokens:
             source_of_position[start:end] = sources[n]
+        if draws is not None and real_tokens:
+            noise[start:end] = len(sample) << 32 | draws[n]
 
     def layout(flat: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(flat.reshape(rows, columns))
@@ -63,6 +71,7 @@ def collate(
         cu_seqlens=torch.from_numpy(starts.astype(np.int32)) if packed else None,
         sample_lengths=tuple(lengths.tolist()) if packed else None,
         sources=None if sources is None else layout(source_of_position),
+        noise=None if draws is None else layout(noise),
         max_seqlen=longest,
         counts=Counts(
             samples=len(samples) if real_tokens else 0,

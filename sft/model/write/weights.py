@@ -121,7 +121,9 @@ def plan_of(
     for group in conversion.groups:
         shapes = {name: stored.shape(name) for name in group.stored}
         if group.converter is None:
-            shapes = {group.stored[0]: tuple(weights[next(iter(group.weights))].shape)}  # a vocabulary may have grown
+            shapes = {
+                group.stored[0]: tuple(conversion.parts.known[next(iter(group.weights))].shape)
+            }  # a vocabulary may have grown
         tensors = {name: (shapes[name], dtypes[name]) for name in group.stored}
         is_changed = not changed.isdisjoint(group.weights)
         planned.append(Planned(tensors, partial(collect, group) if is_changed else _copies(stored, tensors)))

@@ -104,7 +104,8 @@ BAD = [
     ("trainer.hub_model_id=a/b/c", ["trainer.hub_model_id=", "a hub id org/name"]),
     ("trainer.hub_model_id=me/tiny", ["trainer.hub_model_id=me/tiny needs a login", "hf auth login", "HF_TOKEN"]),
     ("trainer.hub_dry_run_dir=dry", ["trainer.hub_dry_run_dir=", "would be ignored: trainer.hub_model_id=null"]),
-    ("model.load_in_4bit=true", ["model.load_in_4bit=true is not possible here", "bf16", "not quantised"]),
+    ("model.load_in_8bit=true", ["model.load_in_8bit=true is not possible here", "model.base_dtype=nf4"]),
+    ("model.load_in_4bit=true", ["model.base_dtype=nf4 is for what LoRA freezes", "model.lora_rank=0", "set the rank"]),
     # files and models
     ("data.train_files=nowhere.parquet", ['data.train_files="nowhere.parquet" does not exist (looked for /']),
     ("data.val_files=[rows.jsonl,gone.jsonl]", ['data.val_files="gone.jsonl" does not exist']),
@@ -156,7 +157,6 @@ BAD = [
     ("trainer.device=cpu", ["trainer.device", "CUDA_VISIBLE_DEVICES"]),
     ("model.use_shm=true", ["model.use_shm=true is not possible here"]),
     ("trainer.nnodes=0", ["trainer.nnodes=0", "torchrun"]),
-    ("model.enable_activation_offload=true", ["model.enable_activation_offload=true is not possible", "recomputed"]),
     ("engine.fsdp_size=two", ['engine.fsdp_size="two" must be a whole number of ranks']),
     ("data.max_prompt_length=99", ["data.max_prompt_length=99 bounds a part", "set data.max_length"]),
     ("trainer.save_freq=1.5", ["trainer.save_freq=1.5 must be a whole number", "a part of the run", "epoch"]),
@@ -193,6 +193,11 @@ def test_a_quantised_model_is_refused(settings: dict, told: str, here: Path, run
     (problem,) = problems_of(runnable)
     assert f'model.partial_pretrain="./model" is quantised ({told})' in problem
     assert "take the model it was made of" in problem
+
+
+def test_4_bits_have_no_norms_of_whole_weights(runnable: list[str]) -> None:
+    (problem,) = problems_of([*runnable, "model.base_dtype=nf4", "model.lora_rank=4", "model.use_dora=true"])
+    assert "model.use_dora=true needs the norms of whole weights" in problem
 
 
 def test_a_format_without_messages_and_multiturn_contradict_each_other(runnable: list[str]) -> None:
@@ -361,10 +366,13 @@ def test_absent_packages_are_refused_before_torch_is_loaded(
 ) -> None:
     monkeypatch.setattr("sft.config.checks.packages.find_spec", lambda name: None)
     asked = ["model.lora_rank=8", "trainer.logger=[console,jsonl,wandb,tensorboard]"]
+    asked += ["model.base_dtype=nf4", "optim.name=adamw_8bit"]
     needs = [
         "trainer.logger=wandb needs wandb",
         "trainer.logger=tensorboard needs tensorboard",
         "model.lora_rank=8 needs peft",
+        "model.base_dtype=nf4 needs bitsandbytes",
+        "optim.name=adamw_8bit needs bitsandbytes",
     ]
     problems = problems_of([*runnable, *asked])
     assert [problem.partition(",")[0] for problem in problems] == needs

@@ -209,3 +209,17 @@ def test_units():
     assert str(memory).startswith(
         f"{gigabytes(memory.total)} per rank, when {memory.moment}: weights 4.0 GB, optimizer "
     )
+
+
+def test_a_packed_base_and_activations_on_the_host_weigh_less():
+    frozen = replace(BILLION, trainable=10**7, frozen=10**9, layer_trains=10**5, last_trains=0)
+    sizes = {"packed": 9 * 10**8, "packed_layer": 29 * 10**6, "largest_packed": 2048 * 8192}
+    for plain, packed in zip(moments(frozen, LOAD), moments(replace(frozen, **sizes), LOAD), strict=True):
+        assert plain.weights - packed.weights == pytest.approx(9 * 10**8 * (2 - 9 / 16))
+        assert packed.optimizer == plain.optimizer
+        assert packed.gathered <= plain.gathered
+    for layout in ({}, {"checkpointing": "full"}, {"checkpointing": "selective"}):
+        load = replace(LOAD, tokens=100_000, **layout)
+        assert estimate(BILLION, replace(load, activations_on_host=True)).activations < estimate(BILLION, load).activations
+    assert "model.activation_offload=true" in savings(BILLION, load)
+    assert "model.activation_offload=true" not in savings(BILLION, load, can_offload=False)
