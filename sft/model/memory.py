@@ -51,7 +51,7 @@ class ModelSize:
     fused_loss: bool = True  # there are never all logits of a micro-batch
     packed: int = 0  # of the frozen: kept in 4 bits, all of them in layers
     packed_layer: int = 0  # of `layer`
-    largest_packed: int = 0  # of one weight, which is unpacked while it computes
+    largest_packed: int = 0  # of one module, whose weights are unpacked while it computes
 
     @property
     def everything(self) -> int:
@@ -274,7 +274,7 @@ def model_size(
         fused_loss=getattr(model, "logit_form", None) is not None,
         packed=sum(_packed(model)),
         packed_layer=sum(_packed(largest)),
-        largest_packed=max(_packed(largest), default=0),
+        largest_packed=max(sum(_packed(module, recurse=False)) for module in largest.modules()),
     )
 
 
@@ -284,9 +284,9 @@ def _numbers(module: torch.nn.Module, trains: bool = False) -> int:
     return sum(as_whole(weight).numel() for weight in weights)
 
 
-def _packed(module: torch.nn.Module) -> list[int]:
+def _packed(module: torch.nn.Module, *, recurse: bool = True) -> list[int]:
     """Return how many numbers each weight of `module` that is kept in 4 bits stands for."""
-    return [as_whole(weight).numel() for weight in module.parameters() if is_packed(weight)]
+    return [as_whole(weight).numel() for weight in module.parameters(recurse) if is_packed(weight)]
 
 
 def device_bytes(device: torch.device) -> int:

@@ -220,6 +220,7 @@ def test_a_packed_base_and_activations_on_the_host_weigh_less():
         assert packed.gathered <= plain.gathered
     for layout in ({}, {"checkpointing": "full"}, {"checkpointing": "selective"}):
         load = replace(LOAD, tokens=100_000, **layout)
-        assert estimate(BILLION, replace(load, activations_on_host=True)).activations < estimate(BILLION, load).activations
+        on_host = replace(load, activations_on_host=True)
+        assert estimate(BILLION, on_host).activations < estimate(BILLION, load).activations
     assert "model.activation_offload=true" in savings(BILLION, load)
     assert "model.activation_offload=true" not in savings(BILLION, load, can_offload=False)
