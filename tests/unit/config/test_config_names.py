@@ -18,6 +18,7 @@ GOOD_VALUES: dict[str, tuple[object, object]] = {
     "data.chat_template": ("chatml", "alpaca"),
     "data.multiturn.enable_thinking_key": ("think", "thought"),
     "data.multiturn.tools_key": ("functions", "actions"),
+    "model.activation_offload": (True, False),
     "model.fsdp_config.compute_dtype": ("fp32", "bf16"),
     "model.fsdp_config.model_dtype": ("bf16", "fp32"),
     "model.fsdp_config.reshard_after_forward": (False, True),
