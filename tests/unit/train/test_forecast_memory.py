@@ -76,7 +76,10 @@ def stand_in(monkeypatch, *, reduce_gradients="auto", offload=False, micro_batch
     monkeypatch.setattr("sft.train.forecast_memory.look_ahead", lambda *_: view)
     monkeypatch.setattr("sft.train.forecast_memory.size_of", lambda *_: MODEL)
     model = SimpleNamespace(
-        fsdp_config=fsdp, gradient_checkpointing_kind="full", enable_gradient_checkpointing=False, lora_rank=0,
+        fsdp_config=fsdp,
+        gradient_checkpointing_kind="full",
+        enable_gradient_checkpointing=False,
+        lora_rank=0,
         activation_offload=False,
     )
     return SimpleNamespace(model=model, trainer=trainer, optim=SimpleNamespace(name="adamw"))
