@@ -78,6 +78,8 @@ ALIASES = {
     "preprocessing_num_workers": "data.num_workers",
     "lora_rank": "model.lora_rank",
     "lora_target": "model.target_modules",
+    "moe_aux_loss_coef": "model.router_aux_loss",
+    "router_aux_loss_coef": "model.router_aux_loss",
     "additional_target": "model.modules_to_save",
     "enable_liger_kernel": "model.use_liger",
     "early_stopping_steps": "trainer.early_stop_patience",
@@ -256,7 +258,7 @@ FOREIGN: dict[str, Foreign] = {
         "embeddings_skip_upcast infer_dtype peft_autocast_adapter_dtype"),
     **not_offered("the loss is cross entropy over what is trained",
         "label_smoothing_factor use_dft_loss use_asft_loss use_eaft_loss "
-        "use_eaft scaling_softmax compute_accuracy center_rewards_coefficient moe_aux_loss_coef "
+        "use_eaft scaling_softmax compute_accuracy center_rewards_coefficient "
         "loss_watchdog_threshold"),
     **only(lambda value: value in (None, "nll"), "the loss is cross entropy over what is trained", "loss_type"),
     **no_effect("it belongs to a loss that is not offered", "asft_alpha eaft_alpha eaft_k scaling_softmax_factor "
