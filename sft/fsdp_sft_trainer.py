@@ -31,7 +31,7 @@ if __name__ == "__main__":
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
@@ -55,7 +55,7 @@ from sft.parallel.world import (
     log_on_main_rank_only,
     process_group,
     seed_everything,
-    sum_by_name,
+    sum_on_device,
 )
 from sft.track.run_log import RunLog
 from sft.track.trackers import check_loggers
@@ -66,7 +66,7 @@ from sft.train.forecast_memory import explaining_memory
 from sft.train.head_start import HeadStart
 from sft.train.inputs import read_inputs, refuse_other_data
 from sft.train.loss import token_ce_sum
-from sft.train.optim import lr_at, scale_gradients, squared_norm_of_gradients
+from sft.train.optim import lr_at, squared_norm_of_gradients, update
 from sft.train.profile import Profiler
 from sft.train.report import describe_data, describe_end, describe_step, of_groups, of_sources, open_log, start_meter
 from sft.train.requests import Requests, listening
@@ -136,15 +136,14 @@ def fit(job: Job) -> RunResult:
         return RunResult(state.step, state.course.last_metrics, job.run_dir)
 
     requests, start = Requests(), Start.of(job)
-    with listening(job.run_dir, job.world) as listener, open_log(job) as run_log:
+    with listening(job.run_dir, job.world, lambda: job.saver.is_writing) as listener, open_log(job) as run_log:
         for line in [*describe_data(job), describe_step(job)] if job.world.is_main else []:
             run_log.say(line)
         meter, questions = start_meter(job, run_log), choose_questions(job, run_log)
         profiler = Profiler(job.config.trainer.profile_steps, job.run_dir, job.world, total_steps=job.total_steps)
         parts, metrics = prefetch(parts_from(job, state.step + 1)), {}
-        if missed := validate_if_due(
-            job, questions, run_log, listener
-        ):  # before the first step, or where the run was stopped
+        # Before the first step, or where the run was stopped.
+        if missed := validate_if_due(job, questions, run_log, listener):
             run_log.log(state.step, missed)
             watch(job, missed, run_log)
             save_if_best(job, run_log)
@@ -155,7 +154,7 @@ def fit(job: Job) -> RunResult:
             data_wait_s = time.perf_counter() - waited_since
 
             with explaining_memory(job.memory, f"step {state.step + 1}"), profiler.around(state.step + 1):
-                stats = train_step(job, micro_batches, weight_sums)
+                stats = train_step(job, micro_batches, weight_sums, listener.wishes)
             advance(state, stats)
             metrics = meter.measure(stats, data_wait_s) | of_sources(job, stats) | of_groups(job, stats)
             metrics |= validate_if_due(job, questions, run_log, listener)
@@ -164,7 +163,7 @@ def fit(job: Job) -> RunResult:
             sample_if_due(job, questions, run_log, listener)
             if stats.skipped:
                 note_skipped(job, stats, run_log)
-            requests = listener.agree(is_writing=job.saver.is_writing)
+            requests = listener.agreed(stats.wishes)
             save_if_due(job, requests, run_log)
             meter.restart_clock()
         if requests.stop:
@@ -181,12 +180,17 @@ def fit(job: Job) -> RunResult:
     )
 
 
-def train_step(job: Job, micro_batches: list[Batch], weight_sums: list[float]) -> StepStats:
+def train_step(
+    job: Job,
+    micro_batches: list[Batch],
+    weight_sums: list[float],
+    wishes: Callable[[], Mapping[str, float]] = dict,
+) -> StepStats:
     """Take one optimizer step over all ranks: loss = Σ w·CE / Σ w, however the samples are split.
 
     micro_batches: this rank's part. weight_sums: Σ w of all parts, by source of the data, known before forward: a rank
-    without supervised tokens would divide by its own zero. If loss or gradient is not finite on any rank, every rank
-    knows it and nothing is updated.
+    without supervised tokens would divide by its own zero. wishes: what this rank was asked meanwhile; it is summed
+    over the ranks with everything else. If loss or gradient is not finite on any rank, nothing is updated on any.
     """
     model, optimizer, optim = job.model, job.optimizer, job.config.optim
     weight_sum, sources = sum(weight_sums), len(weight_sums)
@@ -201,16 +205,13 @@ def train_step(job: Job, micro_batches: list[Batch], weight_sums: list[float]) -
         (share + job.routers.loss()).backward()
         shares += of_sources
 
-    # The one place where the host waits for the device.
     counts = sum((batch.counts for batch in micro_batches), Counts())
     loss_of = {f"loss of source {number}": share for number, share in enumerate(shares)}
     # Ranks of dp_replicate hold the same part of each gradient.
     square_sum = {"grad_norm²": squared_norm_of_gradients(model) / job.mesh.dp_replicate}
-    sums = sum_by_name(ALL_RANKS, loss_of | square_sum | asdict(counts) | job.routers.to_be_summed())
-    shares, counts = [sums[name] for name in loss_of], counts.of(sums)
-    refuse_other_data(counts.weight_sum, weight_sum)
-    loss, grad_norm = sum(shares), math.sqrt(sums["grad_norm²"])
-    finite = math.isfinite(loss) and math.isfinite(grad_norm)  # sums over all ranks: every rank sees the same
+    asked = dict(wishes())
+    values = loss_of | square_sum | asdict(counts) | job.routers.to_be_summed() | asked
+    on_device = sum_on_device(ALL_RANKS, *values.values())
     lr = lr_at(
         job.state.updates + 1,
         job.total_steps,
@@ -220,21 +221,29 @@ def train_step(job: Job, micro_batches: list[Batch], weight_sums: list[float]) -
         warmup_steps_ratio=optim.warmup_steps_ratio,
         min_lr_ratio=optim.min_lr_ratio,
     )
-    if finite:
-        scale_gradients(model, min(1.0, optim.clip_grad / (grad_norm + 1e-6)))
-        for group in optimizer.param_groups:
-            group["lr"] = lr * group["lr_share"]
-        optimizer.step()
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_share"]
+    grad_norm = on_device[sources].sqrt()
+    # Sums over all ranks: every rank sees the same.
+    finite = on_device[: sources + 1].isfinite().all()
+    update(optimizer, model, grad_norm, finite, optim.clip_grad)
     optimizer.zero_grad()
+
+    # The one place where the host waits for the device, which by then has all of the step to do.
+    *read, finite = torch.cat([on_device, finite[None]]).tolist()
+    sums = dict(zip(values, read, strict=True))
+    shares, counts = [sums[name] for name in loss_of], counts.of(sums)
+    refuse_other_data(counts.weight_sum, weight_sum)
     return StepStats(
-        loss=loss,
+        loss=sum(shares),
         losses=tuple(share * weight_sum / w if w else math.nan for share, w in zip(shares, weight_sums, strict=True)),
-        grad_norm=grad_norm,
+        grad_norm=math.sqrt(sums["grad_norm²"]),
         lr=lr,
         counts=counts,
         skipped=not finite,
         router_aux_loss=sums.get("router_aux_loss"),
         largest_expert_share=sums["largest_expert"] / counts.tokens if "largest_expert" in sums else None,
+        wishes={name: sums[name] for name in asked},
     )
 
 

@@ -129,6 +129,7 @@ class StepStats:
     skipped: bool  # loss or gradient was not finite: nothing was updated
     router_aux_loss: float | None = None  # load balancing of experts, before its coefficient; None: no part of the loss
     largest_expert_share: float | None = None  # of the tokens, that one expert of one layer had; None: no experts
+    wishes: Mapping[str, float] = field(default_factory=dict)  # what ranks were asked meanwhile (train/requests.py)
 
 
 @dataclass

@@ -172,6 +172,11 @@ def sum_over(group: dist.ProcessGroup | None, *values: float | torch.Tensor) -> 
     Plain numbers travel by gloo and never wait for the device. With scalars of a device among them, the sum is made
     there, and the host waits for it once.
     """
+    return sum_on_device(group, *values).tolist()
+
+
+def sum_on_device(group: dist.ProcessGroup | None, *values: float | torch.Tensor) -> torch.Tensor:
+    """Return the sums of `sum_over` as a float64 tensor [number of values]: the host does not wait for them."""
     devices = [value.device for value in values if isinstance(value, torch.Tensor)]
     total = torch.tensor([0.0 if isinstance(value, torch.Tensor) else value for value in values], dtype=torch.float64)
     if devices and devices[0].type != "cpu":
@@ -180,10 +185,10 @@ def sum_over(group: dist.ProcessGroup | None, *values: float | torch.Tensor) -> 
         if isinstance(value, torch.Tensor):
             total[index] = value.detach()
     if total.device.type != "cpu" and group is ALL_RANKS:
-        # By gloo, which notices a rank that died. NCCL does not: the host would wait in tolist() until it is killed.
+        # By gloo, which notices a rank that died. NCCL does not: who reads the sum would wait until it is killed.
         dist.all_reduce(torch.zeros(()), group=group)
     dist.all_reduce(total, group=group)
-    return total.tolist()
+    return total
 
 
 def sum_by_name(group: dist.ProcessGroup | None, values: Mapping[Name, float | torch.Tensor]) -> dict[Name, float]:

@@ -120,6 +120,31 @@ def squared_norm_of_gradients(model: torch.nn.Module) -> torch.Tensor:
 
 
 @torch.no_grad()
+def update(
+    optimizer: torch.optim.Optimizer, model: torch.nn.Module, grad_norm: torch.Tensor, finite: torch.Tensor, clip: float
+) -> None:
+    """Take one step with the gradients scaled down to the norm `clip`, or none at all where `finite` is false.
+
+    grad_norm: float64 scalar, finite: bool scalar, the same on every rank. AdamW reads both on their device, and the
+    host does not wait for them; other optimizers ask the host.
+    """
+    too_long = ((grad_norm + 1e-6) / clip).clamp(min=1.0)
+    if isinstance(optimizer, ShardedAdamW):
+        device = _device_of(optimizer)
+        optimizer.grad_scale = too_long.to(device, torch.float32)  # what gradients are divided by
+        optimizer.found_inf = finite.logical_not().to(device, torch.float32)
+        optimizer.step()
+    elif finite:
+        scale_gradients(model, 1.0 / float(too_long))
+        optimizer.step()
+
+
+def _device_of(optimizer: torch.optim.Optimizer) -> torch.device:
+    """Return where the weights are: with model.fsdp_config.cpu_offload, not where their gradients were summed."""
+    return local_part(optimizer.param_groups[0]["params"][0]).device
+
+
+@torch.no_grad()
 def scale_gradients(model: torch.nn.Module, factor: float) -> None:
     """Multiply all gradients by `factor`, which is the same on every rank."""
     if factor != 1 and (parts := _local_gradients(model)):

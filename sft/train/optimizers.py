@@ -38,7 +38,10 @@ class OverParts:
 
 
 class ShardedAdamW(OverParts, torch.optim.AdamW):
-    """AdamW over DTensors."""
+    """AdamW over DTensors. Fused, its kernel divides gradients by grad_scale, and does nothing where found_inf is 1."""
+
+    grad_scale: torch.Tensor | None = None
+    found_inf: torch.Tensor | None = None
 
 
 class ShardedSGD(OverParts, torch.optim.SGD):

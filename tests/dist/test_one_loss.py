@@ -1,5 +1,7 @@
 """One loss, whatever the split: micro-batches, layout, ranks and checkpointing never change the number."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -169,6 +171,25 @@ def test_a_step_asks_the_other_ranks_once_and_never_waits_for_the_device_between
         trainer.train_step(job, micro_batches, weight_sums)
     assert len(calls) == 1
     assert reads.count == 0  # the sums of the step come over in one piece, by tolist()
+
+
+def test_the_update_is_under_way_before_the_host_reads_a_number(job, monkeypatch):
+    """On a GPU the host would otherwise wait for the gradients, and the GPU then for the host."""
+    events, read, step = [], torch.Tensor.tolist, job.optimizer.step
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: (events.append("read"), read(self))[1])
+    monkeypatch.setattr(job.optimizer, "step", lambda: (events.append("update"), step())[1])
+    trainer.train_step(job, *next(trainer.parts_from(job, 1)))
+    assert events == ["update", "read"]
+
+
+def test_a_run_asks_the_other_ranks_once_per_step(job, monkeypatch):
+    """Losses, norm, counts, and what people asked of the run: one sum."""
+    sums, at_step = [], []
+    all_reduce, train_step = dist.all_reduce, trainer.train_step
+    monkeypatch.setattr(dist, "all_reduce", lambda *a, **k: (sums.append(1), all_reduce(*a, **k))[1])
+    monkeypatch.setattr(trainer, "train_step", lambda *a, **k: (at_step.append(len(sums)), train_step(*a, **k))[1])
+    trainer.fit(job)
+    assert [later - before for before, later in pairwise(at_step)] == [1, 1, 1]
 
 
 def test_the_weights_of_a_step_are_known_before_it_is_computed(job):

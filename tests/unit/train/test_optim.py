@@ -7,11 +7,20 @@ import pytest
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sft.config.compose import CONFIG_DIR
 from sft.config.schema import OptimConfig
 from sft.parallel.world import World, process_group
-from sft.train.optim import OPTIMIZERS, SCHEDULES, hidden_matrices, lr_at, scale_gradients, squared_norm_of_gradients
+from sft.train.optim import (
+    OPTIMIZERS,
+    SCHEDULES,
+    hidden_matrices,
+    lr_at,
+    scale_gradients,
+    squared_norm_of_gradients,
+    update,
+)
 from tests.models import causal_model
 from tests.optimizers import optim
 
@@ -98,6 +107,61 @@ def test_norm_and_scale_of_gradients_are_those_of_torch():
     assert float(squared_norm_of_gradients(model)) ** 0.5 == pytest.approx(expected, rel=1e-6)
     scale_gradients(model, 0.25)
     assert float(squared_norm_of_gradients(model)) ** 0.5 == pytest.approx(expected / 4, rel=1e-6)
+
+
+class HostReads(TorchDispatchMode):
+    """Counts what makes the host wait for a device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*arguments, **(options or {}))
+
+
+def after_three_steps(name, gradients, clip, *, finite=(True, True, True), by_torch=False):
+    """Return (weights and state, how often the host waited) after a step with each of `gradients`."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.LayerNorm(3))
+    optimizer, reads = OPTIMIZERS[name].build(model, optim(lr=0.1)), HostReads()
+    for scale, is_finite in zip(gradients, finite, strict=True):
+        for weight in model.parameters():
+            weight.grad = torch.randn(weight.shape) * scale
+        if by_torch:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+            optimizer.step()
+            continue
+        norm = squared_norm_of_gradients(model).sqrt()
+        with reads:
+            update(optimizer, model, norm, torch.tensor(is_finite), clip)
+    state = [tensor for weight in model.parameters() for tensor in optimizer.state[weight].values()]
+    return [*model.parameters(), *state], reads.count
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "sgd"])
+def test_an_update_clips_as_torch_does(name):
+    scales = (0.01, 1.0, 100.0)  # shorter than the limit, and longer
+    ours, _ = after_three_steps(name, scales, 1.0)
+    theirs, _ = after_three_steps(name, scales, 1.0, by_torch=True)
+    assert len(ours) == len(theirs)
+    for mine, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "sgd"])
+def test_a_step_that_is_not_finite_moves_nothing(name):
+    """Neither weights nor moments nor the count of steps; the next step is as if it had not been."""
+    ours, _ = after_three_steps(name, (1.0, torch.nan, 2.0), 1.0, finite=(True, False, True))
+    torch.manual_seed(0)
+    untouched, _ = after_three_steps(name, (1.0, 0.0, 2.0), 1.0, finite=(True, False, True))
+    assert all(map(torch.equal, ours, untouched))
+    assert all(tensor.isfinite().all() for tensor in ours)
+
+
+def test_adamw_is_told_on_the_device_and_the_host_does_not_wait():
+    scales, finite = (1.0, torch.inf, 2.0), (True, False, True)
+    assert after_three_steps("adamw", scales, 1.0, finite=finite)[1] == 0
+    assert after_three_steps("sgd", scales, 1.0, finite=finite)[1] > 0
 
 
 @pytest.mark.parametrize("elements", [1_000, 20_000_000])

@@ -22,8 +22,8 @@ def heard(tmp_path, world_of_one, monkeypatch, caplog):
 
 
 def test_nothing_asked_nothing_done(heard):
-    assert heard.agree() == Requests(may_settle=True)
-    assert not heard.agree(is_writing=True).may_settle
+    assert heard.agreed(heard.wishes()) == Requests(may_settle=True)
+    assert not heard.agreed(heard.wishes() | {"is writing": 1.0}).may_settle
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -34,7 +34,7 @@ def test_a_signal_is_a_wish_that_stays(heard, number):
     while not heard.must_stop():  # a thread hears
         assert time.monotonic() < deadline
     for _ in range(2):
-        assert heard.agree() == Requests(stop=True, signal=number, may_settle=True)
+        assert heard.agreed(heard.wishes()) == Requests(stop=True, signal=number, may_settle=True)
 
 
 def test_signals_mean_what_they_meant_before_once_nobody_listens(tmp_path, world_of_one):
@@ -46,7 +46,7 @@ def test_signals_mean_what_they_meant_before_once_nobody_listens(tmp_path, world
 
 def test_stop_now_stops_without_a_signal_and_is_taken(heard, tmp_path):
     (tmp_path / "stop_now").touch()
-    assert heard.agree() == Requests(stop=True, signal=0, may_settle=True)
+    assert heard.agreed(heard.wishes()) == Requests(stop=True, signal=0, may_settle=True)
     assert not (tmp_path / "stop_now").exists(), "or the next start would stop as well"
 
 
@@ -55,13 +55,13 @@ def test_stop_now_stops_without_a_signal_and_is_taken(heard, tmp_path):
 )
 def test_save_now_says_which_kind(heard, tmp_path, text, kind):
     (tmp_path / "save_now").write_text(text)
-    assert heard.agree().save == kind
-    assert heard.agree().save is None, "once"
+    assert heard.agreed(heard.wishes()).save == kind
+    assert heard.agreed(heard.wishes()).save is None, "once"
 
 
 def test_save_now_that_names_no_kind_saves_nothing_and_is_said(heard, tmp_path, caplog):
     (tmp_path / "save_now").write_text("everything")
-    assert heard.agree().save is None
+    assert heard.agreed(heard.wishes()).save is None
     assert "save_now says 'everything', expected STATE, SAMPLER, BOTH or nothing" in caplog.text
     assert not (tmp_path / "save_now").exists()
 
@@ -69,13 +69,32 @@ def test_save_now_that_names_no_kind_saves_nothing_and_is_said(heard, tmp_path, 
 def test_a_run_directory_that_is_gone_ends_the_run(heard, tmp_path):
     tmp_path.rmdir()
     with pytest.raises(InputError, match="is gone"):
-        heard.agree()
+        heard.agreed(heard.wishes())
 
 
 def test_from_python(heard, tmp_path):
     request_save(tmp_path, "SAMPLER")
-    assert heard.agree().save == "SAMPLER"
+    assert heard.agreed(heard.wishes()).save == "SAMPLER"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_one_rank_heard_all_of_them_do(heard, tmp_path):
+    """Sums over ranks: of two that heard different signals, of one that still writes."""
+    (tmp_path / "save_now").write_text("STATE")
+    here = heard.wishes()
+    assert heard.wishes().keys() == here.keys(), "the same names on every rank, or the sums are of other things"
+    there = dict.fromkeys(here, 0.0) | {"SIGINT": 1.0, "SIGTERM": 1.0, "is writing": 1.0}
+    together = {name: here[name] + there[name] for name in here}
+    assert heard.agreed(together) == Requests(stop=True, signal=signal.SIGTERM, save="STATE", may_settle=False)
+
+
+def test_what_broke_off_a_validation_ends_the_run_after_it(heard):
+    before = heard.wishes()  # summed before the validation
+    os.kill(os.getpid(), signal.SIGINT)
+    deadline = time.monotonic() + 10
+    while not heard.must_stop():
+        assert time.monotonic() < deadline
+    assert heard.agreed(before) == Requests(stop=True, signal=signal.SIGINT, may_settle=True)
 
 
 SECOND = """
