@@ -34,11 +34,12 @@ def checkpoint_activations(layers: Sequence[torch.nn.Module], *, selective: bool
 
 
 def compile_layers(layers: Sequence[torch.nn.Module]) -> None:
-    """Compile every layer by itself, equal ones once. After checkpointing, before sharding."""
-    # Layers share their code: each kind of it, in training and in validation, static and dynamic, counts as one.
+    """Compile every layer by itself, equal ones once, for any length. After checkpointing, before sharding."""
+    # Layers share their code: each kind of it, in training and in validation, counts as one.
     torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
     for layer in layers:
-        layer.forward = torch.compile(layer.forward)
+        # Lengths are symbols from the first batch on: those of rows, of the longest sample, of the list of boundaries.
+        layer.forward = torch.compile(layer.forward, dynamic=True)
 
 
 def stays_with_selective(operator: Any, matmuls: set[str] = MATMULS | MATMULS_OF_EXPERTS) -> bool:

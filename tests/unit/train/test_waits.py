@@ -92,27 +92,53 @@ def test_the_mask_of_flex_is_made_on_the_device(window):
     assert mask.kv_num_blocks.device.type == "meta"
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_compiled_layers_are_compiled_for_one_shape_and_then_for_any(family, layout, monkeypatch):
-    """Without breaks; a layer with a window is another graph, and so is a single padded row. The front end alone."""
+TWELVE = (
+    *((9, 1, 17), (5, 6, 7, 8), (30, 2), (4,) * 6, (11,), (12,), (3, 3), (40, 1, 1, 1, 1), (2,) * 9, (21, 8)),
+    *((64,), (7, 5, 3)),
+)
+"""Lengths of samples of twelve micro-batches: many and one, long and short."""
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """What was compiled so far, without breaks: fullgraph raises an error at one. The front end alone compiles."""
     torch._dynamo.reset()
     compile_, graphs = torch.compile, []
-    monkeypatch.setattr(torch, "compile", lambda forward: compile_(forward, backend=note, fullgraph=True))
 
     def note(graph, _):
         graphs.append(graph)
         return graph
 
-    model = model_on_meta(family, packed=LAYOUTS[layout])
+    monkeypatch.setattr(
+        torch, "compile", lambda forward, **options: compile_(forward, backend=note, fullgraph=True, **options)
+    )
+    return graphs
+
+
+@pytest.mark.parametrize(("family", "checkpointing"), [("gemma3", None), ("llama", "selective"), ("llama", "full")])
+def test_compiled_layers_are_compiled_once_for_training_and_once_for_validation(family, checkpointing, graphs):
+    """Of packed rows; a layer with a window is another graph."""
+    model = model_on_meta(family, packed=True)
+    assert model.config._attn_implementation == "packed_varlen"
+    if checkpointing:
+        checkpoint_activations(decoder_layers(model), selective=checkpointing == "selective")
     compile_layers(decoder_layers(model))
-    counts = []
-    for lengths in ((9, 1, 17), (5, 6, 7, 8), (30, 2), (4,) * 6, (11,), (12,)):
-        token_ce_sum(model, batch_on_meta(*lengths, packed=LAYOUTS[layout]))[0].backward()
-        counts.append(len(graphs))
     kinds = 2 if family == "gemma3" else 1
-    single = 0 if LAYOUTS[layout] else 1
-    assert counts == [kinds, *[2 * kinds] * 3, *[(2 + single) * kinds] * 2]
+    for lengths in TWELVE:
+        token_ce_sum(model, batch_on_meta(*lengths, packed=True))[0].backward()
+        assert len(graphs) == kinds, lengths
+    model.eval()
+    for lengths in TWELVE:
+        token_ce_sum_and_hits(model, batch_on_meta(*lengths, packed=True))
+        assert len(graphs) == 2 * kinds, lengths
+
+
+def test_of_padded_rows_a_single_one_is_compiled_by_itself(graphs):
+    model = model_on_meta("llama", packed=False)
+    compile_layers(decoder_layers(model))
+    for lengths in TWELVE:
+        token_ce_sum(model, batch_on_meta(*lengths, packed=False))[0].backward()
+    assert len(graphs) == 2
 
 
 def test_what_waits_is_noticed():
