@@ -57,7 +57,7 @@ def write_table(path: Path, rows: Mapping[str, Row]) -> None:
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
     right = sum(bool(row.verdicts) and set(row.verdicts.values()) == {"right"} for row in rows.values())
     built = sum(bool(row.verdicts) for row in rows.values())
-    numbers = f"{len(rows)} families, of which {built} could be built small and {right} are right in every mode"
+    numbers = f"{len(rows)} families, of which {built} could be built small and {right} are right in all tried modes"
     head = HEAD.format(day=datetime.now(UTC).date(), versions=versions, numbers=numbers)
     path.write_text(head + "".join(_line(rows[kind]) for kind in sorted(rows)))
 
