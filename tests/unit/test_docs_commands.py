@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sft.config import SftConfig, cli
+from sft.config.expectations import expectations
 from sft.evaluate.options import take_options as take_evaluate
 from sft.inspect.options import take_options as take_inspect
 from tests.assets import write_jsonl
@@ -78,8 +79,15 @@ class Parsed(Exception):
 
 
 def compose(command: Command) -> list[SftConfig]:
-    """Compose a command with the trainer's keys on its own number of ranks."""
+    """Compose a command with the trainer's keys on its own number of ranks.
+
+    What Optuna would choose has no configuration before it runs: of such a command, the keys are checked.
+    """
     _, overrides = OPTIONS[command.module](command.arguments)
+    if any(text.startswith("hydra/sweeper=") for text in overrides):
+        keys = {text.partition("=")[0] for text in overrides if "=" in text and not text.startswith("hydra")}
+        assert keys <= expectations().keys(), command
+        return []
     configs: list[SftConfig] = []
     is_trainer = command.module == TRAINER
     cli(configs.append, overrides, world_size=command.ranks if is_trainer else 0, needs_weights=is_trainer)
