@@ -112,6 +112,7 @@ PROMISES: dict[str, Callable[[Path], object]] = {
         {tensor.dtype for tensor in load_file(home / "exported/model.safetensors").values()} == {torch.bfloat16}
     ),
     "lora.md": lambda home: (home / "runs/adapter/lora_adapter/adapter_config.json").exists(),
+    "qlora.md": lambda home: (home / "runs/qlora/lora_adapter/adapter_config.json").exists(),
     "evaluate.md": lambda home: len((home / "predictions.jsonl").read_text().splitlines()) == 4,
     "tokenise.md": lambda home: "tokenised rows.jsonl" not in (home / "runs/cached/training.log").read_text(),
     "see.md": lambda home: "<html" in (home / "page.html").read_text(),
