@@ -26,8 +26,17 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def write_result(name: str, device: str, result: dict[str, Any]) -> Path:
-    """Write benchmarks/<name>_<device>_<date>.json: command, commit, versions, device, then the result."""
-    facts = {
+    """Write benchmarks/<name>_<device>_<date>.json: the facts of the run, then the result."""
+    facts = facts_of_run(device)
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}_{device}_{facts['date']}.json"
+    path.write_text(json.dumps(facts | result, indent=2) + "\n")
+    return path
+
+
+def facts_of_run(device: str) -> dict[str, Any]:
+    """Return what it takes to get figures again: command, commit, versions, device."""
+    return {
         # Where things lie on this machine is nobody's business.
         "command": [Path(word).name if Path(word).is_absolute() else word for word in (sys.executable, *sys.argv)],
         "date": date.today().isoformat(),
@@ -36,10 +45,6 @@ def write_result(name: str, device: str, result: dict[str, Any]) -> Path:
         "cpu": {"cores": os.cpu_count(), "machine": platform.machine()},
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}_{device}_{facts['date']}.json"
-    path.write_text(json.dumps(facts | result, indent=2) + "\n")
-    return path
 
 
 def _git(*arguments: str) -> str | None:

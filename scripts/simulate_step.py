@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -179,13 +180,25 @@ def configuration(case: Case, home: Path) -> SftConfig:
     return checked(values, overrides, print, world_size=case.ranks, unusable=unusable, needs_weights=False)
 
 
-def job_of(config: SftConfig, model: Any, home: Path, ranks: int, *, reduce_once: bool) -> Job:
-    """Return what a step asks of a job, the model sharded by the trainer's own `place`."""
+def job_of(
+    config: SftConfig,
+    model: Any,
+    home: Path,
+    ranks: int,
+    *,
+    reduce_once: bool,
+    device: torch.device = DEVICE,
+    fill: Callable[[Any], None] = lambda _: None,
+) -> Job:
+    """Return what a step asks of a job, the model sharded by the trainer's own `place`.
+
+    fill: gives the sharded model memory and numbers, in the place of files
+    """
     sp, replicas = config.ulysses_sequence_parallel_size, config.model.fsdp_config.dp_replicate
-    mesh = build_mesh(ranks, DEVICE.type, sp_size=sp, dp_replicate=replicas)
+    mesh = build_mesh(ranks, device.type, sp_size=sp, dp_replicate=replicas)
     sharding = placing.sharding_of(config.model.fsdp_config, reduce_once=reduce_once)
-    world: Any = SimpleNamespace(rank=0, size=ranks, device=DEVICE)
-    no_weights = mock.patch.object(placing, "load_weights", lambda *_, **__: None)
+    world: Any = SimpleNamespace(rank=0, size=ranks, device=device)
+    no_weights = mock.patch.object(placing, "load_weights", lambda model, *_, **__: fill(model))
     no_adapters = mock.patch("sft.model.lora.start_adapters", lambda *_, **__: None)
     no_values = mock.patch.multiple(placing, prove_separation=lambda *_: None, prove_causality=lambda *_: None)
     with no_weights, no_adapters, no_values:

@@ -1,0 +1,197 @@
+"""The first ten minutes on a new kind of GPU: what is right, what is fast, and what the estimates are worth there.
+
+    python scripts/first_gpu.py [--out benchmarks/first_gpu_<device>_<date>.json] [--stages limits right ...]
+                                [--wheels DIR] [--rivals PYTHON] [--small]
+
+One process until its last stages. Each stage has an alarm, and its numbers are on the disk as soon as they are taken: a
+cut at any time loses one, and the same command goes on behind it. --wheels: where this machine has no network, a folder
+with wheels of what is missing (docs/performance.md says how to fill it). --rivals: a python that has TRL.
+On a CPU, and with --small, the shapes are small: that only shows that it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+NEEDED = ("hydra", "omegaconf", "pydantic", "rich", "pyarrow", "accelerate", "safetensors", "filelock", "peft")
+
+
+def bring_wheels(folder: Path) -> None:
+    """Install from `folder` what this project needs and this python lacks; no network is asked."""
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        names = ["hydra-core" if name == "hydra" else name for name in missing]
+        pip = [sys.executable, "-m", "pip", "install", "--no-index", "--find-links", str(folder), *names]
+        subprocess.run(pip, check=True)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--stages", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--wheels", type=Path)
+    parser.add_argument("--rivals", type=Path)
+    parser.add_argument("--small", action="store_true")
+    return parser.parse_args()
+
+
+NAMES = ("limits", "right", "train", "memory", "flex", "command", "tests", "trl")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How large things are, and where subprocesses find their way."""
+
+    small: bool
+    rivals: Path | None = None
+
+    def stages(self) -> list[Any]:
+        from stages import Stage
+
+        works: dict[str, tuple[float, Callable[[Any], None]]] = {
+            "limits": (20, self.limits),
+            "right": (70, self.right),
+            "train": (120, self.train),
+            "memory": (60, self.memory),
+            "flex": (60, self.flex),
+            "command": (90, self.command),
+            "tests": (400, self.tests),
+            "trl": (240, self.trl),
+        }
+        patience = 4 if self.small else 1  # small shapes run where others compute as well
+        return [Stage(name, patience * seconds, work) for name, (seconds, work) in works.items()]
+
+    def limits(self, note: Any) -> None:
+        """Measure what matmuls and copies reach."""
+        import bench_kernels
+
+        for name, told in bench_kernels.limits(bench_kernels.TINY if self.small else bench_kernels.BIG).items():
+            note(name, told)
+
+    def right(self, note: Any) -> None:
+        """Compare every kernel with the formula and the loss with whole logits; look for waits and sticky errors."""
+        import first_gpu_right as right
+
+        for width in (16, 24) if self.small else (64, 128, 256):
+            for name, told in right.kernels_against_the_formula(width, tokens=60 if self.small else 1000):
+                note(f"{name} of width {width}", told)
+        note("loss", right.loss_against_whole_logits(rows=50 if self.small else 3000))
+        with self._job("small" if self.small else "Qwen3-0.6B") as (job, batches):
+            note("a micro-batch makes nobody wait", right.nothing_waits(job, batches[0]))
+        note("a failed call leaves no error", right.no_sticky_error())
+
+    def train(self, note: Any) -> None:
+        """Time real steps: as they come, profiled, by chunk of logits, not resharded, with Liger, compiled last."""
+        import first_gpu_speed as speed
+
+        from sft.model import head
+
+        name = "small" if self.small else "Qwen3-0.6B"
+        with self._job(name) as (job, batches):
+            note("eager", speed.of_steps(job, batches))
+            note("profile", speed.profiled(job, batches))
+            default = dict(head.CHUNK)
+            for rows in (16, 32) if self.small else (1024, 4096, 8192):
+                head.CHUNK.update(cpu=rows, gpu=rows)
+                note(f"{rows} rows of logits at a time", speed.of_steps(job, batches))
+            head.CHUNK.update(default)
+        variants = {
+            "checkpointed": ["model.enable_gradient_checkpointing=true"],
+            "not resharded": ["model.fsdp_config.reshard_after_forward=false"],
+            "liger": ["model.use_liger=true"],
+            "compiled": ["model.compile=true"],
+        }
+        for variant, overrides in variants.items():
+            if self.small and variant == "compiled":  # minutes on a CPU
+                continue
+            with speed.or_its_error(note, variant), self._job(name, *overrides) as (job, batches):
+                note(variant, speed.of_steps(job, batches))
+
+    def memory(self, note: Any) -> None:
+        """Compare the most memory that real steps take with the estimate."""
+        import first_gpu_speed as speed
+
+        for name in ("small", "small, LoRA") if self.small else ("Qwen2.5-1.5B", "Qwen3-8B, LoRA"):
+            with speed.or_its_error(note, name), self._job(name) as (job, batches):
+                note(name, speed.of_steps(job, batches) | speed.peak_against(job.memory))
+
+    def flex(self, note: Any) -> None:
+        """Run gpt-oss-shaped layers on rows of twelve lengths, and count what was compiled for them."""
+        import first_gpu_speed as speed
+
+        with self._job("gpt-oss, small" if self.small else "gpt-oss layers") as (job, _):
+            for number in range(12):
+                note(f"row {number + 1}", speed.of_row(job, tokens=(16 if self.small else 1024) + 37 * number))
+            note("variants compiled", speed.variants_compiled())
+
+    def command(self, note: Any) -> None:
+        """Train by the command line: 20 steps; the same in two starts, with a checkpoint between; equal losses."""
+        import first_gpu_speed as speed
+
+        for name, told in speed.of_the_command_line(small=self.small):
+            note(name, told)
+
+    def tests(self, note: Any) -> None:
+        """Run tests/gpu, which need a CUDA device and skip without."""
+        call = [sys.executable, "-m", "pytest", "-q", "-x", str(HERE.parent / "tests" / "gpu")]
+        done = subprocess.run(call, cwd=HERE.parent, capture_output=True, text=True)
+        note("last lines", done.stdout.strip().splitlines()[-5:])
+
+    def trl(self, note: Any) -> None:
+        """Train the same packed rows by TRL, where a python that has it was named."""
+        if self.rivals is None:
+            note("left out", "no --rivals")
+            return
+        call = [sys.executable, str(HERE / "bench_train.py"), "--shape", "qwen3-0.6b", "--rounds", "1"]
+        call += ["--who", "ours", "trl_packed", "--rivals", str(self.rivals)]
+        done = subprocess.run(call, cwd=HERE.parent, capture_output=True, text=True)
+        note("last lines", (done.stdout + done.stderr).strip().splitlines()[-12:])
+
+    @contextmanager
+    def _job(self, name: str, *overrides: str) -> Iterator[tuple[Any, list[Any]]]:
+        """Build a job of random weights on the device, and the micro-batches of a step; both are gone afterwards."""
+        import first_gpu_speed as speed
+        import torch
+
+        case = speed.CASES[name]
+        with tempfile.TemporaryDirectory() as home, speed.on_the_device() as device:
+            yield speed.job_of(case, Path(home), device, overrides)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+
+def main() -> None:
+    asked = arguments()
+    if asked.wheels:
+        bring_wheels(asked.wheels)
+    sys.path.insert(0, str(HERE.parent))  # the project need not be installed
+    import torch
+    from bench_result import facts_of_run
+    from stages import Results, run_stages
+
+    device = torch.cuda.get_device_name().lower().replace(" ", "-") if torch.cuda.is_available() else "cpu"
+    path = asked.out or HERE.parent / "benchmarks" / f"first_gpu_{device}_{date.today().isoformat()}.json"
+    plan = Plan(small=asked.small or device == "cpu", rivals=asked.rivals)
+    results = Results(path, facts_of_run(device) | {"cuda": torch.version.cuda, "small": plan.small})
+    left = run_stages([stage for stage in plan.stages() if stage.name in asked.stages], results)
+    print(
+        f"written to {path}; not done: {', '.join(left) or 'nothing'}; wrong: {', '.join(results.wrong) or 'nothing'}"
+    )
+    sys.exit(1 if left or results.wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
