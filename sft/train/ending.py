@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import NoReturn
 
 from sft.config.secrets import presentable
@@ -47,12 +48,29 @@ def _end_with_bug(error: Exception, who: str) -> NoReturn:
         let_another_rank_speak()
         end_at_once(1)
     traceback.print_exception(cause)
-    told = presentable(f"{who}: this is a bug, not your input: {_told(error)}. {REPORT}")
-    print(told, file=sys.stderr, flush=True)
+    told = f"this is a bug, not your input: {_told(error)}. {REPORT}"
+    if architecture := _architecture_in(cause):
+        told = (
+            f"{type(cause).__name__} in transformers' own code of {architecture}. If one forward of this model fails "
+            f"without this trainer, too, the reason is its config.json or the version of transformers. If not, this is "
+            f"a bug: {REPORT[0].lower()}{REPORT[1:]}"
+        )
+    print(presentable(f"{who}: {told}"), file=sys.stderr, flush=True)
     # A driver or a disk that failed in the middle of a step may do better after a restart; a bug will not.
     if isinstance(error, BugError) or not isinstance(error, RuntimeError | OSError | MemoryError):
         spare_the_restarts()
     end_at_once(1)
+
+
+def _architecture_in(error: BaseException) -> str | None:
+    """Return the architecture in whose code of transformers an error arose; None if code of ours lies below it."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename).parts
+        if path[-4:-2] == ("transformers", "models"):
+            return path[-2]
+        if "transformers" not in path and "torch" not in path and "sft" in path:
+            return None
+    return None
 
 
 def _told(error: Exception) -> str:

@@ -4,6 +4,7 @@ import os
 import signal
 
 import pytest
+from transformers.models.qwen3.modeling_qwen3 import rotate_half
 
 from sft.errors import BugError, InputError
 from sft.parallel.world import LostRanksError, World
@@ -45,6 +46,24 @@ def test_one_rank_of_a_node_speaks_and_the_others_wait_for_it(
     with pytest.raises(SystemExit) as ended:
         ending.end_with(error, World(rank=rank, size=16, local_rank=local_rank))
     assert (ended.value.code, capsys.readouterr().err, bool(waited)) == (code, told, waits)
+
+
+def test_an_error_in_the_code_of_an_architecture_names_it_and_keeps_its_traceback(monkeypatch, capsys):
+    def leave(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    try:
+        rotate_half(None)
+    except AttributeError as error:
+        with pytest.raises(SystemExit) as ended:
+            ending.end_with(error, World(rank=0, size=1, local_rank=0))
+    told = capsys.readouterr().err
+    assert ended.value.code == 1 and "Traceback" in told and "modeling_qwen3.py" in told
+    last = told.splitlines()[-1]
+    assert last.startswith(
+        "error: AttributeError in transformers' own code of qwen3. If one forward of this model fails"
+    )
 
 
 @pytest.mark.parametrize(
