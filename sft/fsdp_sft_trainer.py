@@ -11,6 +11,7 @@ if __name__ == "__main__":
     # file is imported by its name, and the story begins below.
     from sft.config import cli
     from sft.config.cli import without_collections
+    from sft.train.sweep import Sweep
 
     def start(config) -> None:
         with without_collections():
@@ -23,7 +24,7 @@ if __name__ == "__main__":
         main(config, head_start)
 
     try:
-        cli(start)
+        cli(start, sweeper=Sweep)
     except KeyboardInterrupt:  # among the imports
         raise SystemExit(130) from None
     raise SystemExit

@@ -80,7 +80,9 @@ def force(overrides: Sequence[str], unusable: dict[str, str], config_dirs: Seque
             continue
         sets = override.type in (OverrideType.CHANGE, OverrideType.ADD)
         directories = (CONFIG_DIR, *config_dirs)
-        if not _is_group(override, directories):
+        if override.key_or_group.startswith("hydra."):  # Hydra's own settings
+            forced.append(text)
+        elif not _is_group(override, directories):
             forced.append(f"++{text.lstrip('+')}" if sets else text)
         elif sets and not isinstance(override.value(), str | list | Sweep):
             unusable[text] = f"{text!r} sets a whole group; choose a file of it (--help lists them) or set single keys."
@@ -118,7 +120,6 @@ def _is_group(override: Override, directories: Sequence[str | Path]) -> bool:
     return (
         override.package is not None
         or "/" in key
-        or key.startswith("hydra.")
         or key == "engine"  # of verl
         or any(Path(directory, key).is_dir() for directory in directories)
     )

@@ -87,3 +87,31 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
     index = np.arange(len(values))
     low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
     return (sums[high] - sums[low]) / (high - low)
+
+
+def draw_several(runs: Mapping[str, Path], png_path: Path, *, metric: str, title: str) -> bool:
+    """Draw one metric of several runs (label -> metrics.jsonl, best first) into one picture. False: there is nothing.
+
+    A metric of single steps is smoothed.
+    """
+    series = {label: _series(read_metrics(path)[0], metric) for label, path in runs.items() if path.is_file()}
+    series = {label: points for label, points in series.items() if len(points[0])}
+    if not series:
+        return False
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), dpi=120, layout="constrained")
+    figure.suptitle(title, x=0.01, horizontalalignment="left", fontweight="bold")
+    panel = figure.subplots()
+    for rank, (label, (steps, values)) in enumerate(series.items()):
+        values = _smoothed(values) if metric.startswith("train/") else values
+        panel.plot(steps, values, "o-" if len(steps) < 50 else "-", label=label, linewidth=2.5 if rank == 0 else 1.2)
+    panel.set_xlabel("step")
+    panel.set_ylabel(metric)
+    panel.grid(alpha=0.3)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(title="best first", frameon=False)
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    replace_file(png_path, png.getvalue())
+    return True
