@@ -129,12 +129,21 @@ def key_of(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
+PLUGINS = {
+    "hydra/sweeper": "Optuna's is in the extra sweep: pip install hydra-optuna-sweeper",
+    "hydra/launcher": "+sweep.cluster=slurm submits the jobs of a sweep, through the extra sweep: pip install submitit",
+}
+"""Groups of Hydra whose files come with packages of their own."""
+
+
 def explain(error: Exception) -> str:
     """Turn an error of Hydra into one sentence for the user."""
     if isinstance(error, OverrideParseException):
         return _explain_syntax(error.override, error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
+        if way_out := PLUGINS.get(group):
+            return f"{group}={name} is not installed; {way_out}."
         return f"{group}={name} does not exist; choose one of {', '.join(sorted(error.options))}."
     # Composition errors wrap the one that says what happened; the paragraphs after the first list search paths.
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error

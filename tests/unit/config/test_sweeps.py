@@ -88,6 +88,14 @@ def test_the_ranks_of_a_job_are_those_it_is_checked_with(
         (["-m", "+sweep.ranks=0", "optim.lr=1,2"], "sweep.ranks=0"),
         (["-m", "+sweep.cluster=kubernetes", "optim.lr=1,2"], "sweep.cluster=kubernetes"),
         (["+sweep.ranks=2"], "sweep.ranks=2 is read by --multirun alone"),
+        (
+            ["-m", "hydra/sweeper=nowhere"],
+            "hydra/sweeper=nowhere is not installed; Optuna's is in the extra sweep: pip",
+        ),
+        (
+            ["-m", "hydra/launcher=submitit_slurm"],
+            "hydra/launcher=submitit_slurm is not installed; +sweep.cluster=slurm",
+        ),
     ],
 )
 def test_keys_of_a_sweep_that_mean_nothing(
