@@ -14,6 +14,7 @@ import time
 
 from sft.config import SftConfig, cli
 from sft.config.cli import without_collections
+from sft.config.secrets import presentable
 from sft.errors import InputError
 
 CANNOT_RUN = 2
@@ -30,7 +31,7 @@ def main() -> None:
         try:
             tokenise(config, part_of(ours[-1].partition("=")[2] if ours else "1/1"))
         except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(presentable(f"error: {error}"), file=sys.stderr)
             sys.exit(CANNOT_RUN)
 
     cli(run, overrides, world_size=0, needs_weights=False)
@@ -56,16 +57,14 @@ def tokenise(config: SftConfig, part: tuple[int, int]) -> None:
 
     def say(line: str) -> None:
         said.append(line)
-        print(line, flush=True)
+        print(presentable(line), flush=True)
 
     tokenizer, _, _ = open_tokenizer(config, find_model(config.model.partial_pretrain, weights=False))
     files = tokenise_data(config, tokenizer, say, part)
     share = f"part {part[0]}/{part[1]}: " if part[1] > 1 else ""
     made = sum(line.startswith("tokenised ") for line in said)
-    print(
-        f"{share}{files:,} files are in {config.data.cache_dir}: {made:,} tokenised, {files - made:,} found there, in "
-        f"{time.monotonic() - started:.1f} s"
-    )
+    told = f"{made:,} tokenised, {files - made:,} found there, in {time.monotonic() - started:.1f} s"
+    print(presentable(f"{share}{files:,} files are in {config.data.cache_dir}: {told}"))
 
 
 if __name__ == "__main__":

@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from sft.checkpoint.find import problems_of
 from sft.checkpoint.ledger import kind_of
 from sft.checkpoint.manifest import CheckpointError, read_manifest
+from sft.config.secrets import presentable
 from sft.files import RunDir, step_of
 
 USES = {
@@ -33,14 +35,16 @@ def main() -> int:
     run_dir: Path = parser.parse_args().run
     checkpoints = RunDir(run_dir).checkpoints()
     if not checkpoints:
-        print(f"error: {run_dir} holds no checkpoint (global_step_N); give a run directory.", file=sys.stderr)
+        told = f"error: {run_dir} holds no checkpoint (global_step_N); give a run directory."
+        print(presentable(told), file=sys.stderr)
         return 2
     table = Table("step", "kind", "samples", "size", "written by", "verified", "good for")
     damaged = 0
     for checkpoint in checkpoints:
         problems = problems_of(checkpoint)
         damaged += bool(problems)
-        table.add_row(*_facts(checkpoint), "; ".join(problems) or "yes", "nothing" if problems else _uses(checkpoint))
+        verified = escape(presentable("; ".join(problems))) or "yes"
+        table.add_row(*_facts(checkpoint), verified, "nothing" if problems else _uses(checkpoint))
     Console(width=None if sys.stdout.isatty() else 200).print(table)
     return 1 if damaged else 0
 
@@ -54,7 +58,7 @@ def _facts(checkpoint: Path) -> list[str]:
     ranks = manifest["world_size"]
     return [
         str(manifest["step"]),
-        kind_of(manifest),
+        escape(presentable(kind_of(manifest))),
         f"{manifest['state']['samples_seen']:,}",
         f"{size / 1e6:,.1f} MB",
         f"{ranks} rank{'s' * (ranks > 1)}",

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from sft.checkpoint.promote import promote
+from sft.config.secrets import presentable
 from sft.errors import InputError
 
 
@@ -28,8 +29,8 @@ def main() -> None:
             model_id=arguments.output_model_id,
         )
     except InputError as error:
-        sys.exit(f"error: {error}")
-    print(target)
+        sys.exit(presentable(f"error: {error}"))
+    print(presentable(target))
 
 
 if __name__ == "__main__":

@@ -265,7 +265,7 @@ def _refuse_shared_directory(configs: Sequence[SftConfig]) -> None:
 
 def _say(text: str) -> None:
     if os.environ.get("RANK", "0") == "0":
-        print(text, file=sys.stderr)
+        print(presentable(text), file=sys.stderr)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import Any
 from rich.progress import track
 
 from sft.config import SftConfig
+from sft.config.secrets import presentable
 from sft.data.prompts import Prompt, read_prompts, those_that_fit
 from sft.errors import InputError
 from sft.evaluate.options import MODEL, Options
@@ -58,7 +59,7 @@ def main(config: SftConfig, options: Options) -> None:
     except Exception as error:
         end_with(error, world)
     for name in numbers if world.is_main else ():
-        print(line(name, numbers[name]))
+        print(presentable(line(name, numbers[name])))
 
 
 def evaluate(config: SftConfig, options: Options, world: World) -> Numbers:

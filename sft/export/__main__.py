@@ -46,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
         from sft.export.after import export_after  # torch takes seconds to import, which --help need not
 
     try:
-        print(export_after(options.source, options.format, dtype=options.dtype, out=options.out, base=options.base))
+        told = export_after(options.source, options.format, dtype=options.dtype, out=options.out, base=options.base)
+        print(presentable(told))
     except InputError as error:
         print(presentable(f"error: {error}"), file=sys.stderr)
         return 2

@@ -19,6 +19,7 @@ from sft.data.chat.encode import stop_token_ids
 from sft.data.chat.tokenizer import template_fingerprint
 from sft.errors import InputError
 from sft.export.saved import Saved, find_saved
+from sft.files import sync_directory, sync_tree
 from sft.model.attention import Available
 from sft.model.conversion import conversion_of
 from sft.model.dequantise import stored_weights
@@ -88,7 +89,9 @@ def _whole_or_absent(target: Path, write: Callable[[Path], None]) -> None:
     clear()
     try:
         write(aside)
+        sync_tree(aside)
         aside.rename(target)
+        sync_directory(target.absolute().parent)
     except OSError as error:
         raise InputError(f"{target} cannot be written ({error.strerror or error}); nothing was.") from error
     finally:

@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from sft.config.secrets import presentable
 from sft.config.visible import visible, visible_line
 from sft.data.chat.variables import unread, variables
 from sft.data.rows.files import read_rows
@@ -31,9 +32,10 @@ def ask(options: Namespace) -> None:
         raise InputError(f"--out {options.out}: {options.out.absolute().parent} is no directory; make it first.")
     model, tokenizer = open_model(options.model, trust_remote_code=options.trust_remote_code)
     if model.generation_config is not None and model.generation_config.eos_token_id is None:
-        print(f"warning: {options.model} names no stop token: every answer runs to its full length", file=sys.stderr)
+        told = f"warning: {options.model} names no stop token: every answer runs to its full length"
+        print(presentable(told), file=sys.stderr)
     for remark in unread(options.chat_template_kwargs, variables(tokenizer), "--chat-template-kwargs"):
-        print(f"warning: {remark}", file=sys.stderr)
+        print(presentable(f"warning: {remark}"), file=sys.stderr)
     sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p)
     torch.manual_seed(options.seed)
 
@@ -120,11 +122,12 @@ def write_answers(out: Path | None, rows: list[Messages], answers: list[str]) ->
         for messages, text in zip(rows, answers, strict=True)
     ]
     if out is None:
-        print("\n".join(lines))
+        text = "\n".join(lines)
+        print(visible(text) if sys.stdout.isatty() else text)  # programs get what was said
         return
     with explaining_disk(f"--out={out}", "Make room there, or name another file."):
         replace_file(out, ("\n".join(lines) + "\n").encode())
-    print(f"{out}: {len(lines):,} answers", file=sys.stderr)
+    print(presentable(f"{out}: {len(lines):,} answers"), file=sys.stderr)
 
 
 def talk(system: str | None, reply: Any) -> None:

@@ -135,7 +135,7 @@ def write_files(
     try:
         if options.out:
             count = write_lines(Path(options.out), seen())
-            print(f"{options.out}: {count:,} of {len(train):,} samples as JSONL")
+            print(presentable(f"{options.out}: {count:,} of {len(train):,} samples as JSONL"))
         if options.html:
             drawn = {
                 "samples by length in tokens": numbers.lengths,
@@ -143,6 +143,6 @@ def write_files(
             }
             names = ", ".join(source.name for source in itertools.islice(train.files, 5))
             write_page(Path(options.html), seen(), title=f"What trains in {names}", numbers=lines, histograms=drawn)
-            print(f"{options.html}: {len(written):,} of {len(train):,} samples as a page")
+            print(presentable(f"{options.html}: {len(written):,} of {len(train):,} samples as a page"))
     except OSError as error:
         raise InputError(f"{error.filename} cannot be written ({error.strerror}); give another path.") from error

@@ -1,9 +1,12 @@
 """What comes from rows, names and models is shown and not obeyed."""
 
+import ast
 import re
+from pathlib import Path
 
 import pytest
 
+import sft
 from sft.config.visible import code_span, visible, visible_line
 
 OBEYED = {
@@ -40,3 +43,33 @@ def test_ordinary_text_stays_as_it_is():
 )
 def test_a_backtick_does_not_end_code(text, code):
     assert code_span(text) == code
+
+
+SAFE = {"presentable", "visible", "visible_line", "help_text", "reference", "bash_completion"}
+"""Functions whose text may be printed: it has gone through `visible`, or is our own."""
+
+
+def test_every_print_shows_text_that_is_visible_or_our_own():
+    """Whatever names a path, a row or an error goes through `presentable` on its way to a terminal."""
+    raw = [
+        f"{path}:{call.lineno} print({ast.unparse(argument)})"
+        for path in sorted(Path(sft.__file__).parent.rglob("*.py"))
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "print"
+        for argument in call.args
+        if not _is_safe(argument)
+    ]
+    assert raw == []
+
+
+def _is_safe(text: ast.expr) -> bool:
+    if isinstance(text, ast.JoinedStr):
+        return all(_is_safe(part) for part in text.values)
+    if isinstance(text, ast.FormattedValue):
+        return text.format_spec is not None or _is_safe(text.value)  # a number
+    if isinstance(text, ast.IfExp):
+        return _is_safe(text.body)
+    if isinstance(text, ast.Name):
+        return text.id == "__doc__"
+    called = text.func if isinstance(text, ast.Call) else None
+    return isinstance(text, ast.Constant) or (isinstance(called, ast.Name) and called.id in SAFE)

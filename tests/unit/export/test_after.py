@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sft.export.__main__ import main
+from sft.export.after import _whole_or_absent
 from tests.assets import CHATML, tiny_model_dir, tiny_tokenizer
+from tests.disk import Disk
 from tests.launch import clean_environment
 from tests.runs import train
 
@@ -223,3 +225,19 @@ def test_help_comes_without_torch():
     )  # fmt: skip
     assert "--format {hf,adapter,pt}" in done.stdout and time.monotonic() - began < 20
     assert " torch\n" not in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["directory", "file"])
+def test_what_was_written_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch, kind):
+    disk = Disk(monkeypatch)
+
+    def write(aside):
+        if kind == "file":
+            aside.write_text("a")
+        else:
+            (aside / "lora_adapter").mkdir(parents=True)
+            (aside / "lora_adapter" / "model.safetensors").write_text("a")
+
+    _whole_or_absent(tmp_path / "out", write)
+    assert [(target, missing) for _, target, missing in disk.renames] == [("out", [])]
+    assert disk.events[-1] == f"fsync {tmp_path.name}"
