@@ -23,6 +23,8 @@ CHUNK = {"cpu": 512, "gpu": 2048}
 """n: rows whose logits are alive at one time."""
 WHOLE_LOGITS_CHUNK = 1024
 """The same where the model itself makes logits (loss.py), in fp32 copies: 1024 x 152k x 4 bytes = 0.6 GiB."""
+WEIGHT_ROWS = 8192
+"""Rows of the weight whose gradients of a chunk are made at one time, in bf16, and then added in fp32."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # One piece of memory serves all chunks: on a CPU, new memory costs more than the arithmetic on it.
         x_memory = hidden.new_empty(min(rows, len(hidden)), len(weight))
         z_memory = torch.empty_like(x_memory, dtype=torch.float32) if x_memory.dtype != torch.float32 else x_memory
-        part = torch.empty_like(weight) if wants[1] and weight.dtype != torch.float32 else None
+        part = torch.empty_like(weight[:WEIGHT_ROWS]) if wants[1] and weight.dtype != torch.float32 else None
 
         loss_weights = loss_weights.where(labels != IGNORE_INDEX, 0.0)
         for start in range(0, len(hidden), rows):
@@ -163,7 +165,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if d_hidden is not None:
                 torch.mm(d_x, weight, out=d_hidden[start : start + rows])
             if part is not None and d_weight is not None:
-                d_weight += torch.mm(d_x.T, h, out=part)
+                for sums, of_rows in zip(d_weight.split(WEIGHT_ROWS), d_x.split(WEIGHT_ROWS, dim=1), strict=True):
+                    sums += torch.mm(of_rows.T, h, out=part[: len(sums)])
             elif d_weight is not None:
                 d_weight.addmm_(d_x.T, h)
 

@@ -26,7 +26,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
-from sft.model.head import CHUNK, WHOLE_LOGITS_CHUNK
+from sft.model.head import CHUNK, WEIGHT_ROWS, WHOLE_LOGITS_CHUNK
 from sft.model.kept import Kept, kept_for_backward
 from sft.model.quantised import PACKED_BYTES, as_whole, is_packed
 
@@ -194,7 +194,8 @@ def _fused_loss(model: ModelSize, load: Load) -> int:
     """Count the rows of one chunk, again in fp32, and gradients of what the LM head met and of its weight, in fp32."""
     c, copy = load.compute_bytes, 0 if load.compute_bytes == 4 else load.compute_bytes
     rows = min(load.logits, CHUNK["cpu" if load.on_cpu else "gpu"])
-    head = model.vocabulary * model.width * (4 + copy) if model.head_trains and load.logits else 0
+    of_weight = model.width * (4 * model.vocabulary + copy * min(WEIGHT_ROWS, model.vocabulary))
+    head = of_weight if model.head_trains and load.logits else 0
     return model.vocabulary * rows * (4 + copy) + c * model.width * load.logits + head
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sft.model.head import LogitForm, LossForm, linear_ce_sum, token_losses
 from tests.models import Watch
@@ -110,6 +111,34 @@ def test_bf16_is_as_exact_as_whole_logits(rows):
     (hidden, weight), (their_hidden, their_weight) = errors(fused), errors(by_definition)
     assert hidden < 1.01 * their_hidden < 0.01
     assert weight < 1.15 * their_weight < 0.01  # a product of every seven rows is rounded before it is summed
+
+
+class Sizes(TorchDispatchMode):
+    """The elements of every tensor that is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if "empty" in str(function) or "zeros" in str(function):
+            self.made.append(made.numel())
+        return made
+
+
+def test_the_gradient_of_a_bf16_weight_is_added_a_few_rows_at_a_time_bit_for_bit(monkeypatch):
+    """There is one tensor of its size, the sum in fp32, and not a second one for the part of a chunk."""
+    found = {}
+    for rows in (10**6, 64):  # at once, and by rows of which the last are fewer
+        monkeypatch.setattr("sft.model.head.WEIGHT_ROWS", rows)
+        tensors, labels, weights = problem(rows=150, width=96, vocabulary=200, dtype=torch.bfloat16)
+        with Sizes() as sizes:
+            total, _ = fused(tensors, labels, weights)
+        found[rows] = torch.autograd.grad(total, tensors), sum(made >= tensors[1].numel() for made in sizes.made)
+    (at_once, two), (by_rows, one) = found.values()
+    assert (two, one) == (2, 1)
+    assert all(map(torch.equal, at_once, by_rows))
 
 
 def test_a_second_backward_is_refused():
