@@ -44,7 +44,9 @@ def samples_of(directory: Path) -> list[tuple[torch.Tensor, int]]:
 
 def summed_ce(model: Any, ids: torch.Tensor, prompt: int) -> torch.Tensor:
     """Return the cross entropy of a sample, summed over the tokens behind its prompt."""
-    kinds = {name: torch.zeros_like(ids) for name in TOKEN_KINDS if name in inspect.signature(model.forward).parameters}
+    sees = model.config.get_text_config() is not model.config  # to GPT-2, token 0 would be a kind of its own
+    asked = [name for name in TOKEN_KINDS if sees and name in inspect.signature(model.forward).parameters]
+    kinds = {name: torch.zeros_like(ids) for name in asked}
     logits = model(input_ids=ids, use_cache=False, **kinds).logits[0, prompt - 1 : -1]
     return F.cross_entropy(logits.float(), ids[0, prompt:], reduction="sum")
 
