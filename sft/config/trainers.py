@@ -142,7 +142,7 @@ PRECISION = "weights are kept in model.fsdp_config.model_dtype and computed with
 ATTENTION = {"flash_attention_2": "flash_attention_2", "flash_attention_3": "flash_attention_3", "sdpa": "sdpa",
              "flex_attention": "flex", "eager": "sdpa", "auto": "auto", "fa2": "flash_attention_2",
              "disabled": "sdpa"}  # fmt: skip
-ONE_OPTIMIZER = "the optimizer is AdamW: optim.lr, optim.betas, optim.weight_decay"
+OPTIMIZER = "optim.name chooses the optimizer, optim.groups a rate for some parameters"
 KERNELS = "model.attn_implementation says which kernel; auto takes the fastest that is right"
 OTHER_TRAINING = "this trainer fine-tunes with cross entropy; preferences and rewards come after it (docs/rl.md)"
 LOADER = "rows are tokenised once and mapped into memory; batches are prepared ahead by a thread"
@@ -233,13 +233,15 @@ FOREIGN: dict[str, Foreign] = {
     "generate_samples": as_key("trainer.generate_samples", lambda value: value if type(value) is int else None,
                                "trainer.generate_freq says how often answers are shown"),
     **{name: _adds_logger(tracker) for name, tracker in LOGGERS.items()},
-    **only(lambda value: isinstance(value, str | None) and str(value).lower() in
-           ("none", "adamw", "adamw_torch", "adamw_torch_fused", "adamw_hf"), ONE_OPTIMIZER, "optimizer"),
-    **not_offered(ONE_OPTIMIZER,
+    "optimizer": choice(
+        {"none": {}, "adamw": {}, "adamw_torch": {}, "adamw_torch_fused": {}, "adamw_hf": {},
+         "adamw_bnb_8bit": {"optim.name": "adamw_8bit"},
+         **{name: {"optim.name": name} for name in ("adamw_8bit", "muon", "sgd", "lion", "adafactor")}}, OPTIMIZER),
+    **not_offered(OPTIMIZER,
         "optim_args optim_target_modules adam_epsilon2 adam_beta3 use_galore use_apollo use_badam use_adam_mini "
         "use_muon loraplus_lr_ratio loraplus_lr_embedding embedding_lr embedding_lr_scale lr_groups torchdistx_path "
         "lisa_n_layers lisa_step_interval lisa_layers_attribute"),
-    **no_effect(ONE_OPTIMIZER, "galore_target galore_rank galore_update_interval galore_scale galore_proj_type "
+    **no_effect(OPTIMIZER, "galore_target galore_rank galore_update_interval galore_scale galore_proj_type "
         "galore_layerwise apollo_target apollo_rank apollo_update_interval apollo_scale apollo_proj apollo_proj_type "
         "apollo_scale_type apollo_layerwise apollo_scale_front badam_mode badam_start_block badam_switch_mode "
         "badam_switch_interval badam_update_ratio badam_mask_mode badam_verbose dion_lr dion_momentum "
