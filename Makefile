@@ -3,10 +3,11 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+OLDEST ?= .venv-oldest
 # One rank per GPU, two at most; two on the CPU.
 RANKS = $(shell $(BIN)/python -c "import torch; print(min(2, torch.cuda.device_count()) or 2)")
 
-.PHONY: quickstart test faults lint format docs
+.PHONY: quickstart test test-oldest faults lint format docs
 
 quickstart: $(VENV)/installed
 	$(BIN)/python scripts/quickstart.py prepare
@@ -15,6 +16,13 @@ quickstart: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
+
+# The oldest torch and transformers that are supported, as GPU images have them: unit tests, and those of two ranks that
+# compare numbers. The wheel of this torch brings CUDA with it, 5 GB on the disk; no GPU is needed.
+test-oldest: $(OLDEST)/installed
+	$(OLDEST)/bin/python -m pytest -p no:cacheprovider tests/unit
+	$(OLDEST)/bin/python -m pytest -p no:cacheprovider tests/dist/test_sharding.py tests/dist/test_one_loss.py \
+		tests/dist/test_resume.py tests/dist/test_lora.py tests/dist/test_optimizers.py
 
 # Thirty faults of every class, where `make test` injects three, and a table of them: docs/resume.md. Half an hour.
 faults: $(VENV)/installed
@@ -38,4 +46,9 @@ docs: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,lora,bnb]"
+	touch $@
+
+$(OLDEST)/installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable ".[dev,lora,bnb]"
 	touch $@

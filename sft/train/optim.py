@@ -134,8 +134,8 @@ def update(
         optimizer.grad_scale = too_long.to(device, torch.float32)  # what gradients are divided by
         optimizer.found_inf = finite.logical_not().to(device, torch.float32)
         optimizer.step()
-    elif finite:
-        scale_gradients(model, 1.0 / float(too_long))
+    elif factor := torch.where(finite, 1.0 / too_long, 0.0).item():
+        scale_gradients(model, factor)
         optimizer.step()
 
 

@@ -49,7 +49,7 @@ def test_every_knob_is_in_the_estimate(script, knob, tmp_path):
     """Three layers of 8B's widths on 8 ranks."""
     step = script.simulate(small(script, overrides=KNOBS[knob]), tmp_path)
     assert step.estimated.total == pytest.approx(step.peak_bytes, rel=WITHIN), str(step.estimated)
-    assert step.host_reads == 1
+    assert step.host_reads == (2 if knob == "sgd" else 1), "AdamW clips and skips on the device, others ask the host"
 
 
 @pytest.mark.parametrize("when", ["once", "every_micro_batch"])

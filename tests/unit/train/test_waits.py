@@ -36,7 +36,8 @@ class Travels(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         made = function(*args, **(kwargs or {}))
-        tensors = [x for x in tree_leaves((args, kwargs, made)) if isinstance(x, torch.Tensor)]
+        found = (x for x in tree_leaves((args, kwargs, made)) if isinstance(x, torch.Tensor))
+        tensors = [x for x in found if x.numel()]  # what is empty has nothing to bring (torch 2.11 makes some)
         if len({x.device for x in tensors}) > 1 or (tensors and all(x.device.type == "cpu" for x in tensors)):
             self.seen.append(str(function))
         return made
