@@ -21,7 +21,7 @@ from sft.data.order.fit import FitReport, FittedSamples, fit
 from sft.data.order.held_out import held_out
 from sft.data.order.mixture import Mixture, Source, describe, refuse_empty
 from sft.data.rows.entries import Part, parts_of_files, parts_of_mixture
-from sft.data.rows.source import with_difficulty
+from sft.data.rows.source import draw, with_difficulty
 from sft.data.types import Supervision
 from sft.errors import InputError
 from sft.types import Batch
@@ -112,6 +112,7 @@ def open_dataset(
     curriculum: str | None = None,
     seed: int = 0,
     is_val: bool = False,
+    sample_rows: int | None = None,
 ) -> Dataset:
     """Tokenise (or find tokenised) the files and fit the samples to data.max_length.
 
@@ -120,6 +121,7 @@ def open_dataset(
     max_tokens:  tokens of a micro-batch; None: data.micro_batch_size_per_gpu samples
     curriculum:  "length", or the column by which the first data.curriculum_epochs are sorted; None: all are shuffled
     seed:        of the rows that a source of data.mixture draws
+    sample_rows: so many rows alone, drawn from all files by seed; None: all of them
     is_val:      of files that data.val_fraction divides, the rows for validation; else those for training
 
     Every rank calls it, outside of any collective; build_here on one process per node. Raises InputError naming
@@ -127,6 +129,8 @@ def open_dataset(
     """
     by_column = _column_of(curriculum)
     parts = _parts(config, files, tokenizer, say, by_column, seed)
+    if sample_rows is not None:
+        parts = _drawn(parts, sample_rows, seed, say)
     recipe = _recipe(config, tokenizer)
     if recipe.has_today():
         say(
@@ -221,6 +225,20 @@ def tokenise_files(
     parts = _share_of(parts, *share)
     rows = _cached(parts, config, _recipe(config, tokenizer), by_column, max_samples, build_here=True, say=say)
     return sum(map(len, rows))
+
+
+def _drawn(parts: Sequence[Part], number: int, seed: int, say: Callable[[str], None]) -> list[Part]:
+    """Return the parts with about `number` of their rows in all, of each part as many as it has a share of them."""
+    counts = [sum(source.count() for source in part.sources) for part in parts]
+    total = sum(counts)
+    if number >= total:
+        return list(parts)
+    wanted = [min(count, max(1, round(number * count / total))) for count in counts]
+    say(f"{sum(wanted):,} of {total:,} rows are drawn: all numbers are of these rows alone")
+    return [
+        replace(part, sources=draw(part.sources, rows, seed=seed, name=part.name)) if rows else part
+        for part, rows in zip(parts, wanted, strict=True)
+    ]
 
 
 def _share_of(parts: Sequence[Part], number: int, of: int) -> list[Part]:

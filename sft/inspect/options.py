@@ -15,6 +15,9 @@ from sft.config import options
 class Options:
     samples: Annotated[int, Field(ge=0, description="how many samples are shown")] = 3
     seed: Annotated[int | None, Field(ge=0, description="a number: samples drawn at random; null: the first")] = None
+    sample_rows: Annotated[
+        int | None, Field(ge=1, description="so many rows alone, drawn from all files, to look at many in short time")
+    ] = None
     row: Annotated[str | None, Field(description="show the samples of this row alone, for example train.jsonl:12")] = (
         None
     )

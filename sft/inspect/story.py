@@ -52,7 +52,7 @@ def tell(config: SftConfig, options: Options) -> None:
     check_sharing_of_rows(config, source, ranks=ranks)
     tokenizer, own_template, new_tokens = open_tokenizer(config, source)
     try:
-        train, val = open_data(config, tokenizer, World(rank=0, size=ranks, local_rank=0))
+        train, val = open_data(config, tokenizer, World(rank=0, size=ranks, local_rank=0), options.sample_rows)
     except InputError as error:
         raise DataError(str(error)) from error
     stops = stop_token_ids(tokenizer, supervision_of(config), **config.data.apply_chat_template_kwargs)

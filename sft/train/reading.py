@@ -69,13 +69,26 @@ def supervision_of(config: SftConfig) -> Supervision:
     return Supervision(config.data.train_on, config.data.thinking_history)
 
 
-def open_data(config: SftConfig, tokenizer: Any, world: World) -> tuple[Dataset, Dataset | None]:
-    """Open the training and the validation samples, tokenised by one process per node, memory-mapped by all."""
+def open_data(
+    config: SftConfig, tokenizer: Any, world: World, sample_rows: int | None = None
+) -> tuple[Dataset, Dataset | None]:
+    """Open the training and the validation samples, tokenised by one process per node, memory-mapped by all.
+
+    sample_rows: as in open_dataset, of each of the two
+    """
     data = config.data
-    train = _open(config, data.train_files, tokenizer, world, max_samples=data.train_max_samples, order=data.curriculum)
+    train = _open(
+        config,
+        data.train_files,
+        tokenizer,
+        world,
+        max_samples=data.train_max_samples,
+        order=data.curriculum,
+        sample_rows=sample_rows,
+    )
     if len(train.mixture.sources) > 1:
         log.info("%s", train.describe_epoch())
-    return train, open_val(config, tokenizer, world) if data.has_val else None
+    return train, open_val(config, tokenizer, world, sample_rows) if data.has_val else None
 
 
 def tokenise_data(
@@ -104,11 +117,12 @@ def tokenise_data(
     )
 
 
-def open_val(config: SftConfig, tokenizer: Any, world: World) -> Dataset:
+def open_val(config: SftConfig, tokenizer: Any, world: World, sample_rows: int | None = None) -> Dataset:
     """Open the validation samples alone: those of data.val_files, or those that data.val_fraction holds out."""
     data = config.data
     if data.val_files:
-        return _open(config, data.val_files, tokenizer, world, max_samples=data.val_max_samples)
+        most = data.val_max_samples
+        return _open(config, data.val_files, tokenizer, world, max_samples=most, sample_rows=sample_rows)
     return _open(
         config,
         data.train_files,
@@ -117,6 +131,7 @@ def open_val(config: SftConfig, tokenizer: Any, world: World) -> Dataset:
         max_samples=data.train_max_samples,
         order=data.curriculum,
         is_val=True,
+        sample_rows=sample_rows,
     )
 
 
@@ -129,6 +144,7 @@ def _open(
     max_samples: int,
     order: str | None = None,
     is_val: bool = False,
+    sample_rows: int | None = None,
 ) -> Dataset:
     max_tokens = config.data.max_tokens_per_gpu
     if max_tokens is not None:
@@ -142,6 +158,7 @@ def _open(
         tokenizer=tokenizer,
         build_here=world.local_rank == 0,
         say=log.info,
+        sample_rows=sample_rows,
         curriculum=order,
         seed=config.trainer.seed,
         is_val=is_val,

@@ -1,5 +1,6 @@
 """The command: what it says, to the letter; its exit codes; the same door as the trainer's."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -145,3 +146,19 @@ def test_lora_is_counted(inspect):
     pytest.importorskip("peft")
     assert "of them train" not in inspect("+inspect.samples=0")[1]
     assert "of them train" in inspect("+inspect.samples=0", "model.lora_rank=4")[1]
+
+
+def test_a_part_of_the_rows_is_drawn_from_all_files(inspect, tmp_path):
+    for file in "ab":
+        rows = [{"question": f"{file} {n}?", "answer": f"{n}"} for n in range(300)]
+        write_jsonl(tmp_path / f"{file}.jsonl", rows)
+    files = f"data.train_files=[{tmp_path / 'a.jsonl'},{tmp_path / 'b.jsonl'}]"
+    out = tmp_path / "seen.jsonl"
+    many = ["+inspect.written=-1", "data.val_files=null", f"+inspect.out={out}"]
+    code, _, err = inspect(files, *many, "+inspect.sample_rows=60")
+    assert code == 0 and "60 of 600 rows are drawn: all numbers are of these rows alone" in err
+    seen = [json.loads(line)["row"] for line in out.read_text().splitlines()]
+    assert [sum(row.startswith(f"{file}.jsonl:") for row in seen) for file in "ab"] == [30, 30]
+    assert max(int(row.partition(":")[2]) for row in seen) > 200
+    code, _, err = inspect(files, *many, "+inspect.sample_rows=600")
+    assert code == 0 and "are drawn" not in err and len(out.read_text().splitlines()) == 600
