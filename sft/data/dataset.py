@@ -130,7 +130,7 @@ def open_dataset(
     by_column = _column_of(curriculum)
     parts = _parts(config, files, tokenizer, say, by_column, seed)
     if sample_rows is not None:
-        parts = _drawn(parts, sample_rows, seed, say)
+        parts = _with_fewer_rows(parts, sample_rows, seed, say)
     recipe = _recipe(config, tokenizer)
     if recipe.has_today():
         say(
@@ -227,7 +227,7 @@ def tokenise_files(
     return sum(map(len, rows))
 
 
-def _drawn(parts: Sequence[Part], number: int, seed: int, say: Callable[[str], None]) -> list[Part]:
+def _with_fewer_rows(parts: Sequence[Part], number: int, seed: int, say: Callable[[str], None]) -> list[Part]:
     """Return the parts with about `number` of their rows in all, of each part as many as it has a share of them."""
     counts = [sum(source.count() for source in part.sources) for part in parts]
     total = sum(counts)

@@ -47,6 +47,8 @@ def test_layouts_micro_batches_and_ranks_agree(base, run_all, reference):
         runs = variants(sizes)
         for name, metrics in zip(runs, run_all(list(runs.values()), ranks), strict=True):
             assert curve(metrics) == pytest.approx(reference, rel=1e-5), (ranks, name)
+            # Of equal weights, before Adam makes much of small differences: the sum of squares is exact.
+            assert curve(metrics)[:2] == pytest.approx(reference[:2], rel=1e-6), (ranks, name)
 
 
 def test_token_budgets_and_balancing_agree(base, run_all, reference):
