@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import gettempdir
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from sft.config import ConfigError, options
+from sft.config.checks.packages import is_importable
 from sft.config.compose import key_of
 from sft.config.mappings import as_overrides, is_file_of_values
 from sft.config.names import ALIASES
@@ -34,6 +35,15 @@ NOT_READ = {
 """Keys that only training reads, with what they are set to, so that the same overrides may be given as there."""
 
 
+def _names(value: Any) -> Any:
+    """Read `[gsm8k,ifeval]` or `gsm8k`, as Hydra writes lists."""
+    return (
+        tuple(name.strip() for name in value.strip("[]").split(",") if name.strip())
+        if isinstance(value, str)
+        else value
+    )
+
+
 @dataclass(frozen=True)
 class Options:
     generate: Annotated[bool, Field(description="true: let the model answer every row, and compare")] = False
@@ -41,6 +51,13 @@ class Options:
     batch_size: Annotated[int, Field(ge=1, description="prompts that a rank answers at a time")] = 16
     out: Annotated[str | None, Field(description="file for every prompt, answer and verdict as JSONL")] = None
     metrics: Annotated[str | None, Field(description="file for the numbers as JSON")] = None
+    harness: Annotated[
+        tuple[str, ...] | None,
+        BeforeValidator(_names),
+        Field(description="tasks of lm-evaluation-harness, such as [gsm8k,ifeval] (the extra harness)"),
+    ] = None
+    harness_path: Annotated[str | None, Field(description="directory with YAML files of tasks of your own")] = None
+    harness_limit: Annotated[int | None, Field(ge=1, description="rows of each task; null: all")] = None
 
 
 def take_options(arguments: Sequence[str]) -> tuple[Options, list[str]]:
@@ -48,6 +65,10 @@ def take_options(arguments: Sequence[str]) -> tuple[Options, list[str]]:
     taken, rest = options.take_options(arguments, Options, "evaluate", files=("out", "metrics"))
     if taken.out and not taken.generate:
         raise ConfigError([f"evaluate.out={taken.out} is for answers, which evaluate.generate=false makes none of."])
+    if taken.harness and not is_importable("lm_eval"):
+        raise ConfigError(
+            [f"evaluate.harness={','.join(taken.harness)} needs lm-eval, which is not installed: pip install lm-eval."]
+        )
     runs = [text for text in rest if is_file_of_values(text) and Path(text).is_dir()]
     if runs and MODEL not in map(key_of, rest):  # a run directory is its model, too
         rest = [*rest, *as_overrides({MODEL: runs[-1]})]

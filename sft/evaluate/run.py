@@ -79,6 +79,21 @@ def evaluate(config: SftConfig, options: Options, world: World) -> Numbers:
         config = replace(config, model=replace(config.model, lora_rank=0, base_dtype="bf16"))
     source = find_model(config.model.partial_pretrain, config.model.revision)
     tokenizer, _, new_tokens = open_tokenizer(config, source)
+    numbers = score_val(config, options, source, tokenizer, new_tokens, world) if config.data.has_val else {}
+    if options.harness:
+        from sft.evaluate.harness import ask_harness  # needs lm-eval, which other evaluations do not
+
+        numbers |= ask_harness(options, source, world, trust_remote_code=config.model.trust_remote_code)
+    if options.metrics and world.is_main:
+        with explaining_disk(f"evaluate.metrics={options.metrics}", "Make room there, or name another file."):
+            replace_file(Path(options.metrics), (json.dumps(numbers, indent=2) + "\n").encode())
+    return numbers
+
+
+def score_val(
+    config: SftConfig, options: Options, source: Path, tokenizer: Any, new_tokens: dict[str, int], world: World
+) -> Numbers:
+    """Score data.val_files with the sharded model, and if asked let a whole one answer them. Every rank calls it."""
     val = open_val(config, tokenizer, world)
     with process_group(world, timedelta(seconds=config.trainer.timeout_s)):
         entering("evaluation")
@@ -98,16 +113,18 @@ def evaluate(config: SftConfig, options: Options, world: World) -> Numbers:
         gc.collect()
         if options.generate:
             judge(config, options, source, tokenizer, world, numbers)
-    if options.metrics and world.is_main:
-        with explaining_disk(f"evaluate.metrics={options.metrics}", "Make room there, or name another file."):
-            replace_file(Path(options.metrics), (json.dumps(numbers, indent=2) + "\n").encode())
     return numbers
 
 
 def check(config: SftConfig, options: Options, world: World) -> None:
     """Raise InputError for keys that training could use and evaluation cannot."""
     model, sp = config.model, config.ulysses_sequence_parallel_size
-    if not config.data.has_val:
+    if options.harness and world.size > 1:
+        raise InputError(
+            "evaluate.harness: lm-evaluation-harness asks one model on one device; leave torchrun out (python -m "
+            f"sft.evaluate), this is one of {world.size} ranks."
+        )
+    if not config.data.has_val and not options.harness:
         raise InputError("data.val_files=null: there is nothing to evaluate on; give held-out files.")
     if options.generate and not config.data.val_files:
         raise InputError(
