@@ -49,6 +49,7 @@ class ModelSize:
     head_trains: bool = True
     head_apart: bool = False  # its gradient is summed, and its weight given back, when backward begins
     fused_loss: bool = True  # there are never all logits of a micro-batch
+    in_embeddings: int = 0  # of those that train
     packed: int = 0  # of the frozen: kept in 4 bits, all of them in layers
     packed_layer: int = 0  # of `layer`
     largest_packed: int = 0  # of one module, whose weights are unpacked while it computes
@@ -68,6 +69,7 @@ class Load:
     master_bytes: int  # of a weight that trains, and of its gradient
     compute_bytes: int
     optimizer_bytes: Callable[[int], float]  # what the optimizer remembers of a weight of that many master bytes
+    embedding_bytes: Callable[[int], float] | None = None  # the same of a weight of embeddings; None: as of others
     frozen_bytes: int | None = None  # of a weight that does not train; None: compute_bytes
     checkpointing: Literal["full", "selective"] | None = None
     offload: bool = False  # states live in CPU memory
@@ -114,7 +116,9 @@ def moments(model: ModelSize, load: Load) -> list[Memory]:
     """Return the memory of one rank at the moments of a step when it may be fullest, in their order."""
     n, m, c = load.ranks, load.master_bytes, load.compute_bytes
     here = 0 if load.offload else 1
-    remembered = int(model.trainable * load.optimizer_bytes(m))
+    of_embeddings = (load.embedding_bytes or load.optimizer_bytes)(m)
+    others = model.trainable - model.in_embeddings
+    remembered = int(others * load.optimizer_bytes(m) + model.in_embeddings * of_embeddings)
     of_frozen = (model.frozen - model.packed) * (load.frozen_bytes or c) + int(model.packed * PACKED_BYTES)
     weights = here * (model.trainable * m + of_frozen) // n
     snapshot = (model.trainable * m + remembered) // n if load.snapshot else 0
@@ -273,6 +277,7 @@ def model_size(
         head_trains=_numbers(head, trains=True) > 0 if head is not None else True,
         head_apart=head_apart,
         fused_loss=getattr(model, "logit_form", None) is not None,
+        in_embeddings=sum(_numbers(module, trains=True) for module in model.modules() if _is_table(module)),
         packed=sum(_packed(model)),
         packed_layer=sum(_packed(largest)),
         largest_packed=max(sum(_packed(module, recurse=False)) for module in largest.modules()),
@@ -283,6 +288,10 @@ def _numbers(module: torch.nn.Module, trains: bool = False) -> int:
     """Return how many numbers the parameters of `module` hold. trains: count those alone that train."""
     weights = [weight for weight in module.parameters() if weight.requires_grad or not trains]
     return sum(as_whole(weight).numel() for weight in weights)
+
+
+def _is_table(module: torch.nn.Module) -> bool:
+    return isinstance(module, torch.nn.Embedding)
 
 
 def _packed(module: torch.nn.Module, *, recurse: bool = True) -> list[int]:

@@ -117,6 +117,7 @@ def load_of(config: SftConfig, *, ranks: int, tokens: int, logits: int, device: 
         # Without LoRA a frozen weight lies among those that train, in their dtype.
         frozen_bytes=None if model.lora_rank else BYTES[fsdp.model_dtype],
         optimizer_bytes=OPTIMIZERS[config.optim.name].state_bytes,
+        embedding_bytes=OPTIMIZERS[config.optim.name].bytes_in_embeddings,
         checkpointing=model.gradient_checkpointing_kind if model.enable_gradient_checkpointing else None,
         offload=(fsdp.cpu_offload or fsdp.offload_params) and device != "cpu",
         activations_on_host=config.model.activation_offload and device != "cpu",

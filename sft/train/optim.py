@@ -62,6 +62,8 @@ class Optimizer:
     build: Callable[[torch.nn.Module, OptimConfig], torch.optim.Optimizer]
     state_bytes: Callable[[int], float]
     """What it remembers of a parameter whose master weight has that many bytes; for the estimate of memory."""
+    bytes_in_embeddings: Callable[[int], float] | None = None
+    """The same of the parameters of embeddings; None: as of all others."""
 
 
 OPTIMIZERS = {
@@ -88,6 +90,7 @@ OPTIMIZERS = {
             lambda groups: ShardedAdamW(groups, betas=optim.betas, fused=True),
         ),
         state_bytes=lambda master_bytes: 2 * (1 + 4 / BLOCK),  # of matrices: codes, and a scale for every block
+        bytes_in_embeddings=lambda master_bytes: 2 * master_bytes,
     ),
     "lion": Optimizer(
         build=lambda model, optim: Lion(parameter_groups(model, optim), optim.betas),

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM
 
 from sft.model.attention import Available, choose_attention
 from sft.model.head import LogitForm, linear_ce_sum
@@ -15,6 +16,7 @@ from sft.model.memory import Load, Memory, ModelSize, estimate, gigabytes, model
 from sft.model.pretrained import load_config
 from sft.train.optim import OPTIMIZERS
 from tests.assets import tiny_model_dir
+from tests.optimizers import optim
 
 LOAD = Load(
     ranks=1,
@@ -224,3 +226,21 @@ def test_a_packed_base_and_activations_on_the_host_weigh_less():
         assert estimate(BILLION, on_host).activations < estimate(BILLION, load).activations
     assert "model.activation_offload=true" in savings(BILLION, load)
     assert "model.activation_offload=true" not in savings(BILLION, load, can_offload=False)
+
+
+def test_an_optimizer_may_remember_more_of_embeddings(tmp_path):
+    """Of a tied model, half of which are embeddings, against what AdamW of 8 bits really remembers."""
+    pytest.importorskip("bitsandbytes")
+    source = tiny_model_dir(tmp_path, hidden_size=256, intermediate_size=256, head_dim=64)
+    model = AutoModelForCausalLM.from_pretrained(source)
+    chosen = OPTIMIZERS["adamw_8bit"]
+    optimizer = chosen.build(model, optim(name="adamw_8bit"))
+    for weight in model.parameters():
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    values = [value for state in optimizer.state.values() for value in state.values()]
+    kept = sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
+    load = replace(LOAD, optimizer_bytes=chosen.state_bytes, embedding_bytes=chosen.bytes_in_embeddings)
+    size = model_size(model, list(model.model.layers))
+    assert estimate(size, load).optimizer == pytest.approx(kept, rel=0.05)
+    assert estimate(size, replace(load, embedding_bytes=None)).optimizer < 0.8 * kept
