@@ -7,6 +7,7 @@ from sft import load_config
 from sft.model.place import build_bare_model, place, sharding_of
 from sft.model.pretrained import load_config as load_model_config
 from sft.parallel.mesh import build_mesh
+from sft.parallel.shards import local_part
 from tests.assets import attention_on_cpu, tiny_model_dir
 
 
@@ -22,4 +23,6 @@ def test_untied_ends_are_placed_as_groups_of_their_own(tie, tmp_path, world_of_o
     place(model, config, directory, build_mesh(1, "cpu"), sharding, world_of_one, grown=grown)
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     assert [hasattr(end, "_get_fsdp_state") for end in ends] == [not tie, not tie]
-    assert not any(weight.is_meta for weight in model.parameters()) and torch.isfinite(ends[0].weight.to_local()).all()
+    assert not any(weight.is_meta for weight in model.parameters()) and all(
+        torch.isfinite(local_part(weight)).all() for weight in model.parameters()
+    )
