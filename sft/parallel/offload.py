@@ -19,14 +19,18 @@ SMALLEST = 2**20
 """Bytes: what is smaller stays where it is."""
 
 
+@functools.cache
+def _stream_of(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream on which this process copies from and to a GPU."""
+    return torch.cuda.Stream(device)
+
+
 class OnHost:
     """A tensor of a GPU that waits in CPU memory."""
 
-    streams: dict[torch.device, torch.cuda.Stream] = {}  # noqa: RUF012 - one for each GPU of this process
-
     def __init__(self, tensor: torch.Tensor):
         self._device, self._back = tensor.device, None
-        self._stream = self.streams.setdefault(tensor.device, torch.cuda.Stream(tensor.device))
+        self._stream = _stream_of(tensor.device)
         self._stream.wait_stream(torch.cuda.current_stream(tensor.device))  # until it is computed
         self._host = torch.empty_like(tensor, device="cpu", pin_memory=True)
         with torch.cuda.stream(self._stream):
