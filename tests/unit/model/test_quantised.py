@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from sft.errors import InputError
 from sft.model import lora, lora_targets
+from sft.model.kept import kept_for_backward
 from sft.model.load import build_skeleton, decoder_layers, load_weights
 from sft.model.memory import model_size
 from sft.model.names import named_weights
@@ -165,3 +166,18 @@ def test_rows_that_are_no_multiple_of_64_stay_and_are_counted(tmp_path, caplog):
     odd = tiny_model_dir(tmp_path / "none", intermediate_size=96, hidden_size=48, head_dim=8)
     with pytest.raises(InputError, match=r"no frozen weight of Qwen3ForCausalLM .* have 32, 48, 96\. Leave"):
         quantised(odd, load=False)
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+def test_what_a_packed_skeleton_keeps_for_backward_is_measured(kind, request, caplog):
+    """Unpacked weights are not among it: about as much as with a base in bf16."""
+    source, config = request.getfixturevalue(kind), load_config(request.getfixturevalue(kind), trust_remote_code=False)
+    with caplog.at_level(logging.INFO, logger="sft"):
+        packed = quantised(source, load=False, dtype=torch.bfloat16)
+        plain = build_skeleton(
+            config, attention=attention_on_cpu(config, packed=False), dtype=torch.bfloat16, trust_remote_code=False
+        )
+        lora.add_adapters(plain, **SETTINGS)
+        kept = [kept_for_backward(model, decoder_layers(model), torch.bfloat16).layer for model in (packed, plain)]
+    assert "cannot run without values" not in caplog.text
+    assert kept[0] <= 1.05 * kept[1]
