@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -15,6 +16,7 @@ from sft.inspect.bars import histogram
 from sft.inspect.tokens import SeenSample, Token
 
 TEMPLATE = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
+NUMBER = re.compile(r"(?<![\w.=-])(\d[\d,]*(?:\.\d+)?%?)(?![\w.])")
 ROW, BAR = 18, 300  # pixels: height of a bar with its gap, length of the longest
 
 
@@ -30,13 +32,37 @@ def write_page(
     rows = [_row(sample) for sample in samples]
     page = TEMPLATE.substitute(
         title=escape(visible_line(title)),
-        numbers=escape("\n".join(numbers)),
+        numbers="\n".join(_card(name, told) for name, told in cards(numbers).items()),
         histograms="\n".join(f"<h2>{escape(name)}</h2>\n{drawing(values)}" for name, values in histograms.items()),
         count=f"{len(rows):,}",
         rows="\n".join(rows),
     )
     with explaining_disk(f"inspect.html={path}", "Make room there, or name another file."):
         replace_file(path, page.encode())
+
+
+def cards(numbers: Sequence[str]) -> dict[str, list[str]]:
+    """Group lines by the name before their first colon; an indented line goes on with the one before."""
+    found: dict[str, list[str]] = {}
+    name = ""
+    for line in numbers:
+        before, colon, told = line.partition(": ")
+        if line.startswith(" ") or not colon:
+            told = line.strip()
+        else:
+            name = before
+        found.setdefault(name, []).append(told)
+    return found
+
+
+def _card(name: str, told: Sequence[str]) -> str:
+    lines = "".join(f"<p>{_with_bold_numbers(line)}</p>" for line in told)
+    return f"<article><h3>{escape(name)}</h3>{lines}</article>"
+
+
+def _with_bold_numbers(text: str) -> str:
+    parts = NUMBER.split(text)  # every second one is a number
+    return "".join(f"<strong>{escape(part)}</strong>" if n % 2 else escape(part) for n, part in enumerate(parts))
 
 
 def drawing(values: np.ndarray) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sft.data import encode
-from sft.inspect.page import write_page
+from sft.inspect.page import cards, write_page
 from sft.inspect.tokens import SeenSample, Token
 from tests.assets import tiny_tokenizer
 from tests.rows import STRANGE_ROWS
@@ -82,7 +82,7 @@ def test_a_token_that_is_markup_by_itself_stays_text(tmp_path):
     write_page(tmp_path / "page.html", [sample], title=title, numbers=numbers, histograms={"<s>": np.array([2])})
     page = Page((tmp_path / "page.html").read_text())
     assert [tag for tag, _ in page.elements if tag in ("script", "b", "u", "s", "i")] == ["i", "i", "script"]
-    assert '<script>"&lt;' in page.text and "<b>.jsonl:1" in page.text and "<i>train</i>: 1 row" in page.text
+    assert '<script>"&lt;' in page.text and "<b>.jsonl:1" in page.text and "<i>train</i>1 row" in page.text
 
 
 def test_what_trains_is_highlighted_and_says_its_id_and_weight(text):
@@ -116,3 +116,28 @@ def test_a_file_that_cannot_be_written_is_an_error_before_anything_is_read(tmp_p
         take_options([f"+inspect.out={tmp_path / 'none' / 'out.jsonl'}"])
     with pytest.raises(ConfigError, match=r"inspect\.html"):
         take_options([f"+inspect.html={tmp_path}"])
+
+
+def test_numbers_are_cards_by_what_they_are_about():
+    lines = [
+        "train: 9 rows",
+        "train: 19.7% of 1,024 tokens",
+        "memory: an estimate",
+        "  24.5 MB per rank: weights",
+        "alone",
+    ]
+    assert cards(lines) == {
+        "train": ["9 rows", "19.7% of 1,024 tokens"],
+        "memory": ["an estimate", "24.5 MB per rank: weights", "alone"],
+    }
+
+
+def test_a_page_has_a_card_for_each_with_its_numbers_in_bold(tmp_path):
+    lines = ["train: 19.7% of 1,024 tokens, f0fb12, max_length=8, bf16 <b>", "plan: 4.00 epochs"]
+    write_page(tmp_path / "page.html", [], title="a", numbers=lines, histograms={})
+    page = (tmp_path / "page.html").read_text()
+    told = "<p><strong>19.7%</strong> of <strong>1,024</strong> tokens, f0fb12, max_length=8, bf16 &lt;b&gt;</p>"
+    assert (
+        f"<article><h3>train</h3>{told}</article>\n<article><h3>plan</h3><p><strong>4.00</strong> epochs</p></article>"
+        in page
+    )
