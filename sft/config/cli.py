@@ -63,7 +63,9 @@ def cli(
         swept = SweepOptions()
         if sweeper:
             given = [text for text in arguments if text.lstrip("+").startswith("sweep.")]
-            swept, arguments = take_options([*ranks_asked_for(), *arguments], SweepOptions, "sweep")
+            is_sweep = {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments)
+            ranks = ranks_asked_for() if is_sweep else []  # torchrun has read it for any other run: it may say "gpu"
+            swept, arguments = take_options([*ranks, *arguments], SweepOptions, "sweep")
         asked = _Asked(list(arguments), world_size, needs_weights)
         sweep = None
         if sweeper and asked.is_sweep:

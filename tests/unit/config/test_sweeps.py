@@ -79,6 +79,10 @@ def test_the_ranks_of_a_job_are_those_it_is_checked_with(
     monkeypatch.setenv("NPROC_PER_NODE", "4")
     jobs_of(*runnable, "-m", "optim.lr=1e-3,1e-4")
     assert Trained.ranks == 4
+    monkeypatch.setenv("NPROC_PER_NODE", "gpu")  # torchrun takes it, and a run that is no sweep never reads it
+    ran: list[object] = []
+    cli(ran.append, runnable, sweeper=Trained)
+    assert len(ran) == 1
 
 
 @pytest.mark.parametrize(
