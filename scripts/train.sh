@@ -13,6 +13,7 @@
 #   MASTER_PORT     its port                             default: 29500
 #   RDZV_ID         a name that only this job has        default: $SLURM_JOB_ID, or sft
 #   MAX_RESTARTS    default: 3
+#   OMP_NUM_THREADS threads of a rank on the CPU         default: cores / ranks
 #   SHUTDOWN_S      seconds in which a run that is told to stop may save before it is killed; default: 300
 #
 # Exits with 0 when the run is finished, or was stopped by stop_now; with 1 when it failed or a signal stopped it (the
@@ -33,9 +34,14 @@ fi
 # Rows differ in length: without it, memory is lost between blocks of different sizes. Yours stays.
 export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}}"
 
+# torchrun sets 1 where nothing is set: with cpu_offload and on CPUs, one core of each rank would do all the work.
+ranks=${NPROC_PER_NODE:-$((gpus > 0 ? gpus : 1))}
+cores=$(($(nproc) / ranks))
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > 0 ? cores : 1))}"
+
 # SIGUSR1, which Slurm can send before the time is up, kills torchrun unless it is told to pass it on.
 exec python -m torch.distributed.run "${meet[@]}" \
-    --nproc-per-node="${NPROC_PER_NODE:-$((gpus > 0 ? gpus : 1))}" \
+    --nproc-per-node="$ranks" \
     --max-restarts="${MAX_RESTARTS:-3}" \
     --shutdown-timeout="${SHUTDOWN_S:-300}" \
     --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \

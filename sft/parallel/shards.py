@@ -86,9 +86,14 @@ def as_part_like(
 
 @torch.no_grad()
 def whole_tensor(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Gather the global tensor on the CPU, cast before it travels. A collective over the tensor's mesh."""
+    """Gather the global tensor on the CPU of rank 0, which writes, cast before it travels. A collective over its mesh.
+
+    Other ranks get its shape alone, on the meta device: a copy of theirs would make them wait, for nobody.
+    """
     tensor = tensor.detach().to(dtype)
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu().contiguous()
+    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    writes = not dist.is_initialized() or dist.get_rank() == 0
+    return whole.cpu().contiguous() if writes else whole.to("meta")
 
 
 @dataclass(frozen=True)

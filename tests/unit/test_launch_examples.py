@@ -58,6 +58,24 @@ def test_the_variables_are_those_of_the_script():
         assert all(variable in text for variable in ("NNODES", "NPROC_PER_NODE", "MASTER_ADDR")), name
 
 
+@pytest.mark.parametrize(
+    ("given", "threads", "ranks"),
+    [({}, "8", "2"), ({"NPROC_PER_NODE": "4"}, "4", "4"), ({"NPROC_PER_NODE": "64"}, "1", "64"),
+     ({"OMP_NUM_THREADS": "3"}, "3", "2")],
+)  # fmt: skip
+def test_a_rank_has_its_share_of_the_cores_and_memory_that_grows(given, threads, ranks, tmp_path):
+    """On a node of 2 GPUs and 16 cores; torchrun alone would give one thread to each rank."""
+    told = 'if [ "$1" = -c ]; then echo 2; else echo "$OMP_NUM_THREADS $PYTORCH_ALLOC_CONF $*"; fi'
+    for name, does in {"python": told, "nproc": "echo 16"}.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", **given}
+    script = REPOSITORY / "scripts" / "train.sh"
+    done = subprocess.run(["bash", script, "a=b"], env=environment, text=True, capture_output=True, check=True)
+    assert done.stdout.startswith(f"{threads} expandable_segments:True -m torch.distributed.run")
+    assert f"--nproc-per-node={ranks}" in done.stdout
+
+
 def test_the_pods_have_the_name_that_they_meet_at():
     service, job = yaml.safe_load_all((EXAMPLES / "kubernetes.yaml").read_text())
     pods = job["spec"]["template"]["spec"]
