@@ -47,7 +47,8 @@ def test_the_skeleton_keeps_what_the_model_keeps(family):
     measured = kept_for_backward(skeleton, decoder_layers(skeleton), torch.bfloat16)
     model = skeleton_of(family, wanted="varlen", dtype=torch.bfloat16, **sizes).to_empty(device="cpu")
     with flash_attention_on_cpu():
-        assert measured.layers == pytest.approx(really_kept(model), rel=0.06)
+        # torch 2.11 has no shared heads in varlen_attn: keys and values are repeated, and kept so.
+        assert measured.layers == pytest.approx(really_kept(model), rel=0.1)
     assert measured.layer == pytest.approx(measured.layers / 4, rel=0.05)
 
 
