@@ -41,6 +41,18 @@ SIZES = {
     "head_dim": 8,
     "pad_token_id": 0,
 }
+IDS = torch.arange(24).view(2, 12)
+ADAPTERS = {  # as lora.add_adapters takes them
+    "base": "org/base",
+    "rank": 4,
+    "alpha": 16,
+    "targets": "all-linear",
+    "dropout": 0.0,
+    "use_rslora": False,
+    "use_dora": False,
+    "modules_to_save": [],
+    "dtype": torch.float32,
+}
 FAR_FROM_UNIFORM = {"initializer_range": 0.3}
 """Attention in which a wrong score would show."""
 TWO_KINDS = {"layer_types": ["sliding_attention", "full_attention"]}

@@ -52,9 +52,7 @@ def run_all(tmp_path: Path) -> Callable[[Sequence[Sequence[str]], int], list[lis
     """
     calls = itertools.count()
 
-    def run_all(
-        runs: Sequence[Sequence[str]], ranks: int, module: str = "tests.dist.several"
-    ) -> list[list[dict]]:
+    def run_all(runs: Sequence[Sequence[str]], ranks: int, module: str = "tests.dist.several") -> list[list[dict]]:
         home = tmp_path / f"call_{next(calls)}"
         home.mkdir()
         directories = [home / f"run_{number}" for number in range(len(runs))]

@@ -1,4 +1,4 @@
-"""As several.py, with slow functions in place of kernels that need CUDA: `torchrun ... -m tests.dist.stand_ins runs.json`.
+"""Run several.py with slow functions in place of kernels that need CUDA: `torchrun ... -m tests.dist.stand_ins RUNS`.
 
 They have the signatures of the real ones (torch 2.13, flash-attn 2 and 3, flex_attention), so everything around a
 kernel is what a GPU would run: its choice, what it is told of the samples, heads exchanged over sp ranks, gradients.
@@ -43,10 +43,14 @@ def varlen_attn(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window
 
 def flash_attn_varlen_func(q, k, v, *, dropout_p=0.0, softcap=0.0, **told):
     assert told["causal"]
-    return attention("flash_attention_2", q, k, v, told["cu_seqlens_q"], told["softmax_scale"], told["window_size"], softcap or None)
+    return attention(
+        "flash_attention_2", q, k, v, told["cu_seqlens_q"], told["softmax_scale"], told["window_size"], softcap or None
+    )
 
 
-def flash_attn_3_varlen_func(q, k, v, *, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale, causal, window_size, softcap=0.0):
+def flash_attn_3_varlen_func(
+    q, k, v, *, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale, causal, window_size, softcap=0.0
+):
     assert causal
     return attention("flash_attention_3", q, k, v, cu_seqlens_q, softmax_scale, window_size, softcap or None)
 
@@ -70,7 +74,9 @@ def install() -> None:
     flex._attend = lambda compiled: flex_attention
     obstacle = choice._obstacle
     everything = {"device": "cuda", "capability": (9, 0), "flash_attn": "", "flash_attn_interface": "", "triton": ""}
-    choice._obstacle = lambda kernel, config, here, *, half: obstacle(kernel, config, replace(here, **everything), half=True)
+    choice._obstacle = lambda kernel, config, here, *, half: obstacle(
+        kernel, config, replace(here, **everything), half=True
+    )
 
 
 if __name__ == "__main__":

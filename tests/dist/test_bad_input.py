@@ -131,7 +131,9 @@ def test_ranks_that_read_different_things_are_told_which(base, tmp_path, knob):
         tiny_model_dir(tmp_path / f"model.partial_pretrain_{rank}", seed=rank)
         for name in ("train", "val"):
             rows = [{"question": f"{k} + {rank}?", "answer": f"{k + rank}"} for k in range(10)]
-            write_jsonl(tmp_path / f"data.{name}_files_{rank}", rows).rename(tmp_path / f"data.{name}_files_{rank}.jsonl")
+            write_jsonl(tmp_path / f"data.{name}_files_{rank}", rows).rename(
+                tmp_path / f"data.{name}_files_{rank}.jsonl"
+            )
     suffix = "" if knob.startswith("model") else ".jsonl"
     overrides = [*base, f"{knob}={tmp_path}/{knob}_RANK{suffix}", f"data.cache_dir={tmp_path}/cache_RANK"]
     overrides.append(f"trainer.default_local_dir={tmp_path / 'run'}")
@@ -161,7 +163,10 @@ def test_a_bug_of_ours_shows_its_traceback_once_ends_all_ranks_and_is_not_restar
     )
     assert done.returncode == 1, done.stderr
     assert "return take(None if" in done.stderr, "the line where it happened"
-    assert done.stderr.count("AttributeError: 'NoneType' object has no attribute 'named_parameters'\nerror on rank 1: ") == 1
+    assert (
+        done.stderr.count("AttributeError: 'NoneType' object has no attribute 'named_parameters'\nerror on rank 1: ")
+        == 1
+    )
     assert done.stderr.count("this is a bug, not your input: saving ") == 1
 
 
@@ -206,7 +211,9 @@ def test_one_poisoned_row_costs_one_step_and_training_goes_on(base, tmp_path):
         weights["model.embed_tokens.weight"][token] = float("inf")
 
     overrides = [*base, *edited_weights(tmp_path, poison, tie=False), f"data.train_files={tmp_path / 'train.jsonl'}"]
-    succeed([*overrides, "trainer.total_epochs=1", f"trainer.default_local_dir={tmp_path / 'run'}"], ranks=2, cwd=tmp_path)
+    succeed(
+        [*overrides, "trainer.total_epochs=1", f"trainer.default_local_dir={tmp_path / 'run'}"], ranks=2, cwd=tmp_path
+    )
     metrics = read_metrics(tmp_path / "run")
     assert [line.get("skipped", False) for line in metrics].count(True) == 1
     skipped = json.loads((tmp_path / "run" / "skipped_steps.jsonl").read_text())

@@ -125,9 +125,8 @@ print(json.dumps([result.steps, result.metrics["train/loss"], str(result.output_
     assert loss == read_metrics(tmp_path / "run")[-1]["train/loss"]
 
 
-
 def test_todays_verl(home, tmp_path):
-    """Groups and keys of verl's sft_trainer: token budgets, sequence parallelism, one shard group, validation by epoch."""
+    """Groups and keys of verl's sft_trainer: token budgets, sequence parallelism, one shard group, epochs."""
     succeed(
         [
             f"data.train_files={home / 'train.parquet'}",

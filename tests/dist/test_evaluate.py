@@ -66,7 +66,7 @@ def test_a_row_without_an_answer_is_named(finished, tmp_path):
 
 
 def test_what_cannot_be_evaluated_is_refused_with_a_way_out(finished, tmp_path):
-    overrides, run_dir = finished
+    overrides, _ = finished
     done = train([*overrides, "+evaluate.genarate=true", "+evaluate.out=x"], ranks=0, cwd=tmp_path, **EVALUATE)
     assert done.returncode == 2 and "did you mean evaluate.generate?" in done.stderr
     done = train([*overrides, "data.val_files=null"], ranks=0, cwd=tmp_path, **EVALUATE)

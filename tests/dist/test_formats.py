@@ -36,7 +36,8 @@ def test_a_class_of_the_users_trains_and_is_asked_by_one_process(base, tmp_path)
                     }
 
                 def messages(self, row):
-                    return [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
+                    said = {"user": row["question"], "assistant": row["answer"]}
+                    return [{"role": role, "content": content} for role, content in said.items()]
 
             class Messages(Ids):
                 def __getitem__(self, index):

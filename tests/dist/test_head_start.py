@@ -31,9 +31,7 @@ def ahead(base, *overrides, then):
     """A process that starts a child to tokenise, and then does something else. It is over when its child is, too."""
     script = AHEAD + then
     command = [sys.executable, "-c", script, *base, *overrides]
-    return subprocess.run(
-        command, cwd=REPOSITORY, env=clean_environment(), capture_output=True, text=True, timeout=100
-    )
+    return subprocess.run(command, cwd=REPOSITORY, env=clean_environment(), capture_output=True, text=True, timeout=100)
 
 
 def caches(directory: Path) -> list[Path]:

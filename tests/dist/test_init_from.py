@@ -34,7 +34,12 @@ def test_every_way_to_name_weights_leads_to_them(base, source):
         str(run_dir / "global_step_4" / "huggingface"): (3, 1e-6),  # the model ships in the dtype it came in: fp32
     }
     jobs = [
-        [*base, *STANDING_STILL, f"trainer.init_from_checkpoint={name}", f"trainer.default_local_dir={run_dir.parent / f'job_{k}'}"]
+        [
+            *base,
+            *STANDING_STILL,
+            f"trainer.init_from_checkpoint={name}",
+            f"trainer.default_local_dir={run_dir.parent / f'job_{k}'}",
+        ]
         for k, name in enumerate(names)
     ]
     run_in_one_process(jobs, run_dir.parent)
@@ -49,7 +54,12 @@ def test_every_way_to_name_weights_leads_to_them(base, source):
 def test_started_again_the_job_resumes_itself_and_another_name_is_refused(base, source, tmp_path):
     run_dir, _ = source
     job = [*base, f"trainer.default_local_dir={tmp_path / 'second'}", f"trainer.init_from_checkpoint={run_dir}:step-2"]
-    straight = [*job[:-2], job[-1], f"trainer.default_local_dir={tmp_path / 'straight'}", "trainer.total_training_steps=3"]
+    straight = [
+        *job[:-2],
+        job[-1],
+        f"trainer.default_local_dir={tmp_path / 'straight'}",
+        "trainer.total_training_steps=3",
+    ]
     once, twice = ([*job, f"trainer.total_training_steps={number}"] for number in (2, 3))
     done = run_in_one_process([straight, once, twice], tmp_path)
     assert done.stderr.count("starting with the weights of") == 2, "the third start resumed"

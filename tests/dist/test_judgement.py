@@ -150,7 +150,8 @@ def test_an_early_stopped_run_has_nothing_to_do_until_it_may_go_on(base, judged,
         f"trainer.total_training_steps={steps + 1}",
     ]
     done = succeed([*command, "trainer.early_stop_metric=val/loss"], ranks=0, cwd=tmp_path)
-    told = f"finished by early stopping (step {steps} of {steps + 1}: nothing better by trainer.early_stop_metric=val/loss in 3"
+    reason = "nothing better by trainer.early_stop_metric=val/loss in 3"
+    told = f"finished by early stopping (step {steps} of {steps + 1}: {reason}"
     assert told in done.stderr and "nothing to do" in done.stderr
     best = ["trainer.early_stop_metric=val/loss", "trainer.save_best=true", "trainer.load_best_at_end=true"]
     succeed([*command, *best], ranks=0, cwd=tmp_path)  # has to bring the best model into its place

@@ -19,8 +19,8 @@ from sft import load_config
 from sft.evaluate.options import Options
 from sft.evaluate.run import evaluate
 from sft.model.quantised import CAN_SHARD_BYTES
-from sft.parallel.world import World, process_group
 from sft.parallel.shards import local_part
+from sft.parallel.world import World, process_group
 from tests.assets import tiny_model_dir
 from tests.launch import read_metrics, succeed, train
 
@@ -70,7 +70,11 @@ def test_a_head_that_trains_beside_the_adapters_or_has_one(base, run_all, tmp_pa
         "whole": ["model.modules_to_save=[lm_head]"],
         "adapted": ["model.target_modules=[lm_head,q_proj]"],
     }
-    runs = [[*base, model, *LORA, *head, f"use_remove_padding={packed}"] for head in heads.values() for packed in (True, False)]
+    runs = [
+        [*base, model, *LORA, *head, f"use_remove_padding={packed}"]
+        for head in heads.values()
+        for packed in (True, False)
+    ]
     one, two = run_all(runs, 1), run_all(runs, 2)
     for whole in (0, 2):
         reference = curve(one[whole])

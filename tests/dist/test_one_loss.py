@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sft import fsdp_sft_trainer as trainer
 from sft import load_config
-from sft.parallel.world import World, process_group
 from sft.errors import InputError
+from sft.parallel.world import World, process_group
 from tests.assets import tiny_model_dir
 
 STEPS = ["trainer.total_training_steps=4"]  # the third step is the smaller one that ends the epoch
@@ -75,7 +75,12 @@ def test_other_losses_agree_over_micro_batches_layouts_ranks_and_sequence_parall
     one_rank = [*run, "data.micro_batch_size_per_gpu=1"]
     (one, plain) = run_all([one_rank, [*base, *STEPS, "trainer.val_before_train=true"]], 1)
     padded, packed, shared = run_all(
-        [[*run, *LAYOUTS["padded"]], [*run, *LAYOUTS["packed"]], [*one_rank, *LAYOUTS["packed"], "ulysses_sequence_parallel_size=2"]], 2
+        [
+            [*run, *LAYOUTS["padded"]],
+            [*run, *LAYOUTS["packed"]],
+            [*one_rank, *LAYOUTS["packed"], "ulysses_sequence_parallel_size=2"],
+        ],
+        2,
     )
     for name, metrics in (("padded", padded), ("packed", packed), ("sp", shared)):
         assert curve(metrics[1:]) == pytest.approx(curve(one[1:]), rel=1e-5), name
@@ -119,10 +124,8 @@ def test_validation_covers_every_sample_on_any_number_of_ranks(base, run_all):
 
 def test_bf16_compute_stays_close_to_fp32(base, run_all, reference):
     """fp32 master weights and reduction; bf16 has 8 bits of mantissa, 3 % is what 4 steps at lr 1e-2 may differ."""
-    losses = [
-        [line["train/loss"] for line in metrics]
-        for metrics in run_all([[*base, *STEPS, "model.fsdp_config.compute_dtype=bf16", *LAYOUTS["packed"]]], 2)
-    ][0]
+    (metrics,) = run_all([[*base, *STEPS, "model.fsdp_config.compute_dtype=bf16", *LAYOUTS["packed"]]], 2)
+    losses = [line["train/loss"] for line in metrics]
     assert losses == pytest.approx(reference[::2], rel=0.03)
     assert losses != pytest.approx(reference[::2], rel=1e-6)
 

@@ -1,4 +1,4 @@
-"""Every optimizer beside the default: ranks do not change its numbers, and a run that was stopped goes on bit for bit."""
+"""Every optimizer beside the default: ranks do not change its numbers, and a stopped run goes on bit for bit."""
 
 import json
 
@@ -43,7 +43,9 @@ def test_ranks_do_not_change_the_numbers_and_a_run_goes_on_bit_for_bit(base, tmp
             runs += [run(name, ranks, "halves", steps) for steps in ((2,) if ranks == 1 else (2, 4))]
         for name in OPTIMIZERS if ranks == 2 else ():
             begun = tmp_path / name / "1" / "halves" / "global_step_2"
-            runs.append(run(name, 2, "moved", 4, "trainer.resume_mode=resume_path", f"trainer.resume_from_path={begun}"))
+            runs.append(
+                run(name, 2, "moved", 4, "trainer.resume_mode=resume_path", f"trainer.resume_from_path={begun}")
+            )
         (tmp_path / f"runs_{ranks}.json").write_text(json.dumps(runs))
         succeed([str(tmp_path / f"runs_{ranks}.json")], ranks=ranks, cwd=tmp_path, module="tests.dist.several")
     for name in OPTIMIZERS:

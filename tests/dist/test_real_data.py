@@ -1,4 +1,4 @@
-"""GSM8K for real: preprocess, train single-turn and multi-turn, reload, generate. A short version of the documented run."""
+"""GSM8K for real: preprocess, train single-turn and multi-turn, reload, generate. The documented run, shortened."""
 
 import shutil
 import subprocess

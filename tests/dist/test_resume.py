@@ -90,7 +90,12 @@ def test_starting_over_on_several_ranks(base, tmp_path):
 
 def test_another_number_of_ranks_continues_with_the_same_samples(base, tmp_path):
     def run(name, ranks, stop):
-        overrides = [*base, *steps(stop), "data.micro_batch_size_per_gpu=1", f"trainer.default_local_dir={tmp_path / name}"]
+        overrides = [
+            *base,
+            *steps(stop),
+            "data.micro_batch_size_per_gpu=1",
+            f"trainer.default_local_dir={tmp_path / name}",
+        ]
         succeed(overrides, ranks=ranks, cwd=tmp_path)
         return read_metrics(tmp_path / name)
 
@@ -104,11 +109,13 @@ def test_another_number_of_ranks_continues_with_the_same_samples(base, tmp_path)
 
 
 def test_whatever_an_optimizer_remembers_is_resumed_and_moves_to_other_ranks_if_it_is_cut_as_the_weights(tmp_path):
-    """Its parts on two ranks, one of them empty; 8-bit codes whose scales belong to one cut of the weight stay there."""
+    """Its parts on two ranks, one of them empty; 8-bit codes whose scales belong to one cut of the weight stay."""
     done = succeed([str(tmp_path)], ranks=2, cwd=tmp_path, module="tests.dist.remembering")
     for rank in range(2):
         assert f"momentum rank {rank} goes on alone and back" in done.stdout
-        told = f"odd rank {rank} is refused: {tmp_path / 'odd' / 'global_step_3'} holds scales of 0.weight for the parts "
+        told = (
+            f"odd rank {rank} is refused: {tmp_path / 'odd' / 'global_step_3'} holds scales of 0.weight for the parts "
+        )
         assert told in done.stdout, done.stdout
     assert "Resume on as many ranks as wrote it" in done.stdout
 

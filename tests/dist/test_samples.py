@@ -61,9 +61,15 @@ def test_answers_are_those_of_the_exported_model_and_losses_do_not_change(base, 
 
 def test_a_metric_is_that_of_evaluate_on_any_ranks(base, run_all, tmp_path):
     function = tmp_path / "mine.py"
-    function.write_text("def shares(answer, expected):\n    return len(set(answer) & set(expected)) / (1 + len(answer))\n")
+    function.write_text(
+        "def shares(answer, expected):\n    return len(set(answer) & set(expected)) / (1 + len(answer))\n"
+    )
     graded = [
-        *(f"trainer.generate_metric={function}:shares", "trainer.generate_samples=7", "trainer.generate_max_new_tokens=12"),
+        *(
+            f"trainer.generate_metric={function}:shares",
+            "trainer.generate_samples=7",
+            "trainer.generate_max_new_tokens=12",
+        ),
         *("trainer.test_freq=8", "trainer.early_stop_metric=val/shares", "trainer.save_best=true"),
     ]
     run = [*base, *graded, "trainer.total_training_steps=16"]
@@ -88,7 +94,13 @@ def test_a_metric_is_that_of_evaluate_on_any_ranks(base, run_all, tmp_path):
 
 def test_a_resumed_run_goes_the_same_way_and_holds_each_sample_once(base, tmp_path):
     samples_often = [*SAMPLES, "trainer.generate_freq=2"]
-    run = [*base, *samples_often, "trainer.total_training_steps=6", "trainer.save_freq=3", "trainer.default_local_dir=run"]
+    run = [
+        *base,
+        *samples_often,
+        "trainer.total_training_steps=6",
+        "trainer.save_freq=3",
+        "trainer.default_local_dir=run",
+    ]
     (tmp_path / "straight").mkdir()
     succeed(run, ranks=2, cwd=tmp_path / "straight")
     (tmp_path / "resumed").mkdir()
@@ -114,7 +126,13 @@ def remove(path: Path) -> None:
 
 def test_rows_that_ask_nothing_give_no_samples_and_that_is_said(base, tmp_path):
     write_jsonl(tmp_path / "text.jsonl", [{"text": "words " * 5}] * 4)
-    run = [*base, *SAMPLES, "trainer.generate_freq=1", "data.val_files=null", f"data.train_files={tmp_path / 'text.jsonl'}"]
+    run = [
+        *base,
+        *SAMPLES,
+        "trainer.generate_freq=1",
+        "data.val_files=null",
+        f"data.train_files={tmp_path / 'text.jsonl'}",
+    ]
     done = succeed([*run, "trainer.total_training_steps=2", "trainer.default_local_dir=run"], ranks=0, cwd=tmp_path)
     assert "text.jsonl:1: plain text asks nothing" in done.stdout and "the rows give 0 prompts" in done.stdout
     assert not (tmp_path / "run" / "samples.jsonl").exists()
@@ -122,7 +140,11 @@ def test_rows_that_ask_nothing_give_no_samples_and_that_is_said(base, tmp_path):
 
 def test_a_prompt_that_training_would_not_compute_is_not_asked(base, tmp_path):
     rows = [{"question": "and so on " * 200, "answer": "No."}, {"question": "Why?", "answer": "So."}]
-    files = [f"data.val_files={write_jsonl(tmp_path / 'val.jsonl', rows)}", "data.truncation=drop", "data.max_length=256"]
+    files = [
+        f"data.val_files={write_jsonl(tmp_path / 'val.jsonl', rows)}",
+        "data.truncation=drop",
+        "data.max_length=256",
+    ]
     run = [*base, *SAMPLES, *files, "trainer.total_training_steps=1", "trainer.default_local_dir=run"]
     done = succeed(run, ranks=0, cwd=tmp_path)
     assert "1 rows give no prompt, the first because: val.jsonl:1: a prompt of" in done.stdout

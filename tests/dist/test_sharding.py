@@ -66,7 +66,9 @@ def test_the_ends_of_an_untied_model_are_spread_too(base, run_all, tmp_path):
         "adapters": LORA,
         "frozen head": ["model.frozen=[lm_head]"],
     }
-    expected = run_named(run_all, {name: [*untied, *choices[name]] for name in ("default", "adapters", "frozen head")}, 1)
+    expected = run_named(
+        run_all, {name: [*untied, *choices[name]] for name in ("default", "adapters", "frozen head")}, 1
+    )
     found = run_named(run_all, {name: [*untied, *choice] for name, choice in choices.items()}, 2)
     for name, metrics in found.items():
         assert curve(metrics) == pytest.approx(curve(expected.get(name, expected["default"])), rel=2e-6), name

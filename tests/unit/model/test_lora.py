@@ -28,21 +28,10 @@ from sft.model.write.weights import ROOM_FOR_HEADERS, write_weights
 from sft.train.loss import token_ce_sum
 from sft.types import Sample
 from tests.assets import attention_on_cpu, tiny_model_dir
+from tests.models import ADAPTERS, IDS
 
 pytestmark = pytest.mark.usefixtures("world_of_one")
 
-IDS = torch.arange(24).view(2, 12)
-SETTINGS = {
-    "base": "org/base",
-    "rank": 4,
-    "alpha": 16,
-    "targets": "all-linear",
-    "dropout": 0.0,
-    "use_rslora": False,
-    "use_dora": False,
-    "modules_to_save": [],
-    "dtype": torch.float32,
-}
 KINDS = {
     "plain": {},
     "rslora": {"use_rslora": True},
@@ -57,7 +46,7 @@ def adapted(source: Path, *, adapter: Path | None = None, seed: int = 1, dtype=t
     config = load_config(source, trust_remote_code=False)
     attention = attention_on_cpu(config, packed=False)
     model = build_skeleton(config, attention=attention, dtype=dtype, trust_remote_code=False)
-    lora.add_adapters(model, **SETTINGS | settings)
+    lora.add_adapters(model, **ADAPTERS | settings)
     load_weights(model, source, torch.device("cpu"))
     lora.start_adapters(model, seed=seed, adapter=str(adapter) if adapter else None)
     return model
@@ -443,7 +432,7 @@ def test_peft_finds_every_adapter_where_it_renames_what_it_reads():
     config = AutoConfig.for_model("laguna", vocab_size=64, **sizes, **experts, **shared)
     attention = attention_on_cpu(config, packed=False)
     model = build_skeleton(config, attention=attention, dtype=torch.float32, trust_remote_code=False)
-    lora.add_adapters(model, **SETTINGS)
+    lora.add_adapters(model, **ADAPTERS)
     keys = {key: torch.empty(0, device="meta") for key in lora._adapter_tensors(model)}
     assert [key for key in keys if ".shared_expert." in key] and not [key for key in keys if ".shared_experts." in key]
     read = convert_peft_adapter_state_dict_for_transformers(model, model.peft_config["default"], keys)

@@ -19,8 +19,7 @@ from sft.model.quantised import CAN_SHARD_BYTES, as_whole, choose, is_packed, pa
 from sft.model.write.proof import prove_export
 from sft.parallel.activation import checkpoint_activations, compile_layers
 from tests.assets import attention_on_cpu, tiny_model_dir
-from tests.models import config_of
-from tests.unit.model.test_lora import IDS, SETTINGS
+from tests.models import ADAPTERS, IDS, config_of
 
 pytest.importorskip("bitsandbytes")
 pytestmark = [
@@ -37,7 +36,7 @@ def quantised(source, *, load=True, dtype=torch.float32, recompute_experts=True,
     attention = attention_on_cpu(config, packed=False)
     model = build_skeleton(config, attention=attention, dtype=dtype, trust_remote_code=False)
     chosen = choose(model, decoder_layers(model), lora_targets.plain_linear(model))
-    lora.add_adapters(model, **SETTINGS | settings)
+    lora.add_adapters(model, **ADAPTERS | settings)
     quantise(model, chosen, recompute_experts=recompute_experts)
     if load:
         load_weights(model, source, torch.device("cpu"))
@@ -177,7 +176,7 @@ def test_what_a_packed_skeleton_keeps_for_backward_is_measured(kind, request, ca
         plain = build_skeleton(
             config, attention=attention_on_cpu(config, packed=False), dtype=torch.bfloat16, trust_remote_code=False
         )
-        lora.add_adapters(plain, **SETTINGS)
+        lora.add_adapters(plain, **ADAPTERS)
         kept = [kept_for_backward(model, decoder_layers(model), torch.bfloat16).layer for model in (packed, plain)]
     assert "cannot run without values" not in caplog.text
     assert kept[0] <= 1.05 * kept[1]
