@@ -117,7 +117,7 @@ def test_a_compiled_layer_computes_the_same(tmp_path, monkeypatch):
     config = config_of("qwen3_moe", **MOE | {"num_hidden_layers": 1})
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path)
     compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda forward: compile_(forward, backend="aot_eager"))
+    monkeypatch.setattr(torch, "compile", lambda forward, **how: compile_(forward, backend="aot_eager", **how))
     found = []
     for compiled in (False, True):
         model = quantised(tmp_path)
