@@ -15,7 +15,7 @@ from sft.config.checks.data import mixture_problems
 from sft.config.checks.model import model_problems, model_warnings
 from sft.config.checks.optim import optim_problems
 from sft.config.checks.outcome import hub_problems, judgement_problems
-from sft.config.checks.packages import package_problems
+from sft.config.checks.packages import is_importable, package_problems
 from sft.config.problems import Report, choices, divisors_around, from_here, multiples_around, shown
 from sft.config.schema import DataConfig, SftConfig, TrainerConfig
 
@@ -149,7 +149,7 @@ def _complaint_about_file(file: str) -> str | None:
     if path.exists() or Path(file.rpartition(":")[0] or file).is_dir():  # DIR:SPLIT
         return None
     if "://" in file:
-        return _complaint_about_url(file)
+        return _complaint_about_address(file)
     if glob.has_magic(file):
         return None if glob.glob(file, recursive=True) else f"matches no file{from_here(path)}."  # noqa: PTH207
     if DATASET_ID.fullmatch(file):
@@ -157,12 +157,16 @@ def _complaint_about_file(file: str) -> str | None:
     return f"does not exist{from_here(path)}; set the path of a file with rows (docs/data.md lists the kinds)."
 
 
-def _complaint_about_url(file: str) -> str:
-    kind, _, rest = file.partition("://")
-    if kind == "hf":
-        name = "/".join(rest.removeprefix("datasets/").split("/")[:2])
-        return f"is the address of a hub data set; write its id: {name}, or {name}/FOLDER:SPLIT."
-    return "is no local path; copy it to this machine first, or download it (for example: aws s3 cp, gsutil cp)."
+def _complaint_about_address(file: str) -> str | None:
+    from fsspec.registry import known_implementations, registry  # a tenth of a second, paid by those who give one
+
+    protocol = file.partition("://")[0]
+    if protocol in registry:
+        return None
+    if protocol not in known_implementations:
+        return f"begins with {protocol}://, which fsspec does not know; copy the files to this machine first."
+    package = known_implementations[protocol]["class"].partition(".")[0]
+    return None if is_importable(package) else f"needs {package}, which is not installed: pip install {package}."
 
 
 def _trainer_problems(trainer: TrainerConfig) -> Iterator[str]:

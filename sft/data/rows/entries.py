@@ -49,7 +49,7 @@ def parts_of_files(
     if config.custom_cls.path is not None:
         source = rows_of_class(files, columns, tokenizer, config, say)
         return [Part(source.name, [source])]
-    paths = _expand(files, say)
+    paths = _expand(files, config, say)
     open_files = partial(_open, config, tokenizer=tokenizer, say=say, sorted_by=sorted_by)
     parts = [Part(name, open_files(part, columns)) for name, part in zip(short_names(files), paths, strict=True)]
     sources = [source for part in parts for source in part.sources]
@@ -67,7 +67,7 @@ def parts_of_mixture(
     columns, parts, opened = columns_of(config), [], list[RowSource]()
     from_paths = short_names([source.path for source in config.mixture])
     names = unique(source.name or name for source, name in zip(config.mixture, from_paths, strict=True))
-    paths = _expand([source.path for source in config.mixture], say)
+    paths = _expand([source.path for source in config.mixture], config, say)
     open_files = partial(_open, config, tokenizer=tokenizer, say=say, sorted_by=sorted_by)
     for name, source, part in zip(names, config.mixture, paths, strict=True):
         form = source.format or config.format
@@ -127,9 +127,10 @@ def _refuse_absent(columns: Columns, sources: Sequence[RowSource]) -> None:
             )
 
 
-def _expand(entries: Sequence[str], say: Callable[[str], None]) -> list[dict[Path, str]]:
+def _expand(entries: Sequence[str], config: DataConfig, say: Callable[[str], None]) -> list[dict[Path, str]]:
     """Return the files of each entry, with what messages call them."""
-    paths = [expand_files([entry], say) for entry in entries]
+    copies = Path(config.cache_dir) / "copies"
+    paths = [expand_files([entry], say, copies=copies) for entry in entries]
     names = names_of(path for of_entry in paths for path in of_entry)
     if line := _read_twice(entries, paths):
         say(line)

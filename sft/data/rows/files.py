@@ -17,13 +17,16 @@ from pathlib import Path
 
 from sft.config.checks.run import ABOUT_DATA
 from sft.config.visible import visible_line
-from sft.data.rows import hub
+from sft.data.rows import hub, remote
 from sft.data.rows.readers import BINARY, COMPRESSED, READERS, count_rows, kind_of
 from sft.data.rows.splits import by_split, configs_in, files_of_config, one_of
 from sft.data.types import Row
 from sft.errors import InputError
 
 __all__ = ["count_rows", "expand_files", "fingerprint_file", "names_of", "read_rows"]
+
+COPIES = Path("~/.cache/sft/copies").expanduser()
+"""Where files behind an address are copied to, unless data.cache_dir says otherwise."""
 
 SEARCHED_SUFFIXES = (".parquet", ".jsonl")
 """What a directory is searched for first. Where it has none, other kinds of files count, but for ABOUT_DATA."""
@@ -40,9 +43,12 @@ OTHER_KINDS = {
 """First bytes of files that are often given in place of the data, what to do, and with which suffixes they are read."""
 
 
-def expand_files(specs: Iterable[str], say: Callable[[str], None] = lambda line: None) -> list[Path]:
-    """Return the files that paths, globs, directories and hub ids stand for; each spec's sorted, specs in their own
-    order.
+def expand_files(
+    specs: Iterable[str], say: Callable[[str], None] = lambda line: None, *, copies: Path = COPIES
+) -> list[Path]:
+    """Return the files of paths, globs, directories, addresses and hub ids; each spec's sorted, specs in their order.
+
+    copies: the directory for files that lie behind an address
 
     Hidden files and directories are no data. Raises InputError for a spec that leads to no file.
     """
@@ -50,7 +56,9 @@ def expand_files(specs: Iterable[str], say: Callable[[str], None] = lambda line:
     for spec in specs:
         path = Path(spec)
         directory, split = directory_named(spec)
-        if directory is not None:
+        if remote.is_address(spec):
+            found = _files_at(spec, copies, say)
+        elif directory is not None:
             found = files_of_directory(directory, split, say)
         elif path.exists() or path.is_symlink():
             found = [path]
@@ -81,6 +89,16 @@ def names_of(paths: Iterable[Path]) -> dict[Path, str]:
         if len(names) == len(parts):
             return {path: visible_line(names[path]) for path in parts}
     raise AssertionError("a whole path is told from all others")
+
+
+def _files_at(address: str, copies: Path, say: Callable[[str], None]) -> list[Path]:
+    """Return the files of an address, ADDRESS or ADDRESS:SPLIT, copied to this machine."""
+    base, colon, split = address.rpartition(":")
+    named = split if colon and split.isidentifier() else None
+    found = remote.copied(base if named else address, copies, _data_in, say)
+    if isinstance(found, Path):
+        return files_of_directory(found, named, lambda line: say(line.replace(str(found), base if named else address)))
+    return found
 
 
 def directory_named(spec: str) -> tuple[Path | None, str | None]:
