@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-from sft.config import trainers, verl
+from sft.config import trainer_aliases, trainers, verl
 from sft.config.expectations import expectations
 from sft.config.foreign import Foreign
 from sft.config.problems import Report, choices, multiples_around, shown
 
 ALIASES = (
     verl.ALIASES
-    | trainers.ALIASES
+    | trainer_aliases.ALIASES
     | {
         "dataset": "data.train_files",
         "batch_size": "data.train_batch_size",

@@ -137,7 +137,8 @@ def listening(run_dir: Path, world: World, is_writing: Callable[[], bool] = lamb
         return
     ear, mouth = socket.socketpair()
     mouth.setblocking(False)
-    threading.Thread(target=_listen, args=(ear, listener), name="signals", daemon=True).start()
+    thread = threading.Thread(target=_listen, args=(ear, listener), name="signals", daemon=True)
+    thread.start()
     # A handler of python's makes the interpreter's own write each signal's number into `mouth`, at once.
     before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
     mouth_before = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
@@ -148,6 +149,7 @@ def listening(run_dir: Path, world: World, is_writing: Callable[[], bool] = lamb
         for number, handler in before.items():
             signal.signal(number, handler)
         mouth.close()
+        thread.join(timeout=10)  # it holds what is_writing holds, the model among it: see process_group
 
 
 def _listen(ear: socket.socket, listener: Listener) -> None:

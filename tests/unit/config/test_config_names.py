@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sft.config import ConfigError, SftConfig, load_config, trainers
+from sft.config import ConfigError, SftConfig, load_config, trainer_aliases
 from sft.config.compose import compose
 from sft.config.door import checked
 from sft.config.expectations import expectations
@@ -67,7 +67,7 @@ def typed(value: object) -> str:
     return value[0] if isinstance(value, tuple) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-@pytest.mark.parametrize("alias", sorted(ALIASES.keys() - trainers.ALIASES.keys()))
+@pytest.mark.parametrize("alias", sorted(ALIASES.keys() - trainer_aliases.ALIASES.keys()))
 def test_an_alias_lands_on_its_key_with_one_warning(alias: str, here: Path, runnable: list[str]) -> None:
     (here / "other.jsonl").touch()
     key = ALIASES[alias]
@@ -89,8 +89,8 @@ def test_an_alias_lands_on_its_key_with_one_warning(alias: str, here: Path, runn
 
 
 def test_names_of_other_trainers_land_on_their_keys() -> None:
-    values: dict[str, object] = {alias: f"value of {alias}" for alias in trainers.ALIASES}
-    for alias, key in trainers.ALIASES.items():
+    values: dict[str, object] = {alias: f"value of {alias}" for alias in trainer_aliases.ALIASES}
+    for alias, key in trainer_aliases.ALIASES.items():
         warnings: list[str] = []
         one = {alias: values[alias]}
         Names(one, {alias}, dict, Report(warnings.append)).settle()
@@ -183,5 +183,5 @@ def test_the_tables_do_not_overlap() -> None:
     assert set(ALIASES.values()) <= known
     assert not known & (set(ALIASES) | set(FOREIGN))
     assert not set(ALIASES) & set(FOREIGN)
-    untested = {ALIASES[alias] for alias in ALIASES.keys() - trainers.ALIASES.keys()} - set(GOOD_VALUES)
+    untested = {ALIASES[alias] for alias in ALIASES.keys() - trainer_aliases.ALIASES.keys()} - set(GOOD_VALUES)
     assert not untested, "give each aliased key two values in GOOD_VALUES"
