@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sft.config.checks.data import mixture_problems
 from sft.config.checks.model import model_problems, model_warnings
-from sft.config.checks.optim import optim_problems
+from sft.config.checks.optim import optim_problems, optim_warnings
 from sft.config.checks.outcome import hub_problems, judgement_problems
 from sft.config.checks.packages import is_importable, package_problems
 from sft.config.problems import Report, choices, divisors_around, from_here, multiples_around, shown
@@ -49,7 +49,7 @@ def check(config: SftConfig, world_size: int, report: Report, needs_weights: boo
             f"trainer.default_local_dir={shown(config.trainer.default_local_dir)} would overwrite "
             "model.partial_pretrain; choose another directory."
         )
-    for warning in model_warnings(config.model):
+    for warning in (*model_warnings(config.model), *optim_warnings(config.optim)):
         report.warn(warning)
     if config.data.balance_dp_token and config.data.max_tokens_per_gpu is not None:
         report.warn("data.balance_dp_token=true has no effect: data.max_tokens_per_gpu already balances tokens.")

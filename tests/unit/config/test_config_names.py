@@ -165,6 +165,20 @@ def test_a_foreign_key_passes_with_a_warning_that_says_why(override: str, runnab
     assert "has no effect" in warnings[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "betas", "warned"),
+    [
+        ("adafactor", "[0.8,0.95]", "adafactor keeps no mean of gradients"),
+        ("sgd", "[0.9,0.8]", "the second of optim.betas, 0.8, has no effect"),
+        ("sgd", "[0.8,0.95]", None),
+        ("adamw", "[0.8,0.8]", None),
+    ],
+)
+def test_betas_that_an_optimizer_does_not_have_are_said(runnable: list[str], name, betas, warned) -> None:
+    _, warnings = load(*runnable, f"optim.name={name}", f"optim.betas={betas}")
+    assert [warned in line for line in warnings] == [True] * bool(warned)
+
+
 def test_a_quiet_configuration_warns_of_nothing(runnable: list[str]) -> None:
     assert load(*runnable)[1] == []
 
