@@ -67,4 +67,4 @@ def _written(value: Any) -> str:
         case list() | tuple():
             return "[" + ",".join(map(_written, value)) + "]"
     # Hydra reads a backslash as one, but before a quote.
-    return '"' + re.sub(r'(\\*)("|$)', lambda at: at[1] * 2 + ('\\"' if at[2] else ""), str(value)) + '"'
+    return '"' + re.sub(r'(\\*)("|\Z)', lambda at: at[1] * 2 + ('\\"' if at[2] else ""), str(value)) + '"'

@@ -40,6 +40,12 @@ def test_any_text_arrives_as_it_is(text: str) -> None:
     assert OverridesParser.create().parse_override(override).value().__str__() == text
 
 
+@pytest.mark.parametrize("text", ["\\\n", '"\n', "\\"])
+def test_a_backslash_or_quote_before_the_last_line_end_stays_one(text: str) -> None:
+    (override,) = as_overrides({"data.text_key": text})
+    assert str(OverridesParser.create().parse_override(override).value()) == text
+
+
 def test_text_with_quotes_and_lines_arrives(runnable: list[str]) -> None:
     data = {"chat_template": TEMPLATE, "apply_chat_template_kwargs": {"style": "a 'b'", "n": [1, None, True]}}
     loaded = load_config(runnable, data=data).data

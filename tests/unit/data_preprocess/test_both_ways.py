@@ -13,10 +13,11 @@ from data_preprocess.source import open_source
 from sft.data.chat import messages
 from sft.data.chat.encode import encode_batch
 from sft.data.chat.weights import WEIGHT_KEYS
-from sft.data.rows import formats
+from sft.data.rows.columns import TEMPLATE_KWARGS_KEY
 from sft.data.rows.files import read_rows
 from sft.data.rows.formats import to_conversation
 from sft.data.rows.recognise import CHATS
+from sft.data.rows.speakers import SHAREGPT_ROLES
 from sft.data.types import Supervision
 from tests.assets import tiny_tokenizer, write_jsonl
 from tests.rows import columns
@@ -32,11 +33,11 @@ def by(prompt_key):
 def test_both_rooms_know_the_same_names():
     """They import nothing from each other, so nothing else keeps the two tables of each name equal."""
     assert chat.ROLES == messages.ROLES
-    assert chat.SHAREGPT_ROLES == formats.SHAREGPT_ROLES
+    assert chat.SHAREGPT_ROLES == SHAREGPT_ROLES
     assert chat.REASONING_KEYS == messages.REASONING_KEYS
     assert {*chat.SWITCHES, *chat.WEIGHTS, *chat.OTHER_MASKS} == set(WEIGHT_KEYS)
     assert ("messages", *CHATS) == multiturn.MESSAGES_KEYS
-    assert set(exchange.FURTHER_COLUMNS) == {"tools", "enable_thinking", formats.TEMPLATE_KWARGS_KEY}
+    assert set(exchange.FURTHER_COLUMNS) == {"tools", "enable_thinking", TEMPLATE_KWARGS_KEY}
 
 
 def samples(path, tokenizer, columns, train_on="assistant"):

@@ -125,6 +125,7 @@ def test_tokenizer_model_alone_asks_for_the_package_that_reads_it(tmp_path, monk
 
 def test_a_tokenizer_made_from_a_model_file_is_written_as_a_tokenizer_json(tmp_path):
     (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "config.json").write_text("{}")
     (tmp_path / "target").mkdir()
     write_side_files(
         tmp_path / "source", tmp_path / "target", tokenizer=tiny_tokenizer(), stop_token_ids=[2], chat_template=None,
