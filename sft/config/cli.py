@@ -169,7 +169,7 @@ class _Asked:
         try:
             _through_hydra(self._flags, self._forced, train)
         except JobFailedError as error:  # the sweeper gave up
-            print(f"sweep: {error}", file=sys.stderr)
+            print(presentable(f"sweep: {error}"), file=sys.stderr)
 
     def _typed_of(self, texts: Sequence[str]) -> list[str]:
         """Return what the command line says of a job: the overrides of files give way to it, whatever the names."""

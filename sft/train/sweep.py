@@ -19,6 +19,7 @@ from typing import Any
 
 from sft.config.checks.packages import is_importable
 from sft.config.problems import ConfigError
+from sft.config.secrets import presentable
 from sft.config.sweep import Job, SweepOptions
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -46,7 +47,9 @@ class Sweep:
             return
         for number, (job, command) in enumerate(zip(jobs, commands, strict=True), start=len(self._trained) + 1):
             print(
-                f"sweep: job {number}, {job.label or 'the only one'}: {job.config.trainer.default_local_dir}",
+                presentable(
+                    f"sweep: job {number}, {job.label or 'the only one'}: {job.config.trainer.default_local_dir}"
+                ),
                 flush=True,
             )
             process = subprocess.Popen(command)
@@ -76,9 +79,9 @@ class Sweep:
             for job, code in self._trained
         ]
         directory = Path(os.path.commonpath([Path(outcome.run_dir).absolute() for outcome in outcomes]))
-        print(table(outcomes, metric))
+        print(presentable(table(outcomes, metric)))
         for path in write_outcomes(outcomes, metric, directory if len(outcomes) > 1 else directory.parent):
-            print(f"sweep: {path}")
+            print(presentable(f"sweep: {path}"))
         return 0 if all(outcome.is_whole for outcome in outcomes) else 1
 
     def _metric(self, job: Job) -> str:
@@ -126,12 +129,15 @@ def _on_a_cluster(jobs: Sequence[Job], commands: Sequence[list[str]], options: S
     submitted = [executor.submit(submitit.helpers.CommandFunction(command)) for command in commands]
     for job, on_cluster in zip(jobs, submitted, strict=True):
         print(
-            f"sweep: {job.label} is job {on_cluster.job_id} of {options.cluster}: {on_cluster.paths.stdout}", flush=True
+            presentable(
+                f"sweep: {job.label} is job {on_cluster.job_id} of {options.cluster}: {on_cluster.paths.stdout}"
+            ),
+            flush=True,
         )
     codes = []
     for job, on_cluster in zip(jobs, submitted, strict=True):
         problem = on_cluster.exception()
         codes.append(0 if problem is None else 1)
         if problem is not None:
-            print(f"sweep: {job.label} failed; {on_cluster.paths.stderr} says why", file=sys.stderr)
+            print(presentable(f"sweep: {job.label} failed; {on_cluster.paths.stderr} says why"), file=sys.stderr)
     return codes
