@@ -111,7 +111,10 @@ class Batch:
 
     @property
     def boundaries(self) -> dict[str, Any]:
-        """Return where samples end, as keyword arguments of the model for its attention; {} for padded rows."""
+        """Return where the samples of a packed row end, as the keyword arguments that a model's attention takes.
+
+        {} for padded rows, each of which is one sample.
+        """
         if self.cu_seqlens is None:
             return {}
         return {"sample_lengths": self.sample_lengths, "cu_seqlens": self.cu_seqlens, "max_seqlen": self.max_seqlen}

@@ -100,6 +100,7 @@ class Memory:
 
     @property
     def total(self) -> int:
+        """Return all parts together, in bytes."""
         return sum(self.parts.values())
 
     def __str__(self) -> str:

@@ -155,7 +155,7 @@ _phase = "start-up"
 
 
 def entering(phase: str) -> None:
-    """Remember what this rank is doing, for the message about ranks that do not follow."""
+    """Note which phase this rank enters ('step 12', 'evaluation'): messages about lost ranks say what it did."""
     global _phase
     _phase = phase
 

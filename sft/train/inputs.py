@@ -86,7 +86,10 @@ def refuse_other_inputs(read: Mapping[str, str | None]) -> None:
 
 
 def refuse_other_data(computed: float, planned: float) -> None:
-    """Raise InputError where the ranks did not compute what every one of them believes to be the step."""
+    """Raise InputError where the ranks have read different data, as the loss weights of a step show.
+
+    computed: Σ w of the step, summed over what all ranks computed. planned: Σ w of the step by this rank's own files
+    """
     if not math.isclose(computed, planned, rel_tol=1e-9):
         raise InputError(
             f"the ranks read different data: the loss weights of a step are {planned:.6g} by this rank's files and "

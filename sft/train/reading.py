@@ -76,19 +76,10 @@ def open_data(
 
     sample_rows: as in open_dataset, of each of the two
     """
-    data = config.data
-    train = _open(
-        config,
-        data.train_files,
-        tokenizer,
-        world,
-        max_samples=data.train_max_samples,
-        order=data.curriculum,
-        sample_rows=sample_rows,
-    )
+    train = _open_training_files(config, tokenizer, world, sample_rows)
     if len(train.mixture.sources) > 1:
         log.info("%s", train.describe_epoch())
-    return train, open_val(config, tokenizer, world, sample_rows) if data.has_val else None
+    return train, open_val(config, tokenizer, world, sample_rows) if config.data.has_val else None
 
 
 def tokenise_data(
@@ -123,6 +114,14 @@ def open_val(config: SftConfig, tokenizer: Any, world: World, sample_rows: int |
     if data.val_files:
         most = data.val_max_samples
         return _open(config, data.val_files, tokenizer, world, max_samples=most, sample_rows=sample_rows)
+    return _open_training_files(config, tokenizer, world, sample_rows, is_val=True)
+
+
+def _open_training_files(
+    config: SftConfig, tokenizer: Any, world: World, sample_rows: int | None, *, is_val: bool = False
+) -> Dataset:
+    """Open the samples of data.train_files to train on; is_val: those of them that data.val_fraction holds out."""
+    data = config.data
     return _open(
         config,
         data.train_files,
@@ -130,7 +129,7 @@ def open_val(config: SftConfig, tokenizer: Any, world: World, sample_rows: int |
         world,
         max_samples=data.train_max_samples,
         order=data.curriculum,
-        is_val=True,
+        is_val=is_val,
         sample_rows=sample_rows,
     )
 

@@ -41,7 +41,10 @@ def present(cells: Cells, key: str, where: str, knob: str = "") -> Any:
 
 
 def text(cells: Cells, key: str, where: str, knob: str = "") -> str:
-    """Return the text of a column. Raises RowError for anything else."""
+    """Return what a column of a row holds, if it is text. Raises RowError if it is not, or if it is not there.
+
+    knob: the key that chooses the column, for the message
+    """
     value = present(cells, key, where, knob)
     if not isinstance(value, str):
         raise RowError(f"{where}: column {key!r} holds {short(value)}, expected text.")

@@ -82,7 +82,7 @@ def to_conversation(row: Row, columns: Columns, template_options: Mapping[str, A
 
 
 def columns_read(columns: Columns) -> frozenset[str]:
-    """Return the columns that make the messages of a row."""
+    """Return the names of the columns from which a row's messages (or its plain text) are made, by its format."""
     match columns.format:
         case "prompt_response":
             return frozenset({columns.prompt_key, columns.response_key})

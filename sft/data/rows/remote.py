@@ -50,7 +50,8 @@ def copied(
             there, root = [root], str(PurePosixPath(root).parent)
         if not there:
             raise InputError(f"no data files at {address}; check the address.")
-        mirror = copies / hashlib.sha256(f"{files.protocol} {root}".encode()).hexdigest()[:16]
+        # A directory has a mirror of its own, from which others' files are removed, and to which none are added.
+        mirror = copies / hashlib.sha256(f"{files.protocol} {root} {is_directory}".encode()).hexdigest()[:16]
         mirror.mkdir(parents=True, exist_ok=True)
         with FileLock(mirror / ".lock"):
             here = [_copy(files, path, mirror / PurePosixPath(path).relative_to(root), say) for path in there]

@@ -76,6 +76,18 @@ def test_what_is_gone_there_is_not_read_here(bucket, texts_at):
     assert texts_at("memory://bucket/rows") == [("b.jsonl:1", "b")]
 
 
+def test_a_file_given_by_name_and_its_directory_do_not_disturb_each_other(bucket, tmp_path):
+    bucket("rows/a.jsonl", rows("a"))
+    bucket("rows/b.csv", "text\nb\n")
+    copies = tmp_path / "copies"
+    (named,) = expand_files(["memory://bucket/rows/b.csv"], copies=copies)
+    found = expand_files(["memory://bucket/rows"], copies=copies)
+    assert [path.name for path in found] == ["a.jsonl"] and named.is_file()
+    (again,) = expand_files(["memory://bucket/rows/b.csv"], copies=copies)
+    assert [path.name for path in expand_files(["memory://bucket/rows"], copies=copies)] == ["a.jsonl"]
+    assert again == named and named.is_file()
+
+
 def test_a_copy_that_was_cut_short_is_made_again(bucket, texts_at, monkeypatch):
     bucket("a.jsonl", rows("a"))
 
