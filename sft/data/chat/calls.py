@@ -11,10 +11,10 @@ from sft.data.chat.values import is_empty, path_of_non_json, plain
 from sft.data.types import ConfigMistake
 from sft.errors import InputError
 
-CALL_KEYS = frozenset({"id", "type", "index", "function", "name", "arguments", "parameters", "input", "args"})
-ARGUMENTS = ("arguments", "parameters", "args", "input")
+ARGUMENTS = ("arguments", "parameters", "args", "input", "kwargs", "params")
+CALL_KEYS = frozenset({"id", "type", "index", "function", "name", *ARGUMENTS})
 RESULTS = ("result", "results", "output", "outputs", "response", "returns", "observation")
-"""The keys of a tool call: all that are read, where its arguments stand, and where its result would."""
+"""The keys of a tool call: where its arguments stand, all that are read, and where its result would stand."""
 
 
 def clean_tools(tools: Any, where: str) -> list[dict[str, Any]] | None:
@@ -28,6 +28,8 @@ def clean_tools(tools: Any, where: str) -> list[dict[str, Any]] | None:
     if not isinstance(schemas, list) or not all(isinstance(schema, dict) for schema in schemas):
         raise InputError(f"{where}: tools must be a list of JSON schemas, or that list as JSON text; found {tools!r}.")
     schemas = [_with_parameters(schema, f"{where}: tools[{n}]") for n, schema in enumerate(schemas)]
+    for n, schema in enumerate(schemas):
+        _check_name(schema, f"{where}: tools[{n}]")
     refuse_non_json(schemas, f"{where}: tools")
     return schemas
 
@@ -51,10 +53,12 @@ def clean_tool_call(call: Any, where: str) -> dict[str, Any]:
     """Return one tool call, its arguments an object. Raises InputError for what is no call, or says more than one."""
     call = _present(opened(call, where))
     function = _present(opened(call.get("function", call), where)) if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+    if not isinstance(function, dict) or not isinstance(name := function.get("name"), str) or not name.strip():
         raise InputError(f"{where} must name a function, found {call!r}.")
     for struct in (call, function):
-        unread = [*dangers(struct, CALL_KEYS), *(key for key in RESULTS if not is_empty(struct.get(key)))]
+        others = {key: value for key, value in struct.items() if key not in CALL_KEYS and not is_empty(value)}
+        unread = [key for key, value in others.items() if key in RESULTS or isinstance(value, Mapping | list)]
+        unread = list(dict.fromkeys([*dangers(others, ()), *unread]))
         if unread:
             raise InputError(
                 f"{where} has {', '.join(map(repr, unread))}, which no chat template reads; expected a name and its "
@@ -82,6 +86,17 @@ def _with_parameters(schema: dict[str, Any], where: str) -> dict[str, Any]:
     if isinstance(schema.get("parameters"), str):
         return {**schema, "parameters": opened(schema["parameters"], f"{where}.parameters")}
     return schema
+
+
+def _check_name(schema: Mapping[str, Any], where: str) -> None:
+    """Raise InputError for a schema by which nothing can be called. What a vendor brings along is known by its type."""
+    function = schema["function"] if isinstance(schema.get("function"), Mapping) else schema
+    is_built_in = schema.get("type") not in (None, "", "function", "object") and "function" not in schema
+    if not is_built_in and not (isinstance(name := function.get("name"), str) and name.strip()):
+        raise InputError(
+            f"{where} has no name; found {sorted(map(str, function))[:12]}, expected "
+            '{"name": ..., "description": ..., "parameters": {...}}, or that under "function"; a list of them.'
+        )
 
 
 def opened(value: Any, where: str) -> Any:

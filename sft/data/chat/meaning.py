@@ -21,6 +21,7 @@ KINDS = {
     "history": "earlier turns",
     "weight": "a mask or a weight",
     "reasoning": "reasoning",
+    "switch": "a switch of the chat template, which chat_template_kwargs (a column) would tell it",
     "media": "pictures, sound or video",
     "preference": "a preference",
     "chat": "another conversation",
@@ -39,7 +40,8 @@ WORDS = {
     "history": "history histories previous prior preceding earlier past",
     "weight": "mask masks masked unmasked loss weight weights weighting train trainable training trained untrained "
     "supervise supervised learn learnable target targets importance advantage advantages coefficient coef multiplier "
-    "upsample upsampling oversample oversampling repeat repeats repetitions",
+    "upsample upsampling oversample oversampling repeat repeats repetitions w iw adv learning backprop grad grads "
+    "gradient gradients optimize frozen freeze",
     "reasoning": "reasoning reason think thinking thought thoughts cot rationale rationales scratchpad analysis "
     "deliberation monologue explanation explanations",
     "media": "image images img imgs picture pictures photo photos pixel pixels audio audios sound sounds speech "
@@ -47,9 +49,10 @@ WORDS = {
     "preference": "chosen rejected preferred dispreferred preference preferences kto accepted",
     "chat": "chat chats dialog dialogs dialogue dialogues conversation conversations messages turns",
     "context": "document documents docs doc context contexts passage passages retrieved evidence knowledge background "
-    "paragraph paragraphs article articles schema schemas memory memories choices options",
+    "paragraph paragraphs article articles schema schemas memory memories choices options ctx ctxs search story "
+    "premise table tables ddl demonstration demonstrations shot shots starter",
     "routing": "channel recipient eot ipython",
-    "prefill": "prefix prefill prefilled",
+    "prefill": "prefix prefill prefilled partial continue",
 }
 KIND_OF = {word: kind for kind, words in WORDS.items() for word in words.split()}
 
@@ -58,15 +61,35 @@ VERDICTS = frozenset({"label", "desirable", "good", "liked", "upvoted", "thumbs"
 
 _LEFT_OUT = (
     "ignore ignored skip skipped exclude excluded drop dropped discard discarded delete deleted remove removed bad "
-    "wrong incorrect invalid"
+    "wrong incorrect invalid truncated corrupted incomplete hallucinated"
 )
 LEFT_OUT_IF_TRUE = frozenset(_LEFT_OUT.split())
 LEFT_OUT_IF_FALSE = frozenset({"correct", "valid"})
 """Last words of names of switches by which a row or a message is left out."""
+_KEPT = "keep include included use used usable selected approved active enabled ok"
+KEPT_IF_TRUE = frozenset(_KEPT.split())
+"""Whole names of such switches, an `is_` before them or not: `tool_use` is none."""
 
-_COUNTS = "importance advantage advantages coefficient coef multiplier upsample upsampling oversample oversampling"
+CUT = frozenset({"length", "max_tokens", "max_output_tokens", "content_filter"})
+"""What a finish_reason (stop_reason) says of a reply that was cut off: its last token is no stop."""
+
+_ONE = frozenset({"last", "final", "context", "prompt", "answer", "response", "assistant"})
+"""What is alone trained, or not: `last_turn_only`, `context_only`."""
+
+_SWITCHES = frozenset({"effort", "budget"})
+_CONFIGURATION = frozenset({"type", "effort", "enabled", "budget", "budget_tokens", "max_tokens", "summary"})
+"""Last words of names of switches of reasoning, and the keys of a struct that configures it."""
+
+_COUNTS = (
+    "importance advantage advantages coefficient coef multiplier upsample upsampling oversample oversampling w iw adv"
+)
 COUNTS = frozenset([*_COUNTS.split(), "repeat", "repeats", "repetitions"])
 """Words that speak of a weight only where a number stands there."""
+_FLAGS = "target targets learning backprop grad grads gradient gradients optimize frozen freeze"
+FLAGS = frozenset(_FLAGS.split())
+"""Words that do so only where a number or a flag stands there."""
+SCALES = frozenset({"weight", "weights", "weighting", "scale", "scaling", *COUNTS})
+"""Words of names whose number may be above 1: `train_from: 3` is no weight."""
 
 _ABOUT = (
     "id ids uuid hash count counts num length len tokens type types source sources score scores rating fingerprint "
@@ -81,7 +104,7 @@ PLACES = frozenset({"url", "urls", "link", "links", "path", "file", "title"})
 
 _NEGATIONS = (
     "no not non never without ignore ignored skip skipped exclude excluded drop disable disabled masked unmasked "
-    "untrained unsupervised"
+    "untrained unsupervised frozen freeze"
 )
 NEGATIONS = frozenset(_NEGATIONS.split())
 """Words of names whose 1 means that nothing is trained: `no_loss`, `ignore_loss`."""
@@ -121,14 +144,22 @@ def kind_of(name: str, value: Any) -> str | None:
         return "preference"
     if words[-1] == "labels" and not isinstance(value, str):
         return "weight"  # -100 where a token is not trained
-    if words[-1] in ABOUT or "_".join(words) in HARMLESS:
+    if words[-1] in ABOUT or words[0] in ("num", "n") or "_".join(words) in HARMLESS:
         return None
+    if words in (("finish", "reason"), ("stop", "reason")):
+        return "verdict" if str(value).lower() in CUT else None
     flag = bool(value) if isinstance(value, int) and value in (0, 1) else _as_flag(value)
+    bare = words[1:] if words[0] == "is" else words
     if (flag is True and words[-1] in LEFT_OUT_IF_TRUE) or (value is False and words[-1] in LEFT_OUT_IF_FALSE):
         return "verdict"
+    if flag is False and len(bare) == 1 and bare[0] in KEPT_IF_TRUE:
+        return "verdict"
+    if flag is True and ((bare == ("context",) != words) or ("only" in words and _ONE & {*words})):
+        return "weight"
     whole = re.split(r"[\W_]+", name.lower())  # "CoT" is one word
     kinds = {KIND_OF[word]: word for word in (*words, *whole) if word in KIND_OF}
-    return next((kind for kind in KINDS if kind in kinds and _may_be(kind, kinds[kind], words[-1], value)), None)
+    kind = next((kind for kind in KINDS if kind in kinds and _may_be(kind, kinds[kind], words[-1], value)), None)
+    return "switch" if kind == "reasoning" and _switches(words[-1], value) else kind
 
 
 def shape_of(value: Any) -> str | None:
@@ -150,17 +181,26 @@ def shape_of(value: Any) -> str | None:
 def can_be_weight(name: str, value: Any) -> bool:
     """Return True if a value says how much is trained: a number or a flag, whose name does not say the opposite.
 
-    A `mask` may mean either, and `train_on_inputs` speaks of another thing than the row.
+    A `mask` may mean either unless it is a loss_mask, and `train_on_inputs` speaks of another thing than the row.
     """
-    words = {*words_of(name)}
-    is_unclear = "on" in words or ("mask" in words and not words & {"loss", "train", "training"})
-    return isinstance(value, int | float) and value >= 0 and not is_unclear and not NEGATIONS & words
+    words = words_of(name)
+    is_clear = "mask" not in words or (words[-1] == "mask" and {*words[-2:-1]} & {"loss", "train", "training"})
+    if not isinstance(value, int | float) or not is_clear or "on" in words or NEGATIONS & {*words}:
+        return False
+    return 0 <= value <= 1 or (value > 1 and bool(SCALES & {*words}))
 
 
 def dangers(cells: Mapping[str, Any], read: Iterable[str]) -> dict[str, str]:
-    """Return {name: kind} of what is not read, and means something."""
+    """Return {name: kind} of what is not read, and means something.
+
+    A struct means what a mask or a weight in it means: `metadata: {train: false}`.
+    """
     unread = cells.keys() - read
-    found = {name: kind for name in unread if (kind := kind_of(str(name), cells[name]) or shape_of(cells[name]))}
+    found = {
+        name: kind
+        for name in unread
+        if (kind := kind_of(str(name), cells[name]) or shape_of(cells[name]) or _weight_in(cells[name]))
+    }
     order = list(KINDS)
     return dict(sorted(found.items(), key=lambda item: (order.index(item[1]), item[0])))
 
@@ -172,12 +212,16 @@ def _may_be(kind: str, word: str, last_word: str, value: Any) -> bool:
     match kind:
         case "weight" if word in COUNTS:
             return is_number and value != 1
-        case "weight" if word in ("target", "targets"):
+        case "weight" if word in FLAGS:
             return is_number or _as_flag(value) is not None
         case "weight":
             return True
         case "media":
             return not is_flag and not is_number
+        case "prefill" if word in ("partial", "continue"):
+            return _as_flag(value) is True
+        case "reasoning" if last_word in _SWITCHES:
+            return not is_flag
         case "preference" | "prefill" | "routing":
             return not is_number
         case "reasoning" if is_flag:
@@ -191,6 +235,26 @@ def _may_be(kind: str, word: str, last_word: str, value: Any) -> bool:
     return any(
         _as_flag(text) is None for text in texts_in(value)
     )  # "on" and "off" (Nemotron) stand in the system prompt
+
+
+def _switches(last_word: str, value: Any) -> bool:
+    """Return True if what looks like reasoning only says how much of it is wanted: `reasoning_effort: high`."""
+    is_configuration = isinstance(value, Mapping) and value.keys() <= _CONFIGURATION
+    return isinstance(value, bool) or last_word in _SWITCHES or is_configuration
+
+
+def _weight_in(value: Any) -> str | None:
+    """Return "weight" if a struct has a flag or a number for how much is trained; else None."""
+    inside = value.items() if isinstance(value, Mapping) else ()
+    return next(
+        (
+            "weight"
+            for key, item in inside
+            if kind_of(str(key), item) == "weight"
+            and (isinstance(item, bool) or item in (0, 1) or SCALES & {*words_of(str(key))})
+        ),
+        None,
+    )
 
 
 def texts_in(value: Any) -> Iterator[str]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from sft.data.chat.calls import clean_tool_call, opened, refuse_non_json, shown
+from sft.data.chat.calls import RESULTS, clean_tool_call, opened, refuse_non_json, shown
 from sft.data.chat.meaning import KINDS, can_be_weight, dangers
 from sft.data.chat.values import is_empty, plain
 from sft.data.chat.weights import WEIGHT_KEYS
@@ -84,7 +84,9 @@ def is_silent(message: Any) -> bool:
     if any(not is_empty(message.get(key)) for key in (*REASONING_KEYS, *THOUGHTS)):
         return False
     parts = _parts(content)
-    return parts is not None and not any(words.strip() for _, words in parts)
+    if parts is None or any(words.strip() for _, words in parts):
+        return False
+    return not _unread(message, READ_KEYS)  # it may speak in a key that nobody reads: a mistake of the configuration
 
 
 def is_data(message: Any) -> bool:
@@ -157,15 +159,12 @@ _NO_QUESTION = frozenset({"role", "content"})
 
 def _refuse_unread(message: Mapping[str, Any], where: str, read: frozenset[str]) -> None:
     """Raise ConfigMistake for the keys of a message that nobody reads and that would change the sample."""
-    found = {key: kind for key, kind in dangers(message, READ_KEYS).items() if key not in read or kind == "media"}
-    others = [key for key in WORDS if key not in read and not is_empty(message.get(key))]
-    found |= {key: "words" for key in others if message[key] != message.get("content")}
-    found |= {"label": "weight"} if isinstance(message.get("label"), int) and "label" not in found else {}
-    if not found:
+    if not (found := _unread(message, read)):
         return
     told = "; ".join(f"{key!r} looks like {KINDS[kind]} ({shown(message[key])})" for key, kind in found.items())
     readable = {key: kind for key, kind in found.items() if kind != "weight" or can_be_weight(key, message[key])}
     readable = {key: kind for key, kind in readable.items() if kind == "weight" or not isinstance(message[key], bool)}
+    readable = {key: kind for key, kind in readable.items() if key not in RESULTS}  # which only results have
     ways_out = [f"data.message_keys.{_FIELD_OF[kind]}={key}" for key, kind in readable.items() if kind in _FIELD_OF]
     way_in = f"Have them read by {', '.join(ways_out)}, or leave" if ways_out else "Leave"
     raise ConfigMistake(
@@ -173,6 +172,15 @@ def _refuse_unread(message: Mapping[str, Any], where: str, read: frozenset[str])
         f"{way_in} them out by "
         f"data.ignore_message_keys=[{','.join(found)}]."
     )
+
+
+def _unread(message: Mapping[str, Any], read: frozenset[str]) -> dict[str, str]:
+    """Return {key: kind} of the keys of a message that nobody reads and that mean something."""
+    found = {key: kind for key, kind in dangers(message, READ_KEYS).items() if key not in read or kind == "media"}
+    words = (*WORDS, *RESULTS) if message.get("role") in RESULT_ROLES else WORDS
+    others = [key for key in words if key not in read and not is_empty(message.get(key))]
+    found |= {key: "words" for key in others if message[key] != message.get("content")}
+    return found | ({"label": "weight"} if isinstance(message.get("label"), int) and "label" not in found else {})
 
 
 _FIELD_OF = {"reasoning": "reasoning", "tools": "tool_calls", "weight": "weight", "words": "content"}

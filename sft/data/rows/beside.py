@@ -117,7 +117,7 @@ def weight_of(cells: Cells, where: str, columns: Columns) -> float:
 
 def options_of(cells: Cells, where: str, columns: Columns, template_options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the variables for the chat template: those of the configuration, replaced by those of the row."""
-    of_row = plain(parsed(cells.get(TEMPLATE_KWARGS_KEY)))
+    of_row = None if is_empty(stated := cells.get(TEMPLATE_KWARGS_KEY)) else plain(parsed(stated))
     if not isinstance(of_row or {}, dict):
         raise RowError(f"{where}: column {TEMPLATE_KWARGS_KEY!r} holds {short(of_row)}, expected a JSON object.")
     options = {**template_options, **{key: value for key, value in (of_row or {}).items() if value is not None}}

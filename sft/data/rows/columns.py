@@ -12,7 +12,7 @@ from sft.data.chat.meaning import KINDS, can_be_weight, dangers, texts_in, words
 from sft.data.rows.cells import short
 from sft.data.types import ConfigMistake
 
-READING = 3
+READING = 4
 """Raise when equal rows come to be read in another way: the token cache is filled anew."""
 
 DEFAULT_KEYS = {
@@ -61,6 +61,7 @@ WAYS_IN = {
     "chat": "data.columns.messages",
     "weight": "data.columns.weight",
     "reasoning": "data.columns.reasoning",
+    "switch": "data.columns.enable_thinking",
     "context": "data.columns.context",
 }
 """By kind of meaning (meaning.KINDS), the key that has a column read as such."""
@@ -192,6 +193,20 @@ def _ways_in(found: Mapping[str, str], cells: Mapping[str, Any], columns: Column
     for name, kind in found.items():
         if kind == "pair":
             ways.setdefault("data.prompt_key" if name in (*PROMPTS, "inputs") else "data.response_key", name)
-        elif kind in WAYS_IN and columns.format != "text" and (kind != "weight" or can_be_weight(name, cells[name])):
+        elif kind in WAYS_IN and columns.format != "text" and _is_read_as(kind, name, cells[name]):
             ways.setdefault(WAYS_IN[kind], name)
     return ways
+
+
+def _is_read_as(kind: str, name: str, value: Any) -> bool:
+    """Return True if the key of this kind could read the value."""
+    match kind:
+        case "weight":
+            return can_be_weight(name, value)
+        case "switch":
+            return isinstance(value, bool)
+        case "system":
+            return isinstance(value, str)
+        case "reasoning" | "context":
+            return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
+    return True

@@ -53,7 +53,7 @@ def parts_of_files(
     open_files = partial(_open, config, tokenizer=tokenizer, say=say, sorted_by=sorted_by)
     parts = [Part(name, open_files(part, columns)) for name, part in zip(short_names(files), paths, strict=True)]
     sources = [source for part in parts for source in part.sources]
-    _refuse_absent(columns, sources)
+    _refuse_absent(columns, sources, say)
     for line in differences(sources):
         say(line)
     return parts
@@ -80,7 +80,7 @@ def parts_of_mixture(
             own_seed = seed if source.seed is None else source.seed
             rows = draw(rows, source.rows, seed=own_seed, name=source.path)
         parts.append(Part(name, rows, source.weight, source.fraction))
-    _refuse_absent(columns, opened)
+    _refuse_absent(columns, opened, say)
     return parts
 
 
@@ -113,8 +113,13 @@ def columns_of(config: DataConfig) -> Columns:
     )
 
 
-def _refuse_absent(columns: Columns, sources: Sequence[RowSource]) -> None:
-    """Raise InputError for a column that the user named and that no row of any file has."""
+def _refuse_absent(columns: Columns, sources: Sequence[RowSource], say: Callable[[str], None]) -> None:
+    """Raise InputError for a column that the user named and that no row of any file has. One that is to be ignored may
+    be absent: that is said.
+    """
+    seen = frozenset().union(*(source.columns_found for source in sources))
+    if absent := [name for name in columns.ignored if name not in seen]:
+        say(f"data.ignore_columns: the first rows of no file have {', '.join(absent)}; found {few(seen)}")
     for knob, column in columns.named_columns():
         if any(column in source.columns_found for source in sources):
             continue

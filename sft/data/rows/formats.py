@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft.data.rows.beside import add_reasoning, options_of, tools_of, turns_before, weight_of, with_context
-from sft.data.rows.cells import Cells, nested, optional_text, short, text
+from sft.data.rows.cells import Cells, nested, optional_text, parsed, short, text
 from sft.data.rows.columns import Columns, refuse_unread
 from sft.data.rows.speakers import (
     SHAREGPT_ROLES,
@@ -114,8 +114,8 @@ def of_prompt_response(cells: Cells, where: str, columns: Columns) -> Turns:
     What the prompt holds is given, the assistant's words too. A prompt that ends with them is a prefill: the response
     goes on behind its last character.
     """
-    prompt = _led_to(cells, where, "prompt_key", columns)
-    response = _led_to(cells, where, "response_key", columns)
+    prompt = opened_turns(_led_to(cells, where, "prompt_key", columns))
+    response = opened_turns(_led_to(cells, where, "response_key", columns))
     if isinstance(prompt, str):
         prompt = [_asked(prompt, where, f"data.prompt_key={columns.prompt_key}")]
     elif not isinstance(prompt, list):
@@ -206,6 +206,15 @@ def _without_ignored(row: Row, columns: Columns) -> Row:
     if not columns.ignored:
         return row
     return where, {column: value for column, value in cells.items() if column not in columns.ignored}
+
+
+def opened_turns(value: Any) -> Any:
+    """Return the messages that JSON text holds (datasets' Json type); any other value as it is."""
+    turns = parsed(value) if isinstance(value, str) else None
+    is_chat = isinstance(turns, list) and all(
+        isinstance(turn, dict) and "role" in turn and ("content" in turn or "tool_calls" in turn) for turn in turns
+    )
+    return turns if is_chat and turns else value
 
 
 def _led_to(cells: Cells, where: str, name: str, columns: Columns) -> Any:

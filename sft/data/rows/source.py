@@ -19,7 +19,8 @@ from sft.config.visible import visible_line
 from sft.data.rows.cells import few, short
 from sft.data.rows.files import count_rows, fingerprint_file, read_rows, version_of_file
 from sft.data.rows.formats import Columns, to_conversation, to_document
-from sft.data.rows.recognise import ROWS_LOOKED_AT, recognise, verdict
+from sft.data.rows.recognise import ROWS_LOOKED_AT, recognise
+from sft.data.rows.verdict import verdict
 from sft.data.shuffle import OF_ROWS, permutation
 from sft.data.types import Conversation, Document, Row, RowError
 from sft.errors import InputError

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sft.data.chat.meaning import can_be_weight, kind_of, shape_of, words_of
+from sft.data.chat.meaning import can_be_weight, dangers, kind_of, shape_of, words_of
 
 DANGEROUS = [
     ("system", "Be brief.", "system"),
@@ -21,7 +21,25 @@ DANGEROUS = [
     ("sample_weights", [1.0], "weight"),
     ("chain_of_thought", "First, ...", "reasoning"),
     ("CoT", "First, ...", "reasoning"),
-    ("thinking", False, "reasoning"),
+    ("thinking", False, "switch"),
+    ("enable_reasoning", True, "switch"),
+    ("reasoning_effort", "high", "switch"),
+    ("thinking_budget", 1000, "switch"),
+    ("thinking", {"type": "enabled", "budget_tokens": 1000}, "switch"),
+    ("backprop", False, "weight"),
+    ("w", 0.5, "weight"),
+    ("context_only", True, "weight"),
+    ("is_context", True, "weight"),
+    ("last_turn_only", True, "weight"),
+    ("partial", True, "prefill"),
+    ("continue_final_message", True, "prefill"),
+    ("finish_reason", "length", "verdict"),
+    ("stopReason", "MAX_TOKENS", "verdict"),
+    ("keep", False, "verdict"),
+    ("is_used", 0, "verdict"),
+    ("truncated", True, "verdict"),
+    ("search_results", ["a"], "context"),
+    ("ctxs", [{"title": "a", "text": "b"}], "context"),
     ("image_url", "a.png", "media"),
     ("Audios", ["a.wav"], "media"),
     ("label", True, "preference"),
@@ -48,6 +66,10 @@ DANGEROUS = [
     ("db_schema", "CREATE TABLE t", "context"),
 ]
 HARMLESS = [
+    *(("finish_reason", "stop"), ("stop_reason", "end_turn"), ("num_train_turns", 2), ("n_train", 3), ("w", 1)),
+    *(("partial", False), ("continue_final_message", False), ("partial_credit", 0.5), ("text_only", True)),
+    *(("has_context", True), ("context_only", False), ("tool_use", False), ("keep", True), ("gradient", "blue")),
+    *(("learning_objective", "words"), ("table_name", "t"), ("num_shots", 5), ("truncated", False)),
     *(
         ("id", 1),
         ("source", "web"),
@@ -89,6 +111,20 @@ def test_what_is_harmless(name, value):
     assert kind_of(name, value) is None
 
 
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ({"train": False}, {"meta": "weight"}),
+        ({"loss_mask": 0, "a": 1}, {"meta": "weight"}),
+        ({"weight": 0.5}, {"meta": "weight"}),
+        ({"loss": 2.31}, {}),  # recorded
+        ({"system": "Be brief."}, {}),
+    ],
+)
+def test_a_struct_means_what_a_mask_in_it_means(value, found):
+    assert dangers({"meta": value}, ()) == found
+
+
 def test_all_spellings_are_the_same_words():
     assert {words_of(name) for name in ("lossMask", "loss_mask", "loss-mask", "LOSS_MASK", "LossMask", "lossmask")} == {
         ("loss", "mask")
@@ -109,6 +145,9 @@ def test_all_spellings_are_the_same_words():
         ("mask", 0, False),
         ("train_on_inputs", True, False),
         ("advantage", -1.0, False),
+        ("mask_loss", True, False),
+        ("train_from", 3, False),
+        ("upsample", 3, True),
     ],
 )
 def test_what_says_the_opposite_of_a_weight_is_not_offered_as_one(name, value, can):

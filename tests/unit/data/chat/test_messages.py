@@ -9,7 +9,7 @@ import pytest
 
 from sft.data.chat.calls import clean_tools
 from sft.data.chat.encode import encode, encode_batch
-from sft.data.chat.messages import clean_messages
+from sft.data.chat.messages import clean_messages, is_silent
 from sft.data.chat.values import plain
 from sft.data.types import ConfigMistake, Conversation, Supervision
 from sft.errors import InputError
@@ -111,6 +111,8 @@ def test_a_part_has_no_weight_of_its_own():
         json.dumps([CALL]),
         [json.dumps(CALL)],
         [{"type": "function", "function": {"name": "add", "parameters": {"a": 1}}}],
+        [{"type": "function", "function": {"name": "add", "kwargs": {"a": 1}}}],
+        [{"type": "function", "function": {"name": "add", "params": '{"a": 1}'}}],
         [{"type": "function", "function": json.dumps({"name": "add", "arguments": '{"a": 1}'})}],
         np.array([CALL], dtype=object),
     ],
@@ -123,6 +125,8 @@ def test_calls_that_lose_something_are_errors():
     for call, message in (
         ({"function": {"name": "f", "arguments": {}, "result": "4"}}, "'result', which no chat template reads"),
         ({"function": {"name": "f", "arguments": {}, "parameters": {}}}, "states its arguments by arguments and"),
+        ({"function": {"name": "f", "values": {"a": 1}}}, "'values', which no chat template reads"),
+        ({"function": {"name": " ", "arguments": {}}}, "must name a function"),
     ):
         with pytest.raises(InputError, match=message):
             cleaned({"role": "assistant", "tool_calls": [call]})
@@ -145,6 +149,28 @@ def test_calls_that_lose_something_are_errors():
 )
 def test_tools_as_files_write_them(tools):
     assert clean_tools(tools, "row") == [SCHEMA]
+
+
+@pytest.mark.parametrize(
+    "tools", [{"add": {"name": "add"}}, [{"description": "Adds.", "parameters": {}}], [{"type": "function"}]]
+)
+def test_tools_that_nobody_can_call_are_errors(tools):
+    with pytest.raises(InputError, match=r"row: tools\[0\] has no name; found \["):
+        clean_tools(tools, "row")
+    assert clean_tools([{"type": "web_search"}], "row") == [{"type": "web_search"}]
+
+
+def test_the_words_of_a_result_under_another_key_are_not_lost():
+    for key in ("output", "result"):
+        with pytest.raises(ConfigMistake, match=f"'{key}' looks like words of the message") as caught:
+            clean_messages([USER, {"role": "tool", "content": "", key: "4"}], "row")
+        assert "data.message_keys" not in str(caught.value)  # of all messages
+
+
+def test_who_speaks_in_a_key_that_nobody_reads_is_not_silent():
+    for more in ({"tool_call": CALL}, {"text": "b"}, {"rationale": "b"}):
+        assert not is_silent({"role": "assistant", "content": "", **more})
+    assert is_silent({"role": "assistant", "content": "", "score": 1, "tool_call": None})
 
 
 def test_no_tools_are_no_tools():

@@ -1,9 +1,12 @@
 """Every column is read, or harmless, or stops the run with the way out; a column that is named is never guessed."""
 
+import json
+
 import pytest
 
 from sft.data.rows.formats import to_conversation, to_document
-from sft.data.rows.recognise import recognise, verdict
+from sft.data.rows.recognise import recognise
+from sft.data.rows.verdict import verdict
 from sft.data.types import ConfigMistake, RowError
 from sft.errors import InputError
 from tests.assets import write_jsonl
@@ -60,6 +63,10 @@ def test_all_formats_read_system_history_tools_and_weight(row):
         ({"conversations": [ANSWER]}, "another conversation", "data.columns.messages=conversations"),
         ({"deleted": True}, "a sign that it is to be left out", "Leave them out"),
         ({"mask_history": True}, "a mask or a weight", "Leave them out"),
+        ({"metadata": {"train": False}}, "a mask or a weight", "mean something: 'metadata'"),
+        ({"reasoning_effort": "high"}, "a switch of the chat template", "'high'). Leave them out"),
+        ({"use_thinking": True}, "a switch of the chat template", "data.columns.enable_thinking=use_thinking"),
+        ({"documents": [{"title": "a", "text": "b"}]}, "documents", "Leave them out"),
     ],
 )
 def test_a_column_that_means_something_stops_the_run(more, kind, way_out):
@@ -111,13 +118,44 @@ def test_whoever_asks_for_the_chosen_has_answered_for_the_rejected():
 
 
 def test_the_verdict_lists_the_keys_of_messages_that_nobody_reads():
-    turns = [QUESTION, {**ANSWER, "score": 1, "mood": "glad", "empty": "", "why": "a", "train": True, "phase": "a"}]
+    turns = [
+        QUESTION,
+        {**ANSWER, "score": 1, "mood": "glad", "empty": "", "why": "a", "train": True, "phase": "a", "hidden": False},
+    ]
     settled = recognise([("f:1", {"messages": turns})], columns(ignored_message_keys=("why",)), "f")
     told = verdict([("f:1", {"messages": turns})], settled, "f", keys_read=frozenset({"mood"}))
-    assert told == "f: messages (columns messages; not read of messages: score, why (ignored), phase)"
+    assert told == "f: messages (columns messages; not read of messages: score, why (ignored), phase, hidden)"
     turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
     settled = recognise([("f:1", {"conversations": turns})], columns(), "f")
     assert verdict([("f:1", {"conversations": turns})], settled, "f") == "f: sharegpt (columns conversations)"
+
+
+def test_a_prompt_may_be_the_json_text_of_messages():
+    for prompt in (json.dumps([QUESTION]), [json.dumps(QUESTION)]):
+        cells = {"prompt": prompt, "response": "2"}
+        assert converted(cells).messages == [QUESTION, ANSWER]
+    cells = {"prompt": json.dumps([QUESTION]), "response": json.dumps([ANSWER])}
+    settled = recognise([("f:1", cells)], columns(), "f")
+    assert "; messages out of the JSON text of prompt; messages out of the JSON text of response" in verdict(
+        [("f:1", cells)], settled, "f"
+    )
+    for text in ("[]", "[1]", '[{"role": "user"}]', '{"role": "user", "content": "a"}'):
+        assert converted({"prompt": text, "response": "2"}).messages[0]["content"] == text
+
+
+def test_rows_of_several_splits_in_one_file_are_told_apart():
+    rows = [("f:1", {**ROW, "split": "train"}), ("f:2", {**ROW, "split": "test"})]
+    with pytest.raises(
+        InputError, match=r"f:1: rows of several splits .*'split' \(test, train\).*ignore_columns=\[split"
+    ):
+        recognise(rows, columns(), "f")
+    assert recognise(rows, columns(ignored=("split",)), "f").format == "prompt_response"
+    assert recognise(rows[1:], columns(), "f").format == "prompt_response"  # a file of validation
+
+
+def test_template_variables_of_a_row_may_be_nothing():
+    for nothing in ("null", "", "{}", {}, None):
+        assert converted({**CHAT, "chat_template_kwargs": nothing}).template_options == {}
 
 
 def test_the_verdict_says_what_was_read_as_what():

@@ -94,6 +94,12 @@ def test_rows_are_drawn_from_all_files_of_a_source(open_mixture, tmp_path):
     assert len(set(drawn)) == 20 and {row[0] for row in drawn} == {"a", "b"}
 
 
+def test_a_column_to_be_ignored_that_is_not_there_is_said(open_mixture):
+    open_mixture(CHAT, overrides=["data.ignore_columns=[question_id,answr]"])
+    told = "data.ignore_columns: the first rows of no file have question_id, answr; found ['answer', 'question']"
+    assert told in open_mixture.said
+
+
 def test_rows_of_files_of_one_name_are_told_apart(open_mixture, tmp_path):
     for name in "ab":
         write_jsonl(tmp_path / name / "train.jsonl", [{"question": "1?", "answer": "1"}])

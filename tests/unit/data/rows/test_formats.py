@@ -15,8 +15,9 @@ from sft.data.rows import formats
 from sft.data.rows.columns import DEFAULT_KEYS
 from sft.data.rows.entries import columns_of
 from sft.data.rows.files import read_rows
-from sft.data.rows.recognise import recognise, verdict
+from sft.data.rows.recognise import recognise
 from sft.data.rows.source import differences, rows_of_file
+from sft.data.rows.verdict import verdict
 from sft.data.types import RowError
 from sft.errors import InputError
 from tests.assets import tiny_tokenizer, write_jsonl
