@@ -5,30 +5,18 @@ Every problem names its keys in full: the door leaves out a problem that names a
 
 from __future__ import annotations
 
-import glob
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from sft.config.checks.data import mixture_problems
+from sft.config.checks.data_files import complaint_about_file
 from sft.config.checks.model import model_problems, model_warnings
 from sft.config.checks.optim import optim_problems, optim_warnings
 from sft.config.checks.outcome import hub_problems, judgement_problems
-from sft.config.checks.packages import is_importable, package_problems
+from sft.config.checks.packages import package_problems
 from sft.config.problems import Report, choices, divisors_around, from_here, multiples_around, shown
 from sft.config.schema import DataConfig, SftConfig, TrainerConfig
-
-DATA_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".arrow", ".feather", ".gz", ".zst", ".bz2")
-ABOUT_DATA = re.compile(
-    r"(dataset_infos?|dataset_dict|state|package|.*config|tokenizer.*|vocab|special_tokens_map|added_tokens|.*index)\.json"
-)
-"""Files of JSON that hold no rows."""
-DATASET_ID = re.compile(
-    r"(?!.*\.(parquet|jsonl|json|csv|txt|gz)$)"  # a file, and none of the hub
-    r"(?P<id>[\w-][\w.-]*/[\w.-]+)(?P<folder>(/[\w.-]+)*)(:(?P<split>[A-Za-z_]\w*))?"
-)
-"""A data set of the hub: org/name, org/name:split or org/name/folder:split."""
 
 
 def check(config: SftConfig, world_size: int, report: Report, needs_weights: bool = True) -> None:
@@ -113,7 +101,7 @@ def _data_problems(data: DataConfig) -> Iterator[str]:
         ("data.val_files", data.val_files or ()),
     ):
         for file in files if data.custom_cls.path is None else ():  # a class may read what we cannot
-            if complaint := _complaint_about_file(file):
+            if complaint := complaint_about_file(file):
                 yield f"{key}={shown(file)} {complaint}"
     for key, rows in (
         ("data.train_max_samples", data.train_max_samples),
@@ -137,36 +125,6 @@ def _custom_class_problems(data: DataConfig) -> Iterator[str]:
         )
     elif path is not None and not (path.endswith(".py") and Path(path).is_file()):
         yield f"data.custom_cls.path={shown(path)} is no python file{from_here(Path(path))}; give the path of a *.py."
-
-
-def _complaint_about_file(file: str) -> str | None:
-    kinds = " or ".join(f"*{suffix}" for suffix in DATA_SUFFIXES)
-    path = Path(file)
-    if path.is_dir():
-        if any(inside.suffix in DATA_SUFFIXES and not ABOUT_DATA.fullmatch(inside.name) for inside in path.rglob("*")):
-            return None
-        return f"is a directory without any {kinds}; give the directory that holds the rows."
-    if path.exists() or Path(file.rpartition(":")[0] or file).is_dir():  # DIR:SPLIT
-        return None
-    if "://" in file:
-        return _complaint_about_address(file)
-    if glob.has_magic(file):
-        return None if glob.glob(file, recursive=True) else f"matches no file{from_here(path)}."  # noqa: PTH207
-    if DATASET_ID.fullmatch(file):
-        return None
-    return f"does not exist{from_here(path)}; set the path of a file with rows (docs/data.md lists the kinds)."
-
-
-def _complaint_about_address(file: str) -> str | None:
-    from fsspec.registry import known_implementations, registry  # a tenth of a second, paid by those who give one
-
-    protocol = file.partition("://")[0]
-    if protocol in registry:
-        return None
-    if protocol not in known_implementations:
-        return f"begins with {protocol}://, which fsspec does not know; copy the files to this machine first."
-    package = known_implementations[protocol]["class"].partition(".")[0]
-    return None if is_importable(package) else f"needs {package}, which is not installed: pip install {package}."
 
 
 def _trainer_problems(trainer: TrainerConfig) -> Iterator[str]:

@@ -57,7 +57,8 @@ def clean_tool_call(call: Any, where: str) -> dict[str, Any]:
         raise InputError(f"{where} must name a function, found {call!r}.")
     for struct in (call, function):
         others = {key: value for key, value in struct.items() if key not in CALL_KEYS and not is_empty(value)}
-        unread = [key for key, value in others.items() if key in RESULTS or isinstance(value, Mapping | list)]
+        lacks_arguments = struct is function and not any(key in struct for key in ARGUMENTS)
+        unread = [key for key, said in others.items() if key in RESULTS or (lacks_arguments and _is_struct(said))]
         unread = list(dict.fromkeys([*dangers(others, ()), *unread]))
         if unread:
             raise InputError(
@@ -76,6 +77,10 @@ def clean_tool_call(call: Any, where: str) -> dict[str, Any]:
     others = {key: value for key, value in function.items() if key not in stated}
     function = {**others, "arguments": arguments}
     return {**call, "function": function} if "function" in call else function
+
+
+def _is_struct(value: Any) -> bool:
+    return isinstance(value, Mapping | list)
 
 
 def _with_parameters(schema: dict[str, Any], where: str) -> dict[str, Any]:

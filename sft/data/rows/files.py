@@ -15,11 +15,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from sft.config.checks.run import ABOUT_DATA
+from sft.config.checks.data_files import ABOUT_DATA, config_of_directory, files_below
 from sft.config.visible import visible_line
 from sft.data.rows import hub, remote
-from sft.data.rows.readers import BINARY, COMPRESSED, READERS, count_rows, kind_of
-from sft.data.rows.splits import by_split, configs_in, files_of_config, one_of
+from sft.data.rows.readers import BINARY, READERS, count_rows
+from sft.data.rows.splits import by_split, configs_in, files_of_config, one_of, split_of
+from sft.data.rows.unpacked import COMPRESSED, is_compressed, kind_of
 from sft.data.types import Row
 from sft.errors import InputError
 
@@ -37,10 +38,18 @@ OTHER_KINDS = {
     b"\x28\xb5\x2f\xfd": ("is compressed with zstd; name it *.zst, as in rows.jsonl.zst.", (".zst",)),
     b"PK\x03\x04": ("is a zip archive; unpack it.", ()),
     b"ARROW1": ("is an Arrow file; name it *.arrow.", (".arrow", ".feather")),
+    b"\xff\xfe\0\0": ("is UTF-32; convert it with `iconv -f UTF-32 -t UTF-8`.", ()),
     b"\xff\xfe": ("is UTF-16; convert it with `iconv -f UTF-16 -t UTF-8`.", ()),
     b"\xfe\xff": ("is UTF-16; convert it with `iconv -f UTF-16 -t UTF-8`.", ()),
 }
 """First bytes of files that are often given in place of the data, what to do, and with which suffixes they are read."""
+
+OTHER_SUFFIXES = {
+    **dict.fromkeys((".tar", ".tgz", ".zip", ".7z", ".rar"), "is an archive; unpack it."),
+    **dict.fromkeys((".xz", ".lz4", ".lzma"), "is compressed by neither gzip nor zstd; unpack it."),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "is a spreadsheet; save it as CSV."),
+}
+"""Suffixes of what else is often given, and what to do."""
 
 
 def expand_files(
@@ -55,20 +64,25 @@ def expand_files(
     files: list[Path] = []
     for spec in specs:
         path = Path(spec)
-        directory, split = directory_named(spec)
         if remote.is_address(spec):
-            found = _files_at(spec, copies, say)
+            files += _files_at(spec, copies, say)
+            continue
+        _check_reachable(path)
+        directory, split = directory_named(spec)
+        if configured := None if directory else config_of_directory(spec):
+            found = files_of_directory(configured.directory, configured.split, say, configured.name)
         elif directory is not None:
             found = files_of_directory(directory, split, say)
         elif path.exists() or path.is_symlink():
             found = [path]
         elif (dataset := hub.dataset_named(spec)) and not glob.has_magic(spec):
-            found = hub.files_of(dataset, _data_in, say)
+            found = hub.files_of(dataset, data_in, say)
         else:
             found = sorted(Path(match) for match in glob.glob(spec, recursive=True))  # noqa: PTH207 - may be absolute
         if not found:
             kinds = " or ".join(f"*{suffix}" for suffix in SEARCHED_SUFFIXES)
             there = _what_is_in(path) if path.is_dir() else ""
+            there += "; lines of text are read by name: *.txt" if ".txt" in there else ""
             raise InputError(f"no data files at {spec} (a directory is searched for {kinds}){there}; check the path.")
         files += found
     return files
@@ -95,7 +109,7 @@ def _files_at(address: str, copies: Path, say: Callable[[str], None]) -> list[Pa
     """Return the files of an address, ADDRESS or ADDRESS:SPLIT, copied to this machine."""
     base, colon, split = address.rpartition(":")
     named = split if colon and split.isidentifier() else None
-    found = remote.copied(base if named else address, copies, _data_in, say)
+    found = remote.copied(base if named else address, copies, data_in, say)
     if isinstance(found, Path):
         return files_of_directory(found, named, lambda line: say(line.replace(str(found), base if named else address)))
     return found
@@ -109,11 +123,11 @@ def directory_named(spec: str) -> tuple[Path | None, str | None]:
     return (Path(base), split) if colon and base and split.isidentifier() and Path(base).is_dir() else (None, None)
 
 
-def files_of_directory(directory: Path, split: str | None, say: Callable[[str], None]) -> list[Path]:
+def files_of_directory(directory: Path, split: str | None, say: Callable[[str], None], config: str = "") -> list[Path]:
     """Return the data files of a directory: of what `save_to_disk` wrote, of a data set with splits, or all below it.
 
-    Where a README declares splits, or files of train stand beside those of validation or test, it is one split: train
-    if none is named. What is left out is said.
+    Where a README declares splits, or files are called after validation or test, it is one split: train if none is
+    named. What is left out is said. config: of those that the README declares; "": the only one, or the default
     """
     if (directory / "dataset_dict.json").is_file():
         splits = json.loads((directory / "dataset_dict.json").read_text()).get("splits", [])
@@ -122,9 +136,8 @@ def files_of_directory(directory: Path, split: str | None, say: Callable[[str], 
         return _saved(directory / chosen)
     if (directory / "state.json").is_file() and any(directory.glob("*.arrow")):
         return _saved(directory)
-    inside = sorted(path.relative_to(directory) for path in directory.rglob("*") if not path.is_dir())
-    found = _data_in(inside)
-    chosen = _of_split(directory, found, split)
+    inside = sorted(path.relative_to(directory) for path in files_below(directory))
+    chosen = _of_split(directory, inside, split, config)
     left_out = [path for path in inside if path not in chosen and not _is_hidden(path)]
     if left_out:
         kinds = ", ".join(path.as_posix() for path in left_out[:6]) + (", …" if len(left_out) > 6 else "")
@@ -132,15 +145,18 @@ def files_of_directory(directory: Path, split: str | None, say: Callable[[str], 
     return [directory / path for path in chosen]
 
 
-def _of_split(directory: Path, found: list[Path], split: str | None) -> list[Path]:
+def _of_split(directory: Path, inside: list[Path], split: str | None, config: str) -> list[Path]:
     readme = directory / "README.md"
     if readme.is_file() and (configs := configs_in(readme.read_text(errors="replace"))):
-        return files_of_config(configs, found, str(directory), "", split)
+        return files_of_config(configs, data_in(inside, every=True), str(directory), config, split)
+    found = data_in(inside)
     splits = by_split(found)
     named = {name: paths for name, paths in splits.items() if name is not None}
     if split is None:
         bases = {name for of_base in ("train", "validation", "test") for name in named if name.startswith(of_base)}
         training = [name for name in bases if name.startswith("train")]
+        if not training and (without := [path for path in found if split_of(path) not in bases]):
+            return without  # rows.jsonl beside test.jsonl
         if not training or len(training) == len(bases):
             return found  # no splits: all there is
         if len(training) > 1:
@@ -163,9 +179,16 @@ def _saved(directory: Path) -> list[Path]:
         ) from error
 
 
-def _data_in(paths: list[Path]) -> list[Path]:
-    """Those of a directory's paths that are data: of SEARCHED_SUFFIXES, or, where there are none, of other kinds."""
-    return sorted(filter(is_data, paths)) or sorted(filter(_may_be_data, paths))
+def data_in(paths: list[Path], *, every: bool = False) -> list[Path]:
+    """Return those of a directory's paths that are data: of each split the files of SEARCHED_SUFFIXES, or, where it has
+    none, those of other kinds.
+
+    every: all that are data by their names, for a README to choose from
+    """
+    found = sorted(filter(_may_be_data, paths))
+    if every:
+        return found
+    return sorted(path for of_split in by_split(found).values() for path in [*filter(is_data, of_split)] or of_split)
 
 
 def _may_be_data(path: Path) -> bool:
@@ -179,13 +202,26 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _what_is_in(directory: Path) -> str:
-    inside = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir())
+    inside = sorted(path.relative_to(directory).as_posix() for path in files_below(directory))
     return f"; it holds {', '.join(inside[:6])}{', …' if len(inside) > 6 else ''}" if inside else "; it is empty"
 
 
 def is_data(path: Path) -> bool:
     """Whether a directory that is searched has data at this path, relative to it: of a known suffix, and not hidden."""
-    return path.suffix in SEARCHED_SUFFIXES and not _is_hidden(path)
+    return path.suffix.lower() in SEARCHED_SUFFIXES and not _is_hidden(path)
+
+
+def _check_reachable(path: Path) -> None:
+    """Raise InputError for a path of which the system does not even say whether it is there."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{visible_line(str(path))[:200]} cannot be looked for ({getattr(error, 'strerror', error)}); check the "
+            "path and its permissions."
+        ) from error
 
 
 def fingerprint_file(path: Path) -> str:
@@ -227,12 +263,16 @@ def _check_kind(path: Path) -> None:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its permissions.") from error
     if not head:
-        raise InputError(f"{path} is empty: expected parquet, or JSONL with one object per line.")
+        raise InputError(
+            f"{path} is empty: expected parquet, or JSONL with one object per line; write it again, or take it out."
+        )
+    if complaint := OTHER_SUFFIXES.get(Path(path.stem).suffix.lower()) or OTHER_SUFFIXES.get(path.suffix.lower()):
+        raise InputError(f"{path} {complaint}")
     for magic, (complaint, suffix) in OTHER_KINDS.items():
-        if head.startswith(magic) and path.suffix not in suffix:
+        if head.startswith(magic) and path.suffix.lower() not in suffix:
             raise InputError(f"{path} {complaint}")
     kind = kind_of(path)
-    if kind not in READERS or (path.suffix in COMPRESSED and kind in BINARY):
+    if kind not in READERS or (is_compressed(path) and kind in BINARY):
         raise InputError(
             f"{path}: expected {', '.join(f'*{suffix}' for suffix in READERS)}, or text of them with "
             f"{', '.join(COMPRESSED)} behind it; found {path.suffix or 'no'} suffix. Convert the file, or rename it if "
@@ -244,5 +284,5 @@ def _check_kind(path: Path) -> None:
             f"{path} {found} (first bytes {head[:16]!r}): not a readable {kind[1:]} file. "
             "Rename it to what it holds, or download it again."
         )
-    if kind not in BINARY and path.suffix not in COMPRESSED and b"\0" in head:
+    if kind not in BINARY and not is_compressed(path) and b"\0" in head:
         raise InputError(f"{path} holds NUL bytes: it is no text, or not UTF-8; expected one JSON object per line.")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sft.config.checks.run import DATASET_ID
+from sft.config.checks.data_files import DATASET_ID
 from sft.data.rows.splits import Config, by_split, canonical, configs_in, files_of_config, one_of
 from sft.errors import InputError
 
@@ -30,17 +30,15 @@ def dataset_named(spec: str) -> HubDataset | None:
     return match and HubDataset(match["id"], match["folder"].strip("/"), match["split"])
 
 
-def files_of(
-    dataset: HubDataset, data_in: Callable[[list[Path]], list[Path]], say: Callable[[str], None]
-) -> list[Path]:
+def files_of(dataset: HubDataset, data_in: Callable[..., list[Path]], say: Callable[[str], None]) -> list[Path]:
     """Return the files of its split, and no others, downloaded if they are not here yet.
 
-    data_in: picks those of the repository's paths that are data
+    data_in: picks those of the repository's paths that are data; every=True: for a README to choose from
     Raises InputError where the hub does not give them, and where they are of several configurations.
     """
     snapshot, paths = _listing(dataset)
-    files = data_in(paths)
     configs = configs_in(_readme(dataset, snapshot)) if Path("README.md") in paths else []
+    files = data_in(paths, every=bool(configs))
     split, chosen = _choose(dataset, files, configs)
     if snapshot is None:
         snapshot = _download(dataset, chosen)

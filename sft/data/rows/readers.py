@@ -1,8 +1,8 @@
 """The kinds of files that hold rows, by suffix, and how each is read: a part at a time, every row with its place.
 
     parquet, Arrow, Feather    file:0 is the first row
-    JSON array                 file:0 is the first object
-    JSONL, CSV, TSV, text      file:1 is the first line (of CSV and TSV the header)
+    JSON                       see json_rows.py
+    CSV, TSV, text             file:1 is the first line (of CSV and TSV the header)
 
 What is compressed (.gz, .zst, .bz2) is unpacked while it is read.
 """
@@ -11,123 +11,55 @@ from __future__ import annotations
 
 import csv
 import io
-import json
+import re
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from sft.data.chat.values import plain
+from sft.data.rows.json_rows import layout_of, read_json
+from sft.data.rows.unpacked import decoded, kind_of, lines_of, not_utf8, one_line, opened
 from sft.data.types import Row, RowError
 from sft.errors import InputError
-
-COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 
 Reader = Callable[[Path, str], Iterator[Row]]
 
 
-def kind_of(path: Path) -> str:
-    """Return the suffix that says how a file is read, that of compression left away: "a.jsonl.gz" is ".jsonl"."""
-    return Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
+def read_csv(path: Path, name: str, delimiter: str | None = None) -> Iterator[Row]:
+    """CSV or TSV with a header; every cell is text, an empty one null. The place of a row is its first line.
 
-
-def is_array(path: Path) -> bool:
-    """Return True if a file of JSON begins with an array, as far as its first bytes show."""
-    try:
-        with opened(path) as file:
-            return file.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
-    except OSError as error:
-        raise InputError(f"{path} cannot be unpacked or read ({_line(error)}); download or write it again.") from error
-
-
-def opened(path: Path) -> BinaryIO:
-    """Open a file for reading bytes, unpacked."""
-    import pyarrow as pa
-
-    if path.suffix not in COMPRESSED:
-        return path.open("rb")
-    return io.BufferedReader(pa.input_stream(str(path), compression=COMPRESSED[path.suffix]))  # type: ignore[arg-type]
-
-
-def read_json(path: Path, name: str) -> Iterator[Row]:
-    """JSONL or a JSON array: the first bytes say which."""
-    return read_json_array(path, name) if is_array(path) else read_jsonl(path, name)
-
-
-def read_jsonl(path: Path, name: str) -> Iterator[Row]:
-    for number, raw in enumerate(_lines(path, name), start=1):
-        where = f"{name}:{number}"
-        if line := _decoded(raw, where, number == 1).strip():
-            yield where, _parse_line(line, where)
-
-
-def read_json_array(path: Path, name: str) -> Iterator[Row]:
-    """Return the objects of one array, a megabyte of text at a time."""
-    text, index, at = "", 0, 0
-    with opened(path) as file:
-        chunks = io.TextIOWrapper(file, encoding="utf-8-sig")
-
-        def more() -> bool:
-            nonlocal text, at
-            try:
-                chunk = chunks.read(1 << 20)
-            except (UnicodeDecodeError, OSError) as error:
-                raise RowError(
-                    f"{name}:{index}: cannot be read ({_line(error)}); write the file again, in UTF-8."
-                ) from error
-            text, at = text[at:] + chunk, 0
-            return bool(chunk)
-
-        def skip(expected: str) -> str:
-            nonlocal at
-            while True:
-                while at < len(text) and text[at].isspace():
-                    at += 1
-                if at < len(text):
-                    break
-                if not more():
-                    raise RowError(f"{name}:{index}: the file ends here; expected {expected}. Write it again.")
-            return text[at]
-
-        skip("'['")
-        at += 1
-        while skip("an object or ']'") != "]":
-            where = f"{name}:{index}"
-            while True:
-                try:
-                    row, end = _DECODER.raw_decode(text, at)
-                    break
-                except json.JSONDecodeError as error:
-                    if not more():
-                        near = text[at : at + 80]
-                        raise RowError(f"{where}: not JSON ({error.msg}: {near!r}); expected an array.") from error
-                except (ValueError, RecursionError) as error:
-                    raise RowError(f"{where}: {_line(error)}; expected an array of JSON objects.") from error
-            yield where, _checked(row, text[at:end], where)
-            at, index = end, index + 1
-            if skip("',' or ']'") == ",":
-                at += 1
-            elif text[at] != "]":
-                raise RowError(f"{where}: found {text[at : at + 20]!r} behind it, expected ',' or ']'.")
-
-
-def read_csv(path: Path, name: str, delimiter: str = ",") -> Iterator[Row]:
-    """CSV or TSV with a header; every cell is text, an empty one null. The place of a row is its first line."""
+    delimiter: None: a comma; in a header without one what stands there of DELIMITERS, or what its line `sep=` says
+    """
     csv.field_size_limit(1 << 30)  # a long document is a cell like any other
     with opened(path) as file:
-        lines = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        # Bytes that are no UTF-8 become lone surrogates, which are told with their row.
+        lines = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        try:
+            first = lines.readline()
+        except OSError as error:
+            raise RowError(f"{name}:1: cannot be unpacked or read ({one_line(error)}); write it again.") from error
+        stated = _SEP.fullmatch(first)  # as spreadsheets write it
+        mark = delimiter or (stated[1] if stated else _delimiter_of(first))
+        reader = csv.reader(chain(["\n" if stated else first], lines), delimiter=mark, strict=True)
         header: list[str] | None = None
         start = 1
         while True:
             try:
                 cells = next(reader, None)
-            except (csv.Error, UnicodeDecodeError, OSError) as error:
-                raise RowError(f"{name}:{start}: cannot be read as {path.suffix[1:]} ({_line(error)}).") from error
+            except (csv.Error, OSError) as error:
+                raise RowError(
+                    f"{name}:{start}: cannot be read as {kind_of(path)[1:]} ({one_line(error)}). Quote a cell that "
+                    "holds the delimiter, a quote or a line end, and double the quotes in it; or write JSONL."
+                ) from error
             if cells is None:
                 return
             where, start = f"{name}:{start}", reader.line_num + 1
             if not any(cells):
                 continue
+            if escaped := _ESCAPED.search(text := mark.join(cells)):
+                before = text[: escaped.start()].encode("utf-8", "surrogateescape")
+                raise RowError(not_utf8(text.encode("utf-8", "surrogateescape"), len(before), where))
             if header is None:
                 header = cells
                 if len(set(header)) < len(header):
@@ -141,15 +73,26 @@ def read_csv(path: Path, name: str, delimiter: str = ",") -> Iterator[Row]:
             yield where, {column: cell or None for column, cell in zip(header, cells, strict=True)}
 
 
+DELIMITERS = ",;\t|"
+_SEP = re.compile(r"sep=(.)\s*")
+_ESCAPED = re.compile("[\udc80-\udcff]")
+
+
+def _delimiter_of(header: str) -> str:
+    """Return the first of DELIMITERS that stands in a header, outside of quotes; a comma where none does."""
+    bare = re.sub(r'"[^"]*"', "", header)
+    return next((delimiter for delimiter in DELIMITERS if delimiter in bare), ",")
+
+
 def read_tsv(path: Path, name: str) -> Iterator[Row]:
     return read_csv(path, name, delimiter="\t")
 
 
 def read_text(path: Path, name: str) -> Iterator[Row]:
     """Every line that is not blank is a text of its own, as `datasets` reads such files."""
-    for number, raw in enumerate(_lines(path, name), start=1):
+    for number, raw in enumerate(lines_of(path, name), start=1):
         where = f"{name}:{number}"
-        line = _decoded(raw, where, number == 1).strip("\r\n")
+        line = decoded(raw, where, number == 1).strip("\r\n")
         if line and not line.isspace():
             yield where, {"text": line}
 
@@ -167,6 +110,7 @@ READERS: dict[str, Reader] = {
     ".parquet": read_parquet,
     ".jsonl": read_json,
     ".json": read_json,
+    ".ndjson": read_json,
     ".csv": read_csv,
     ".tsv": read_tsv,
     ".txt": read_text,
@@ -185,9 +129,9 @@ def count_rows(path: Path) -> int:
         return open_parquet(path).metadata.num_rows
     if kind in BINARY:
         return sum(batch.num_rows for batch in _arrow_batches(path))
-    if kind in (".csv", ".tsv") or is_array(path):
+    if kind in (".csv", ".tsv") or (kind != ".txt" and layout_of(path) != "lines"):
         return sum(1 for _ in READERS[kind](path, path.name))
-    return sum(not line.isspace() for line in _lines(path, path.name))
+    return sum(not line.isspace() for line in lines_of(path, path.name))
 
 
 def open_parquet(path: Path) -> Any:
@@ -199,7 +143,7 @@ def open_parquet(path: Path) -> Any:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
         raise InputError(
-            f"{path} is not a readable parquet file ({_line(error)}); download or write it again."
+            f"{path} is not a readable parquet file ({one_line(error)}); download or write it again."
         ) from error
 
 
@@ -222,7 +166,7 @@ def _arrow_batches(path: Path) -> Iterator[Any]:
             for start in range(0, batch.num_rows, 1024):
                 yield batch.slice(start, 1024)
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} is not a readable Arrow file ({_line(error)}); write it again.") from error
+        raise InputError(f"{path} is not a readable Arrow file ({one_line(error)}); write it again.") from error
 
 
 def _rows_of(batches: Iterator[Any], name: str) -> Iterator[Row]:
@@ -236,7 +180,7 @@ def _rows_of(batches: Iterator[Any], name: str) -> Iterator[Row]:
             rows = batch.to_pylist() if batch is not None else None
         except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: text that is not UTF-8
             raise RowError(
-                f"{name}:{index}: this row or one of the next 1,023 cannot be decoded ({_line(error)}); "
+                f"{name}:{index}: this row or one of the next 1,023 cannot be decoded ({one_line(error)}); "
                 "download or write the file again."
             ) from error
         if rows is None:
@@ -245,78 +189,3 @@ def _rows_of(batches: Iterator[Any], name: str) -> Iterator[Row]:
             # In Arrow every struct has the keys of all its siblings: null says that it has no such key.
             yield f"{name}:{index}", {column: plain(value, drop_nulls=True) for column, value in row.items()}
             index += 1
-
-
-def _lines(path: Path, name: str) -> Iterator[bytes]:
-    number = 0
-    try:
-        with opened(path) as file:
-            for raw in file:
-                number += 1
-                yield raw
-    except OSError as error:
-        raise RowError(
-            f"{name}:{number + 1}: cannot be unpacked or read ({_line(error)}); download or write the file again."
-        ) from error
-
-
-def _decoded(raw: bytes, where: str, is_first: bool) -> str:
-    try:
-        return raw.decode("utf-8-sig" if is_first else "utf-8")
-    except UnicodeDecodeError as error:
-        raise RowError(
-            f"{where}: byte {error.start} is not UTF-8 ({raw[max(0, error.start - 20) : error.start + 20]!r}); "
-            "convert the file to UTF-8 (iconv -f LATIN1 -t UTF-8, if it is Latin-1)."
-        ) from error
-
-
-def _parse_line(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = _DECODER.decode(line)
-    except json.JSONDecodeError as error:
-        near = line[max(0, error.pos - 40) : error.pos + 40]
-        raise RowError(
-            f"{where}: not JSON ({error.msg} at column {error.colno}: {near!r}); expected one object per line."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise RowError(f"{where}: {_line(error)}; expected one JSON object per line.") from error
-    return _checked(row, line, where)
-
-
-def _checked(row: Any, line: str, where: str) -> dict[str, Any]:
-    """Return the row that `line` spells. Raises RowError where it is no object, or holds half of a character."""
-    if not isinstance(row, dict):
-        raise RowError(
-            f"{where}: found a JSON {type(row).__name__} ({line[:80]!r}), expected an object with columns; "
-            "write one object per line."
-        )
-    if "\\ud" in line or "\\uD" in line:
-        try:
-            json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            raise RowError(
-                f"{where}: found a lone surrogate ({error.object[error.start]!r}), half of a character that was cut "
-                "in two; expected whole characters. Mend the text, or take the row out."
-            ) from error
-    return row
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice[:80]!r} stands twice in one object, and only one of its values can count")
-    return row
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON value (write null)")
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
-
-
-def _line(error: BaseException) -> str:
-    """Return what an exception says, on one line."""
-    return " ".join(str(error).split())[:200]

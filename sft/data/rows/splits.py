@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from sft.data.rows.readers import COMPRESSED, READERS
+from sft.data.rows.readers import READERS
+from sft.data.rows.unpacked import COMPRESSED
 from sft.errors import InputError
 
 KEYWORDS = {
@@ -21,7 +21,7 @@ KEYWORDS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 _SPLIT_OF = {word: split for split, words in KEYWORDS.items() for word in words}
-_KEYWORD = re.compile(rf"(?:^|(?<=[-._ ]))({'|'.join(_SPLIT_OF)})(?=[-._ \d]|$)")
+_KEYWORD = re.compile(rf"(?:^|(?<=[-._ =]))({'|'.join(_SPLIT_OF)})(?=[-._ \d]|$)")
 _SHARD = re.compile(r"([-._ ]?\d+(-of-\d+)?)+$")
 _SUFFIXES = re.compile(rf"({'|'.join(map(re.escape, (*READERS, *COMPRESSED)))})+$")
 
@@ -43,9 +43,11 @@ def canonical(split: str) -> str:
 def split_of(path: Path) -> str | None:
     """Return the split that a path within a data set names, None if it names none.
 
-    data/train-00000-of-00002.parquet, train/0.jsonl, more_train.jsonl -> "train"; train_gen-0.jsonl -> "train_gen"
+    data/train-00000-of-00002.parquet, Train/0.jsonl, more_train.jsonl, split=train/0.parquet -> "train";
+    train_gen-0.jsonl -> "train_gen"
     """
-    for part in (_SUFFIXES.sub("", path.name), *reversed(path.parts[:-1])):
+    *folders, name = path.as_posix().lower().split("/")
+    for part in (_SUFFIXES.sub("", name), *reversed(folders)):
         bare = _SHARD.sub("", part)
         if found := _KEYWORD.search(bare):
             rest = bare[found.end() :]
@@ -92,12 +94,20 @@ def files_of_config(
     (config,) = fitting
     chosen = one_of(config.patterns, name, split)
     patterns = config.patterns[chosen]
-    found = [path for path in paths if any(fnmatchcase(path.as_posix(), pattern) for pattern in patterns)]
+    found = [path for path in paths if any(_fits(path, pattern) for pattern in patterns)]
     if not found:
         raise InputError(
             f"{name}: no file fits {' or '.join(patterns)}, which its README.md says the split {chosen} is."
         )
     return found
+
+
+def _fits(path: Path, pattern: str) -> bool:
+    """Return True if a path fits a glob: `*` stays in its folder, `**/` is any folders or none."""
+    wild = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    tokens: list[str] = re.findall(r"\*\*/|\*\*|\*|\?|\[[^\]]+\]|.", pattern.removeprefix("./"))
+    spelt = [wild.get(token) or (token if len(token) > 2 else re.escape(token)) for token in tokens]
+    return re.fullmatch("".join(spelt), path.as_posix()) is not None
 
 
 def one_of(splits: Mapping[str, Any], name: str, split: str | None) -> str:

@@ -130,6 +130,8 @@ def test_calls_that_lose_something_are_errors():
     ):
         with pytest.raises(InputError, match=message):
             cleaned({"role": "assistant", "tool_calls": [call]})
+    extra = {**CALL, "extra_content": {"signature": "a"}}
+    assert cleaned({"role": "assistant", "tool_calls": [extra]})["tool_calls"] == [extra]
     assert "tool_calls" not in cleaned(reply(tool_calls=[]))
     with pytest.raises(InputError, match="only the assistant does"):
         clean_messages([{**USER, "tool_calls": [CALL]}], "row")

@@ -106,6 +106,84 @@ def test_where_a_row_stands(tmp_path):
     assert list(read_rows(tmp_path / "a.json")) == []
 
 
+def test_objects_that_span_lines(tmp_path):
+    path = tmp_path / "a.json"
+    for text in (json.dumps(ROWS[0], indent=2), "".join(json.dumps(row, indent=1) for row in ROWS)):
+        path.write_text("\n" + text)
+        read = list(read_rows(path))
+        assert [cells for _, cells in read] == ROWS[: len(read)] and read[0][0] == "a.json:0"
+        assert count_rows(path) == len(read)
+    path.write_text(json.dumps(ROWS[0]))  # of one line
+    assert list(read_rows(path)) == [("a.json:1", ROWS[0])]
+    path.write_text(json.dumps(ROWS[0], indent=2)[:-5])
+    with pytest.raises(RowError, match=r"a.json:0: not JSON .*expected JSON objects, one behind the other"):
+        list(read_rows(path))
+
+
+@pytest.mark.parametrize(
+    ("tail", "found"), [("xyz", "found 'xyz'"), ('[{"a": 1}]', r"found '\[\{"), ("{}", r"found '\{\}'")]
+)
+def test_what_stands_behind_an_array_is_not_lost(tmp_path, tail, found):
+    (tmp_path / "a.json").write_text(f'[{{"a": 1}}]\n{tail}')
+    with pytest.raises(RowError, match=f"a.json:1: {found}.*expected the end of the file"):
+        list(read_rows(tmp_path / "a.json"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"a": 1},]', r"a.json:1: found ']' behind ','"),
+        ('[{"a": 1} {"a": 2}]', r"a.json:1: found '\{.*expected ',' or ']'"),
+        ('[{"a": 1}', "a.json:1: found the end of the file, expected ',' or ']'"),
+    ],
+)
+def test_arrays_that_are_none(tmp_path, text, message):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(RowError, match=message):
+        list(read_rows(tmp_path / "a.json"))
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_the_header_of_a_csv_says_what_divides_it(tmp_path, mark):
+    path = tmp_path / "a.csv"
+    path.write_text(f'question{mark}"answer, short"\n"1{mark} 2"{mark}a, b\n')
+    assert list(read_rows(path)) == [("a.csv:2", {"question": f"1{mark} 2", "answer, short": "a, b"})]
+    path.write_text(f"sep={mark}\nquestion{mark}answer,\n1{mark}2\n")
+    assert list(read_rows(path)) == [("a.csv:3", {"question": "1", "answer,": "2"})]
+
+
+def test_a_csv_that_is_no_utf8_is_told_with_its_row(tmp_path):
+    (tmp_path / "a.csv").write_bytes("question,answer\n1,2\ncafé,4\n".encode("latin-1"))
+    with pytest.raises(RowError, match=r"a.csv:3: byte 3 is not UTF-8 .*iconv"):
+        list(read_rows(tmp_path / "a.csv"))
+    (tmp_path / "a.csv").write_text('question,answer\n1,2\n"3" x,4\n')
+    with pytest.raises(RowError, match=r"a.csv:3: cannot be read as csv .*double the quotes"):
+        list(read_rows(tmp_path / "a.csv"))
+
+
+@pytest.mark.parametrize(
+    ("name", "way_out"),
+    [
+        ("a.tar.gz", "unpack it"),
+        ("a.tgz", "unpack it"),
+        ("a.zip", "unpack it"),
+        ("a.jsonl.xz", "unpack it"),
+        ("a.xlsx", "save it as CSV"),
+    ],
+)
+def test_archives_and_spreadsheets_are_refused_with_the_way_out(tmp_path, name, way_out):
+    (tmp_path / name).write_bytes(b"PK\x03\x04")
+    with pytest.raises(InputError, match=way_out):
+        list(read_rows(tmp_path / name))
+
+
+def test_suffixes_in_capitals(tmp_path):
+    for name in ("A.JSONL", "A.Ndjson", "A.CSV"):
+        (tmp_path / name).write_bytes(WRITERS["rows.csv" if name.endswith("V") else "rows.jsonl"](ROWS))
+        assert [cells for _, cells in read_rows(tmp_path / name)] == ROWS
+        assert count_rows(tmp_path / name) == len(ROWS)
+
+
 def test_text_is_a_text_per_line(tmp_path):
     (tmp_path / "a.txt").write_bytes("Seven is\u2028a prime.\r\n\n  \n Eleven.\n".encode())
     assert list(read_rows(tmp_path / "a.txt")) == [

@@ -6,7 +6,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from sft.config.checks.run import _complaint_about_address
+from sft.config.checks.data_files import _complaint_about_address
 from sft.data.rows.files import expand_files, read_rows
 from sft.errors import InputError
 
