@@ -16,12 +16,13 @@ from sft.data.chat.proof import MaskError
 from sft.data.chat.render import Rendering, render, template_options
 from sft.data.chat.template import chat_template, turn_shapes
 from sft.data.chat.tokenizer import rust_tokenizer, template_fingerprint, tokenizer_fingerprint
-from sft.data.chat.tokens import tokens_of
+from sft.data.chat.tokens import characters_of_tokens, tokens_of
 from sft.data.chat.weights import weighted
 from sft.data.types import Conversation, RowCounts, Supervision
 from sft.types import Sample
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 __all__ = [
@@ -70,7 +71,8 @@ def encode_batch(
     backend = rust_tokenizer(tokenizer)
     renderings = [render(conversation, tokenizer, supervision, counts) for conversation in conversations]
     texts = list(chain.from_iterable(renderings))
-    samples = iter(_sample(*tokens, text) for tokens, text in zip(tokens_of(texts, backend), texts, strict=True))
+    tokens = tokens_of(texts, backend)
+    samples = iter(_sample(*of_text, text, backend) for of_text, text in zip(tokens, texts, strict=True))
     rows = [[next(samples) for _ in of_one] for of_one in renderings]
     rows = [weighted(row, conversation.weight) for row, conversation in zip(rows, conversations, strict=True)]
     for unrolled in (row for row in rows if len(row) > 1):
@@ -97,8 +99,11 @@ def stop_token_ids(
     return turn_shapes(tokenizer, template, options).stop_token_ids
 
 
-def _sample(ids: list[int], slices: list[slice], rendering: Rendering) -> Sample:
+def _sample(ids: list[int], slices: list[slice], rendering: Rendering, backend: Tokenizer) -> Sample:
     loss_weights = np.full(len(ids), rendering.background, np.float32)
     for span, s in zip(rendering.spans, slices, strict=True):
         loss_weights[s] = span.weight
+        if span.characters is not None:
+            said = characters_of_tokens(ids, s, span, rendering, backend)
+            loss_weights[s] *= [span.characters[begin:end].min() for begin, end in said]
     return Sample(np.array(ids, np.int32), loss_weights)

@@ -15,7 +15,7 @@ from typing import Any
 from sft.data.chat.calls import RESULTS, clean_tool_call, opened, refuse_non_json, shown
 from sft.data.chat.meaning import KINDS, can_be_weight, dangers
 from sft.data.chat.values import is_empty, plain
-from sft.data.chat.weights import WEIGHT_KEYS
+from sft.data.chat.weights import DETAILS, WEIGHT_KEYS
 from sft.data.types import ConfigMistake
 from sft.errors import InputError
 
@@ -31,7 +31,7 @@ WORDS = ("text", "value", "message", "parts", "refusal")
 """Where a message may have words besides its content."""
 
 READ_KEYS = frozenset(
-    {"role", "content", "tool_calls", "tool_call_id", "name", *REASONING_KEYS, *THOUGHTS, *WEIGHT_KEYS}
+    {"role", "content", "tool_calls", "tool_call_id", "name", *REASONING_KEYS, *THOUGHTS, *WEIGHT_KEYS, *DETAILS}
 )
 """The keys of a message that we read. Others are harmless, or dangerous (meaning.py), or read by the chat template."""
 
@@ -83,7 +83,7 @@ def is_silent(message: Any) -> bool:
         return False
     if any(not is_empty(message.get(key)) for key in (*REASONING_KEYS, *THOUGHTS)):
         return False
-    parts = _parts(content)
+    parts = parts_of(content)
     if parts is None or any(words.strip() for _, words in parts):
         return False
     return not _unread(message, READ_KEYS)  # it may speak in a key that nobody reads: a mistake of the configuration
@@ -115,7 +115,7 @@ def _clean_message(message: Mapping[str, Any], where: str, read: frozenset[str])
     }
     if not cleaned.keys() <= _NO_QUESTION:
         _refuse_unread(cleaned, where, read)
-    for key in WEIGHT_KEYS:
+    for key in (*WEIGHT_KEYS, *DETAILS):
         cleaned.pop(key, None)
     role = cleaned.get("role")
     if role not in ROLES:
@@ -191,7 +191,7 @@ def _gather_reasoning(message: dict[str, Any], where: str) -> None:
     """Make the reasoning text, and give that of another name the first name of all."""
     for key in REASONING_KEYS:
         if key in message:
-            parts = _parts(stated := message[key])
+            parts = parts_of(stated := message[key])
             if parts is None:
                 raise InputError(f"{where}.{key} must be text, or a list of parts of text; found {stated!r}.")
             message[key] = "".join(words for _, words in parts)
@@ -199,7 +199,7 @@ def _gather_reasoning(message: dict[str, Any], where: str) -> None:
         stated = message.pop(key, None)
         if is_empty(stated):
             continue
-        parts = _parts([stated] if isinstance(stated, Mapping) else stated)
+        parts = parts_of([stated] if isinstance(stated, Mapping) else stated)
         if parts is None or message["role"] != "assistant":
             raise InputError(
                 f"{where}.{key} ({message['role']}) must be the assistant's thought, text or a list of parts of text; "
@@ -217,7 +217,7 @@ def _thought_and_text(content: Any, role: str, where: str) -> tuple[str, str]:
     Only the assistant thinks, and before it speaks.
     """
     _check_parts(content, where)
-    parts = _parts(content)
+    parts = parts_of(content)
     if parts is None or (role != "assistant" and any(is_thought for is_thought, _ in parts)):
         expected = 'text or a list of {"type": "text"} parts' + ", or thoughts before them" * (role == "assistant")
         way_out = "Write a result that is data as JSON text." if role in RESULT_ROLES else NOT_TEXT
@@ -237,7 +237,7 @@ def _check_parts(content: Any, where: str) -> None:
     for n, part in enumerate(content if isinstance(content, list) else ()):
         if not isinstance(part, Mapping) or part.get("type") not in (*TEXT_PARTS, *THOUGHT_PARTS):
             continue
-        if found := dangers(part, ("type", *TEXT_KEYS, *THOUGHT_PARTS)):
+        if found := dangers(part, ("type", *TEXT_KEYS, *THOUGHT_PARTS, *WEIGHT_KEYS)):
             told = "; ".join(f"{key!r} looks like {KINDS[kind]} ({shown(part[key])})" for key, kind in found.items())
             raise ConfigMistake(
                 f"{where}.content[{n}]: {told}, and a part has none of its own. Give it to the message, or take it out."
@@ -255,7 +255,7 @@ def _refuse_another(
         )
 
 
-def _parts(content: Any) -> list[Part] | None:
+def parts_of(content: Any) -> list[Part] | None:
     """Return the parts of a content, a text being one; None where something is neither words nor thoughts."""
     if isinstance(content, str):
         return [(False, content)]
@@ -282,7 +282,7 @@ def _part(part: Any) -> Part | None:
 
 def _words(value: Any) -> str | None:
     """Return the text, or that of a list of parts of text; None for anything else."""
-    parts = _parts(value)
+    parts = parts_of(value)
     if parts is None or any(is_thought for is_thought, _ in parts):
         return None
     return "".join(words for _, words in parts)

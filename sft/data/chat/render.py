@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sft.data.chat.calls import clean_tools, refuse_tools_twice
+from sft.data.chat.details import character_weights, placed
 from sft.data.chat.messages import REASONING_KEYS, clean_messages
 from sft.data.chat.proof import (
     MaskError,
@@ -61,17 +64,19 @@ def render(
     chat = chat_in_template(conversation, tokenizer, supervision)
     messages = chat.messages
     weights = message_weights(conversation.messages, supervision.train_on, where, given=conversation.given)
+    details = _details(conversation.messages, weights, where, supervision.train_on)
     for k, message in enumerate(messages):
         if message["role"] == "assistant" and weights[k] > 0:
             check_reply_is_speech(message, chat.shapes, k, where)
     if supervision.train_on == "all":
-        return _whole_text(chat, weights, counts)
+        return _whole_text(chat, weights, details, counts)
     _check_somebody_answers(messages, weights, where, supervision.train_on)
 
     trained = [k for k, weight in enumerate(weights) if weight > 0]
     as_sampled = chat.plain_turns(trained, weights) or [chat.turn(k, weights[k]) for k in trained]
     if not as_sampled:
         return []
+    as_sampled = [_with_details(turn, details, chat) for turn in as_sampled]
     if conversation.prefill:
         as_sampled = [behind_prefill(turn, conversation.given, conversation.prefill, where) for turn in as_sampled]
     text, last = as_sampled[-1]
@@ -112,7 +117,39 @@ def template_options(template: str, given: Mapping[str, Any], supervision: Super
     return {name: value for name, value in wanted.items() if name in template} | dict(given)
 
 
-def _whole_text(chat: ChatInTemplate, weights: list[float], counts: RowCounts) -> list[Rendering]:
+def _details(
+    messages: Sequence[Mapping[str, Any]], weights: list[float], where: str, train_on: str
+) -> dict[int, np.ndarray]:
+    """Return the weights of the characters of the messages that state them. A message of which no character is trained
+    gets the weight 0.
+    """
+    details = {
+        k: stated
+        for k, message in enumerate(messages)
+        if isinstance(message, Mapping)
+        and (stated := character_weights(message, f"{where}: messages[{k}]")) is not None
+    }
+    for k, stated in details.items():
+        if train_on == "custom" and not weights[k] and stated.any():
+            raise InputError(
+                f"{where}: messages[{k}] states which characters are trained, and data.train_on=custom trains only "
+                "messages that say so; give it `train`: true."
+            )
+        weights[k] *= bool(stated.any())
+    return details
+
+
+def _with_details(turn: tuple[str, Span], details: Mapping[int, np.ndarray], chat: ChatInTemplate) -> tuple[str, Span]:
+    """Return the turn with the weights of its characters, if it states them."""
+    k = turn[1].turn
+    if k not in details:
+        return turn
+    return placed(turn, chat.messages[k]["content"], details[k], chat.shapes.words, chat.where)
+
+
+def _whole_text(
+    chat: ChatInTemplate, weights: list[float], details: Mapping[int, np.ndarray], counts: RowCounts
+) -> list[Rendering]:
     """All of the conversation with weight 1, but for turns that state another weight."""
     messages, where = chat.messages, chat.where
     if not messages:
@@ -126,8 +163,10 @@ def _whole_text(chat: ChatInTemplate, weights: list[float], counts: RowCounts) -
     counts.thoughts_never_opened += thoughts_never_opened(messages, text)
     spans = []
     for k, weight in enumerate(weights):
-        if weight != 1:
+        if weight != 1 or k in details:
             as_sampled, span = chat.turn(k, weight)
+            if weight > 0:
+                as_sampled, span = _with_details((as_sampled, span), details, chat)
             if not text.startswith(as_sampled[: span.end]):
                 raise MaskError(
                     where,

@@ -18,7 +18,9 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from sft.data.chat.decoding import Tokens, proven
+from sft.data.chat.proof import MaskError
 from sft.data.chat.render import Rendering
+from sft.data.chat.turns import Span
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -130,6 +132,36 @@ def _as_served(located: Sequence[_Located], backend: Tokenizer) -> list[Tokens]:
                 slices = slices[: end.span] + moved
         tokens.append((ids, slices))
     return tokens
+
+
+def characters_of_tokens(
+    ids: list[int], s: slice, span: Span, rendering: Rendering, backend: Tokenizer
+) -> list[tuple[int, int]]:
+    """Return which characters [begin, end) of a span each of its tokens ids[s] says, all or a part of them.
+
+    Raises MaskError where decoding does not tell it.
+    """
+    text = rendering.text[span.start : span.end]
+    token_bytes = _token_bytes(backend)
+    pieces = [token_bytes[token_id] for token_id in ids[s]] if token_bytes is not None else []
+    if b"".join(pieces) == text.encode():
+        of_byte = [n for n, character in enumerate(text) for _ in character.encode()]
+        ends = list(accumulate(map(len, pieces)))
+        return [(of_byte[end - len(piece)], of_byte[end - 1] + 1) for piece, end in zip(pieces, ends, strict=True)]
+    before = len(backend.decode(ids[: s.start], skip_special_tokens=False))
+    until = [backend.decode(ids[:n], skip_special_tokens=False)[before:] for n in range(s.start + 1, s.stop + 1)]
+    if until[-1:] != [text]:
+        raise MaskError(
+            rendering.where,
+            span.turn,
+            "its characters have weights of their own, and the tokens do not tell which characters they say",
+            expected=text,
+            found="".join(until[-1:]),
+            way_out="Take the weights of characters out of this message, or use a byte-level tokenizer.",
+        )
+    # Bytes that are half of a character decode to a mark in its place: all tokens of a character say it.
+    ends = list(accumulate((len(said) if text.startswith(said) else 0 for said in until), max))
+    return [(begin, max(end, begin + 1)) for begin, end in zip([0, *ends], ends, strict=False)]
 
 
 class _Offsets(Sequence[tuple[int, int]]):

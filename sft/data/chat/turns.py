@@ -14,8 +14,10 @@ the text.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from sft.data.chat.messages import REASONING_KEYS
 from sft.data.chat.plain import around_questions, first_reply, is_plain, places_of_replies
@@ -41,6 +43,7 @@ class Span:
     """What stands for messages[turn]: the characters [start, end) of a text, and their weight in the loss.
 
     is_sampled: the assistant's, so all that the model samples, stop token included; else the content of a message.
+    characters: by what the weight is multiplied in each of them, float32 [end - start]; None: by 1
     """
 
     turn: int
@@ -48,6 +51,7 @@ class Span:
     end: int
     weight: float
     is_sampled: bool
+    characters: np.ndarray | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,9 @@ def behind_prefill(turn: tuple[str, Span], k: int, prefill: str, where: str) -> 
             f"{where}: the chat template does not show the beginning of the reply that the prompt gives ({prefill!r}) "
             "as it is; take blanks off its ends, or set data.chat_template."
         )
-    return text, replace(span, start=begin + len(prefill))
+    given = begin + len(prefill) - span.start
+    characters = None if span.characters is None else span.characters[given:]
+    return text, replace(span, start=span.start + given, characters=characters)
 
 
 def _start(prompt: str, text: str, shape: TurnShape) -> int | None:

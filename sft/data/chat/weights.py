@@ -28,6 +28,8 @@ MASKS = ("loss", "loss_mask", *NEGATED_FLAGS)  # written as 0 and 1, too
 NUMBERS = ("weight", "loss_weight", "loss_scale")
 MAX_WEIGHT = float(np.finfo(np.float32).max)  # beyond it a sample would keep inf
 WEIGHT_KEYS = (*FLAGS, *NEGATED_FLAGS, *NUMBERS)
+DETAILS = ("train_detail", "training_detail")
+"""Where a message states which of its characters are trained (details.py)."""
 
 
 def message_weights(messages: Sequence[Mapping[str, Any]], train_on: str, where: str, *, given: int = 0) -> list[float]:
@@ -42,7 +44,7 @@ def message_weights(messages: Sequence[Mapping[str, Any]], train_on: str, where:
     last = len(roles) - 1 - roles[::-1].index("assistant") if "assistant" in roles else None
     weights = []
     for k, (message, role) in enumerate(zip(messages, roles, strict=True)):
-        own = _own_weight(message, f"{where}: messages[{k}]") if isinstance(message, Mapping) else None
+        own = own_weight(message, f"{where}: messages[{k}]") if isinstance(message, Mapping) else None
         if own is None:
             is_reply = role == "assistant" and k >= given
             modes = {"assistant": is_reply, "last_assistant": is_reply and k == last, "all": True, "custom": False}
@@ -57,7 +59,7 @@ def message_weights(messages: Sequence[Mapping[str, Any]], train_on: str, where:
     return weights
 
 
-def _own_weight(message: Mapping[str, Any], where: str) -> float | None:
+def own_weight(message: Mapping[str, Any], where: str) -> float | None:
     """Return the weight that a message states; None if it states none (Arrow's null is none)."""
     stated = {key: message[key] for key in WEIGHT_KEYS if message.get(key) is not None}
     if not stated:

@@ -31,7 +31,7 @@ def cleaned(message):
 @pytest.mark.parametrize(
     ("more", "kind"),
     [
-        ({"train_detail": [{"begin_offset": 0, "end_offset": 3, "train": False}]}, "a mask or a weight"),
+        ({"train_spans": [[0, 3]]}, "a mask or a weight"),
         ({"lossMask": 0}, "a mask or a weight"),
         ({"is_masked": True}, "a mask or a weight"),
         ({"images": ["a.png"]}, "pictures, sound or video"),
@@ -52,7 +52,7 @@ def test_a_key_that_means_something_and_is_not_read_is_refused(more, kind):
 
 
 def test_what_says_nothing_or_is_read_by_the_template_passes():
-    empty = {"images": [], "train_detail": None, "function_call": None, "tool_schemas": "", "prefix": False}
+    empty = {"images": [], "train_spans": None, "function_call": None, "tool_schemas": "", "prefix": False}
     harmless = {"id": 7, "timestamp": "now", "name": "Ann", "value": "b", "eot": True}
     assert cleaned(reply(**empty, **harmless)).keys() >= {"role", "content", "id"}
     template = "{% if message.channel %}{{ message['channel'] }}{% endif %}"
@@ -98,9 +98,9 @@ def test_parts_without_words_are_refused(part):
         cleaned(reply(content=[part]))
 
 
-def test_a_part_has_no_weight_of_its_own():
-    with pytest.raises(ConfigMistake, match=r"messages\[1\].content\[0\]: 'train' looks like a mask"):
-        cleaned(reply(content=[{"type": "text", "text": "a", "train": False}]))
+def test_a_mask_of_a_part_that_nobody_reads_is_refused():
+    with pytest.raises(ConfigMistake, match=r"messages\[1\].content\[0\]: 'loss_weights' looks like a mask"):
+        cleaned(reply(content=[{"type": "text", "text": "a", "loss_weights": [0]}]))
 
 
 @pytest.mark.parametrize(

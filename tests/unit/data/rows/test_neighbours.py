@@ -18,6 +18,7 @@ EARLIER = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": 
 FUNCTION = {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
 CALL_TEXT = json.dumps(CALL["function"])
+DETAIL = {"begin_offset": 0, "end_offset": 0, "train": True}
 CALLED = [CHAT[0], {"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": "2"}, CHAT[1]]
 
 READ = {
@@ -29,6 +30,10 @@ READ = {
     "axolotl chat_template": ({"messages": CHAT}, CHAT),
     "axolotl alpaca_w_system": ({"instruction": ASKED, "input": "", "output": SAID, "system": SYSTEM}, WITH_SYSTEM),
     "axolotl completion": ({"text": "Seven is a prime."}, None),
+    "axolotl turn detail": (
+        {"messages": [CHAT[0], {**CHAT[1], "train_detail": [DETAIL]}]},
+        [CHAT[0], {**CHAT[1], "train_detail": [DETAIL]}],
+    ),
     "axolotl load_camel_ai": ({"instruction": ASKED, "output": SAID, "text": "all"}, CHAT),
     "LLaMA-Factory alpaca": (
         {"instruction": ASKED, "input": "", "output": SAID, "system": SYSTEM, "history": [["Hi.", "Hello."]]},
@@ -207,10 +212,6 @@ REFUSED = {
     "TRL implicit preference": ({"chosen": CHAT, "rejected": CHAT}, "data.multiturn.messages_key=chosen"),
     "TRL unpaired preference": ({"prompt": ASKED, "completion": SAID, "label": True}, "good and bad replies"),
     "TRL vision": ({"messages": CHAT, "images": ["a.png"]}, "pictures"),
-    "axolotl turn detail": (
-        {"messages": [CHAT[0], {**CHAT[1], "train_detail": [{"begin_offset": 0, "end_offset": 0, "train": False}]}]},
-        "train_detail",
-    ),
     "axolotl input_output": ({"segments": [{"label": True, "text": "a"}]}, "no such columns"),
     "LLaMA-Factory DPO": (
         {"instruction": ASKED, "input": "", "chosen": SAID, "rejected": "3"},
