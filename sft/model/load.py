@@ -45,6 +45,10 @@ def build_skeleton(
             hide_lengths(model)
         if not type(model).__module__.startswith("transformers."):  # their own say what they do
             expect_calls(model, len(decoder_layers(model)))
+    if attention.kernel == "flex":
+        from sft.model.attention.flex import make_masks_first  # costs a second of imports
+
+        make_masks_first(model)
     model.train()
     return model
 

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
 from torch.utils.weak import WeakIdKeyDictionary
+from transformers import PreTrainedModel
 
+from sft.model.attention.interface import rows_as_the_same_samples
 from sft.model.attention.kernels import Samples, Scores, refuse_left_out
 
 VARIANTS = 64
@@ -28,12 +30,15 @@ def flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, samples: Samples, sc
     heads = q.shape[1]
     if heads & (heads - 1):  # shared heads need a power of two
         k, v = k.repeat_interleave(heads // k.shape[1], dim=1), v.repeat_interleave(heads // v.shape[1], dim=1)
-    attend: Any = _attend(q.is_cuda)
     tokens, padding = len(q), -len(q) % BLOCK
+    made = samples.block_masks or {}
+    mask: Any = made[scores.window] if scores.window in made else _mask_of(samples, scores.window, tokens + padding)
+    # A compiled layer takes the function into its own graph.
+    attend: Any = flex_attention if torch.compiler.is_compiling() else _attend(q.is_cuda)
     output, aux = attend(
         *(F.pad(x.to(v.dtype).transpose(0, 1)[None], (0, 0, 0, padding)) for x in (q, k, v)),
         score_mod=None if scores.softcap is None else _soft_cap(scores.softcap),
-        block_mask=_mask_of(samples, scores.window, tokens + padding),  # pyright: ignore[reportCallIssue]
+        block_mask=mask,
         scale=scores.scale,
         enable_gqa=heads != k.shape[1],
         return_aux=AuxRequest(lse=True),
@@ -44,6 +49,29 @@ def flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, samples: Samples, sc
     # A sink adds exp(sink) to what the softmax divides by: exp(lse) / (exp(lse) + exp(sink)) is left for the tokens.
     left = torch.sigmoid(aux.lse[0, :, :tokens].float() - scores.sinks.float()[:, None])  # [H, T]
     return (output * left.transpose(0, 1)[:, :, None]).to(v.dtype)
+
+
+def make_masks_first(model: PreTrainedModel) -> None:
+    """Make the masks of every batch before the layers of `model` are called, and hand them down with the boundaries.
+
+    Layers that are compiled can take a mask; to make one, they would have to leave their graph.
+    """
+    windows = {None, getattr(model.config.get_text_config(), "sliding_window", None)}
+
+    def hand_down(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        if "flex" not in str(model.config._attn_implementation):  # answers are given by another kernel
+            return None
+        if kwargs.get("cu_seqlens") is not None:  # packed; with parallel/ulysses.py, longer than the part that is here
+            tokens = sum(kwargs["sample_lengths"])
+            samples = Samples((), kwargs["cu_seqlens"], kwargs["max_seqlen"])
+        else:
+            rows, columns = kwargs["input_ids"].shape
+            tokens, samples = rows * columns, rows_as_the_same_samples(rows, columns, kwargs["input_ids"].device)
+        masks = {window: _mask_of(samples, window, tokens + -tokens % BLOCK) for window in windows}
+        return args, kwargs | {"block_masks": masks}
+
+    # First: `hide_lengths` takes the lengths away.
+    model.register_forward_pre_hook(hand_down, with_kwargs=True, prepend=True)
 
 
 def _attend(compiled: bool) -> Callable[..., Any]:

@@ -7,7 +7,8 @@ Shapes: R rows of C tokens (packed: one row of T tokens, S samples), H query hea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -77,6 +78,7 @@ def attention_function(kernel: Kernel, *, packed: bool) -> Any:
         sample_lengths: Sequence[int] | None = None,
         cu_seqlens: torch.Tensor | None = None,
         max_seqlen: int = 0,
+        block_masks: Mapping[int | None, Any] | None = None,
         scaling: float | None = None,
         dropout: float = 0.0,
         sliding_window: int | None = None,
@@ -96,10 +98,10 @@ def attention_function(kernel: Kernel, *, packed: bool) -> Any:
             _refuse(module, unknown, masked=attention_mask is not None, causal=causal, packed=packed)
         rows, heads, columns, width = query.shape
         if cu_seqlens is not None and packed:
-            samples = Samples(tuple(sample_lengths or ()), cu_seqlens, max_seqlen)
+            samples = Samples(tuple(sample_lengths or ()), cu_seqlens, max_seqlen, block_masks)
         else:
-            of_rows = _rows_as_samples if compiling else _rows_as_the_same_samples
-            samples = of_rows(rows, columns, query.device)
+            of_rows = _rows_as_samples if compiling else rows_as_the_same_samples
+            samples = replace(of_rows(rows, columns, query.device), block_masks=block_masks)
         scores = Scores(
             scale=width**-0.5 if scaling is None else scaling,
             window=sliding_window,
@@ -117,7 +119,7 @@ def _rows_as_samples(rows: int, columns: int, device: torch.device) -> Samples:
     return Samples(None, torch.arange(rows + 1, dtype=torch.int32, device=device) * columns, columns)
 
 
-_rows_as_the_same_samples = lru_cache(maxsize=8)(_rows_as_samples)
+rows_as_the_same_samples = lru_cache(maxsize=8)(_rows_as_samples)
 """For all layers of a batch: flex makes a mask for each tensor of boundaries that it meets."""
 
 

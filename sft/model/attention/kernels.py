@@ -9,7 +9,7 @@ query [T, H, D], key and value [T, G, D] (value may have a width of its own), ou
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ class Samples:
     lengths: tuple[int, ...] | None  # S of them, Σ = T; empty for kernels that do not ask the host; None: all alike
     cu_seqlens: torch.Tensor  # int32 [S + 1], on the device
     max_seqlen: int
+    block_masks: Mapping[int | None, Any] | None = None  # of flex, by window, where they were made before the layers
 
 
 @dataclass(frozen=True)

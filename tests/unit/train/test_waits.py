@@ -134,6 +134,22 @@ def test_compiled_layers_are_compiled_once_for_training_and_once_for_validation(
         assert len(graphs) == 2 * kinds, lengths
 
 
+@pytest.mark.parametrize(
+    ("family", "packed", "checkpointing"),
+    [("gemma3", True, None), ("llama", True, "selective"), ("llama", True, "full"), ("llama", False, None)],
+)
+def test_flex_is_part_of_compiled_layers(family, packed, checkpointing, graphs, monkeypatch):
+    """Its masks are made before them. A mask of a single block of 128 tokens is another graph."""
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)  # it knows no meta
+    model = model_on_meta(family, packed=packed, wanted="flex", here=replace(H100, triton=""))
+    if checkpointing:
+        checkpoint_activations(decoder_layers(model), selective=checkpointing == "selective")
+    compile_layers(decoder_layers(model))
+    for lengths in (*TWELVE[:: 1 if packed else 4], (200, 40), (129, 1, 1)):
+        token_ce_sum(model, batch_on_meta(*lengths, packed=packed))[0].backward()
+    assert 0 < len(graphs) <= (2 if packed else 4) * (2 if family == "gemma3" else 1)
+
+
 def test_of_padded_rows_a_single_one_is_compiled_by_itself(graphs):
     model = model_on_meta("llama", packed=False)
     compile_layers(decoder_layers(model))
