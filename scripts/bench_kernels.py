@@ -32,6 +32,7 @@ from sft.model.attention.choice import KERNELS
 from sft.model.attention.interface import load_kernel
 from sft.model.attention.kernels import Samples, Scores
 from sft.model.load import build_skeleton, decoder_layers
+from sft.model.loss_form import LogitForm
 from sft.parallel.activation import checkpoint_activations, compile_layers
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -140,7 +141,7 @@ def loss(size: dict[str, int]) -> dict[str, Any]:
     labels, weights = torch.randint(vocabulary, (rows,), device=DEVICE), torch.ones(rows, device=DEVICE)
 
     def ours() -> None:
-        ce, _, _ = head.linear_ce_sum(hidden, weight, None, labels, weights, head.LogitForm())
+        ce, _, _ = head.linear_ce_sum(hidden, weight, None, labels, weights, LogitForm())
         torch.autograd.grad(ce, (hidden, weight))
 
     def whole() -> None:

@@ -86,16 +86,18 @@ class Plan:
         for width in (16, 24) if self.small else (64, 128, 256):
             for name, told in right.kernels_against_the_formula(width, tokens=60 if self.small else 1000):
                 note(f"{name} of width {width}", told)
-        note("loss", right.loss_against_whole_logits(rows=50 if self.small else 3000))
+        for name, told in right.losses_against_whole_logits(rows=50 if self.small else 3000):
+            note(name, told)
         with self._job("small" if self.small else "Qwen3-0.6B") as (job, batches):
             note("a micro-batch makes nobody wait", right.nothing_waits(job, batches[0]))
         note("a failed call leaves no error", right.no_sticky_error())
 
     def train(self, note: Any) -> None:
-        """Time real steps: as they come, profiled, by chunk of logits, not resharded, with Liger, compiled last."""
+        """Time real steps: as they come, profiled, by chunk of logits and kernel of the loss, with Liger, compiled."""
         import first_gpu_speed as speed
 
         from sft.model import head
+        from sft.model.logits import note_loss_kernel
 
         name = "small" if self.small else "Qwen3-0.6B"
         with self._job(name) as (job, batches):
@@ -106,6 +108,11 @@ class Plan:
                 head.CHUNK.update(cpu=rows, gpu=rows)
                 note(f"{rows} rows of logits at a time", speed.of_steps(job, batches))
             head.CHUNK.update(default)
+            for kernel in [] if self.small else ["torch_fp32", "triton", "triton_fp32"]:
+                with speed.or_its_error(note, f"loss by {kernel}"):
+                    note_loss_kernel(job.model, kernel)
+                    note(f"loss by {kernel}", speed.of_steps(job, batches))
+            note_loss_kernel(job.model, "auto")
         variants = {
             "checkpointed": ["model.enable_gradient_checkpointing=true"],
             "not resharded": ["model.fsdp_config.reshard_after_forward=false"],

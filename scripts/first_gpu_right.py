@@ -14,6 +14,7 @@ from sft.model.attention import kernels
 from sft.model.attention.choice import KERNELS
 from sft.model.attention.interface import load_kernel
 from sft.model.attention.kernels import Samples, Scores
+from sft.model.loss_form import LOSS_KERNELS, LogitForm, LossKernel
 from sft.train.loss import token_ce_sum
 from sft.types import Batch
 
@@ -61,14 +62,29 @@ def largest_difference(found: torch.Tensor, exact: torch.Tensor) -> float:
     return ((found.float() - exact.float()).abs().max() / exact.float().abs().max()).item()
 
 
-def loss_against_whole_logits(rows: int, *, width: int = 256, vocabulary: int = 5000) -> dict[str, Any]:
+def losses_against_whole_logits(rows: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every way to compute the fused loss with its differences from whole logits, capped ones too."""
+    for name, kernel in LOSS_KERNELS.items():
+        for form in (LogitForm(), LogitForm(cap=5.0)):
+            told = f"loss by {name}{', capped' if form.cap else ''}"
+            try:
+                yield told, loss_against_whole_logits(rows, form, kernel)
+            except Exception as error:  # it cannot run here, and says why
+                yield told, {"error": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"}
+
+
+def loss_against_whole_logits(
+    rows: int, form: LogitForm, kernel: LossKernel, *, width: int = 256, vocabulary: int = 5000
+) -> dict[str, Any]:
     """Compare the fused loss and its gradients, in bf16, with whole logits in fp32."""
     torch.manual_seed(0)
     hidden, weight = (torch.randn(n, width, device=DEVICE, dtype=torch.bfloat16) for n in (rows, vocabulary))
     hidden, weight = (x.mul_(0.3).requires_grad_() for x in (hidden, weight))
     labels, weights = torch.randint(vocabulary, (rows,), device=DEVICE), torch.rand(rows, device=DEVICE) / rows
-    ours, _, _ = head.linear_ce_sum(hidden, weight, None, labels, weights, head.LogitForm())
-    whole = (F.cross_entropy(hidden.float() @ weight.float().T, labels, reduction="none") * weights).sum()
+    ours, _, _ = head.linear_ce_sum(hidden, weight, None, labels, weights, form, kernel=kernel)
+    logits = hidden.float() @ weight.float().T
+    logits = logits if form.cap is None else form.cap * torch.tanh(logits / form.cap)
+    whole = (F.cross_entropy(logits, labels, reduction="none") * weights).sum()
     found = [ours, *torch.autograd.grad(ours, (hidden, weight))]
     exact = [whole, *torch.autograd.grad(whole, (hidden, weight))]
     off = [largest_difference(mine, right) for mine, right in zip(found, exact, strict=True)]

@@ -44,7 +44,7 @@ from sft.checkpoint.lock import sole_use_of
 from sft.config import SftConfig
 from sft.data.order.prefetch import prefetch
 from sft.errors import InputError
-from sft.model.head import LossForm
+from sft.model.loss_form import LossForm
 from sft.model.noise import noisy_embeddings
 from sft.parallel.device import refuse_ranks_without_a_gpu, why_on_the_cpu
 from sft.parallel.fsdp import begin_micro_batch

@@ -9,6 +9,10 @@ import pytest
 
 from tests.launch import REPOSITORY
 
+if not Path("/dev/nvidia0").exists():
+    # Triton's kernels run in its interpreter then, on tensors of the CPU. It is to know before it is imported.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

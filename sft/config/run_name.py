@@ -13,7 +13,7 @@ ROOT = "runs"
 GOES_ON_ANYWAY = re.compile(
     r"data\.(val_\w+|cache_dir|num_workers|micro_batch_size_per_gpu|max_tokens_per_gpu|balance_dp_token)"
     r"|model\.(fsdp_config\..+|strategy|attn_implementation|enable_gradient_checkpointing|gradient_checkpointing_kind"
-    r"|compile|use_liger|trust_remote_code|external_lib)"
+    r"|compile|use_liger|loss_kernel|trust_remote_code|external_lib)"
     r"|trainer\.(?!(seed|init_from_checkpoint)$).+|ulysses_sequence_parallel_size|use_remove_padding"
 )
 """Keys that may change and it is still the same run: how long it is, on how many ranks and how fast, what it writes.

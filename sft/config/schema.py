@@ -284,6 +284,7 @@ class ModelConfig:
     activation_offload: Flag
     compile: Flag
     use_liger: Flag
+    loss_kernel: Literal["auto", "torch", "torch_fp32", "triton", "triton_fp32"]
     base_dtype: Literal["bf16", "nf4"]
     lora_rank: CountOrZero
     lora_alpha: Count

@@ -149,6 +149,6 @@ def _widen_fp8(values: Any, scales: Any, part: slice, *, size: tuple[int, int]) 
         grid = scales[first : -(-part.stop // height)]
     blocks = read.new_zeros(*read.shape[:-2], grid.shape[-2] * height, grid.shape[-1] * width)
     blocks[..., : read.shape[-2], :inputs] = read
-    widened = Fp8Dequantize(None).convert({"weight": blocks, "weight_scale_inv": grid})["weight"]
-    assert isinstance(widened, torch.Tensor)
+    # Under names of a chain of its conversions, which mean the same in all versions: one tensor, and its scales.
+    (widened,) = Fp8Dequantize(None).convert({"blocks": [blocks], "blocks_scale_inv": [grid]})["blocks"]
     return widened[..., rows, :inputs].to(torch.bfloat16)

@@ -12,11 +12,11 @@ Source: the idea is Liger-Kernel's, Hsu et al. 2024, arXiv:2410.10989.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from sft.model.loss_form import BY_TORCH, CROSS_ENTROPY, LogitForm, LossForm, LossKernel
 from sft.types import IGNORE_INDEX
 
 CHUNK = {"cpu": 512, "gpu": 2048}
@@ -27,33 +27,6 @@ WEIGHT_ROWS = 8192
 """Rows of the weight whose gradients of a chunk are made at one time, in bf16, and then added in fp32."""
 
 
-@dataclass(frozen=True)
-class LogitForm:
-    """What a model does to the output x of its LM head: z = cap·tanh(scale·x / cap), or scale·x without a cap."""
-
-    scale: float = 1.0
-    cap: float | None = None
-
-
-@dataclass(frozen=True)
-class LossForm:
-    """What is minimised for a token, in place of its cross entropy ce = log Z - z[label], with p = exp z / Z:
-
-        g·((1 - ε)·ce + ε·mean over v of (log Z - z[v])) + c·(log Z)²        ε = label_smoothing, c = z_loss
-
-    The gate g is 1 for "ce", and takes no gradient:
-        dft   p[label]: what the model finds unlikely moves it less (Wu et al. 2025, arXiv:2508.05629)
-        eaft  the entropy of the 20 likeliest tokens among themselves, as a share of log 20: where the model is sure of
-              something else, it is moved less (Diao et al. 2026, arXiv:2601.02151)
-    Label smoothing: Szegedy et al. 2016, arXiv:1512.00567. z-loss: Chowdhery et al. 2022, arXiv:2204.02311.
-    """
-
-    kind: Literal["ce", "dft", "eaft"] = "ce"
-    label_smoothing: float = 0.0
-    z_loss: float = 0.0
-
-
-CROSS_ENTROPY = LossForm()
 LIKELIEST = 20
 """Tokens whose entropy the gate of EAFT goes by."""
 
@@ -92,12 +65,14 @@ def linear_ce_sum(
     loss_weights: torch.Tensor,  # float32 [N]
     form: LogitForm,
     loss: LossForm = CROSS_ENTROPY,
+    kernel: LossKernel = BY_TORCH,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(Σ w·CE, differentiable once; w·CE of every row [N]; rows whose likeliest prediction is the label), all fp32.
 
-    loss: what stands in the place of CE
+    loss: what stands in the place of CE. kernel: how it is computed
     """
-    return _LinearCrossEntropy.apply(hidden, weight, bias, labels, loss_weights, form, loss, torch.is_grad_enabled())
+    grad_enabled = torch.is_grad_enabled()
+    return _LinearCrossEntropy.apply(hidden, weight, bias, labels, loss_weights, form, loss, kernel, grad_enabled)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -111,6 +86,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss_weights: torch.Tensor,
         form: LogitForm,
         loss: LossForm,
+        kernel: LossKernel,
         grad_enabled: bool,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         wants = [grad_enabled and needed for needed in ctx.needs_input_grad[:3]]
@@ -123,45 +99,34 @@ class _LinearCrossEntropy(torch.autograd.Function):
         rows = CHUNK["cpu" if hidden.device.type == "cpu" else "gpu"]
         # One piece of memory serves all chunks: on a CPU, new memory costs more than the arithmetic on it.
         x_memory = hidden.new_empty(min(rows, len(hidden)), len(weight))
-        z_memory = torch.empty_like(x_memory, dtype=torch.float32) if x_memory.dtype != torch.float32 else x_memory
+        in_place = x_memory.dtype == torch.float32 or (kernel.by_triton and not kernel.fp32_logits)
+        z_memory = x_memory if in_place else torch.empty_like(x_memory, dtype=torch.float32)
         part = torch.empty_like(weight[:WEIGHT_ROWS]) if wants[1] and weight.dtype != torch.float32 else None
 
         loss_weights = loss_weights.where(labels != IGNORE_INDEX, 0.0)
         for start in range(0, len(hidden), rows):
             h, label, w = (t[start : start + rows] for t in (hidden, labels, loss_weights))
             x, z = x_memory[: len(h)], z_memory[: len(h)]
-            label, w = label[:, None], w[:, None]
 
-            _head(h, weight, bias, out=x)
-            slope = _shape(z if z is x else z.copy_(x), form, with_slope=any(wants))
-            highest, guess = z.max(dim=1, keepdim=True)
-            at_label = z.sub_(highest).gather(1, label.clamp(min=0))
-            mean = z.mean(dim=1, keepdim=True) if loss.label_smoothing else 0.0
-            gate = _entropy(z) if loss.kind == "eaft" else 1.0
-            normaliser = z.exp_().sum(dim=1, keepdim=True)
-            log_z = normaliser.log()
-            losses = log_z - at_label
-            from_all = from_label = w  # dz = from_all·softmax - from_label·onehot - from_each
-            from_each = None
-            if loss != CROSS_ENTROPY:
-                gate = (-losses).exp() if loss.kind == "dft" else gate
-                smoothing, log_sum = loss.label_smoothing, log_z + highest
-                losses = gate * (log_z - (1 - smoothing) * at_label - smoothing * mean) + loss.z_loss * log_sum**2
-                from_all = w * (gate + 2 * loss.z_loss * log_sum)
-                from_label = w * gate * (1 - smoothing)
-                from_each = w * gate * smoothing / z.shape[1] if smoothing else None
-            ce[start : start + rows] = (losses * w)[:, 0]
-            hits = hits + (guess == label).sum()  # IGNORE_INDEX equals no token id
+            _head(h, weight, bias, out=z if kernel.fp32_logits else x)
+            if z is not x and not kernel.fp32_logits:
+                z.copy_(x)
+            if kernel.by_triton:
+                from sft.model.softmax_kernel import softmax_and_gradient  # triton is optional
+
+                losses, found = softmax_and_gradient(z, label, w, form, loss, gradient=x if any(wants) else None)
+                d_z = x
+            else:
+                losses, found = _softmax_and_gradient(z, label, w, form, loss, with_gradient=any(wants))
+                d_z = z
+            ce[start : start + rows] = losses
+            hits = hits + found
             if not any(wants):
                 continue
 
-            z.mul_(from_all / normaliser).scatter_add_(1, label.clamp(min=0), -from_label)
-            if from_each is not None:
-                z.sub_(from_each)
-            d_x = z if slope is None else z.mul_(slope)
             if d_bias is not None:
-                d_bias += d_x.sum(dim=0)
-            d_x = d_x if x is z else x.copy_(d_x)
+                d_bias += d_z.sum(dim=0, dtype=torch.float32)
+            d_x = d_z if d_z.dtype == x.dtype else x.copy_(d_z)
             if d_hidden is not None:
                 torch.mm(d_x, weight, out=d_hidden[start : start + rows])
             if part is not None and d_weight is not None:
@@ -179,12 +144,52 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         # In place, because these are the largest tensors of a step; autograd refuses a second backward through them.
         scaled = (None if d is None else d.mul_(gradient).to(ctx.dtype) for d in ctx.saved_tensors)
-        return *scaled, None, None, None, None, None
+        return *scaled, None, None, None, None, None, None
 
 
 def _head(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, out: torch.Tensor) -> torch.Tensor:
-    """x = W h + b, into `out` [n, V]."""
+    """x = W h + b, into `out` [n, V]; in fp32, where `out` is and the others are not, on CUDA alone."""
+    if out.dtype != h.dtype:
+        torch.mm(h, weight.T, out_dtype=out.dtype, out=out)
+        return out if bias is None else out.add_(bias)
     return torch.mm(h, weight.T, out=out) if bias is None else torch.addmm(bias, h, weight.T, out=out)
+
+
+def _softmax_and_gradient(
+    z: torch.Tensor,  # fp32 [n, V]: what the LM head gave
+    label: torch.Tensor,  # int64 [n]
+    w: torch.Tensor,  # fp32 [n]
+    form: LogitForm,
+    loss: LossForm,
+    *,
+    with_gradient: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (w·loss of every row [n], rows whose likeliest token is the label). The gradient takes the place of z."""
+    label, w = label[:, None], w[:, None]
+    slope = _shape(z, form, with_slope=with_gradient)
+    highest, guess = z.max(dim=1, keepdim=True)
+    at_label = z.sub_(highest).gather(1, label.clamp(min=0))
+    mean = z.mean(dim=1, keepdim=True) if loss.label_smoothing else 0.0
+    gate = _entropy(z) if loss.kind == "eaft" else 1.0
+    normaliser = z.exp_().sum(dim=1, keepdim=True)
+    log_z = normaliser.log()
+    losses = log_z - at_label
+    from_all = from_label = w  # dz = from_all·softmax - from_label·onehot - from_each
+    from_each = None
+    if loss != CROSS_ENTROPY:
+        gate = (-losses).exp() if loss.kind == "dft" else gate
+        smoothing, log_sum = loss.label_smoothing, log_z + highest
+        losses = gate * (log_z - (1 - smoothing) * at_label - smoothing * mean) + loss.z_loss * log_sum**2
+        from_all = w * (gate + 2 * loss.z_loss * log_sum)
+        from_label = w * gate * (1 - smoothing)
+        from_each = w * gate * smoothing / z.shape[1] if smoothing else None
+    if with_gradient:
+        z.mul_(from_all / normaliser).scatter_add_(1, label.clamp(min=0), -from_label)
+        if from_each is not None:
+            z.sub_(from_each)
+        if slope is not None:
+            z.mul_(slope)
+    return (losses * w)[:, 0], (guess == label).sum()  # IGNORE_INDEX equals no token id
 
 
 def _shape(x: torch.Tensor, form: LogitForm, *, with_slope: bool) -> torch.Tensor | float | None:

@@ -12,11 +12,30 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from sft.model.head import LogitForm
+from sft.errors import InputError
+from sft.model.attention.choice import why_not
+from sft.model.loss_form import BY_TORCH, LOSS_KERNELS, LogitForm
 from sft.parallel.world import log
 
 LOGITS_AS_LARGE_AS = 30.0
 """Standard deviation of the logits tried: soft-caps in use are 15 to 50."""
+
+
+def refuse_loss_kernel(name: str, device: torch.device) -> None:
+    """Raise InputError where model.loss_kernel names what `device`, or this installation, does not have."""
+    kernel = LOSS_KERNELS[name]
+    obstacle = "CUDA, and this run is on the CPU" if kernel != BY_TORCH and device.type == "cpu" else ""
+    if not obstacle and kernel.by_triton and (reason := why_not("triton", "jit")):
+        obstacle = f"triton, which {reason}"
+    if obstacle:
+        raise InputError(f"model.loss_kernel={name} needs {obstacle}; set model.loss_kernel=torch.")
+
+
+def note_loss_kernel(model: PreTrainedModel, name: str) -> None:
+    """Note on `model`, whose logit form is known, how its loss is computed: one of model.loss_kernel."""
+    vars(model)["loss_kernel"] = LOSS_KERNELS[name]
+    if LOSS_KERNELS[name] != BY_TORCH and vars(model)["logit_form"] is None:
+        log.warning("model.loss_kernel=%s has no effect: the loss is computed from whole logits.", name)
 
 
 def learn_logit_form(model: PreTrainedModel) -> LogitForm | None:

@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 
 from sft.model.head import CHUNK, WEIGHT_ROWS, WHOLE_LOGITS_CHUNK
 from sft.model.kept import Kept, kept_for_backward
+from sft.model.loss_form import BY_TORCH, LossKernel
 from sft.model.quantised import PACKED_BYTES, as_whole, is_packed
 
 
@@ -78,6 +79,7 @@ class Load:
     several_micro_batches: bool = False  # in a step: the first ones leave gradients
     whole_gradients: bool = False  # these are kept whole by every rank, in fp32, until the last micro-batch
     on_cpu: bool = False  # else on a GPU
+    loss_kernel: LossKernel = BY_TORCH
     snapshot: bool = False  # checkpoints are copied into this memory, and written while training goes on
 
 
@@ -196,12 +198,12 @@ def _is_selective(load: Load) -> bool:
 
 
 def _fused_loss(model: ModelSize, load: Load) -> int:
-    """Count the rows of one chunk, again in fp32, and gradients of what the LM head met and of its weight, in fp32."""
+    """Count the logits of one chunk and their gradients, those of what the LM head met, and of its weight, in fp32."""
     c, copy = load.compute_bytes, 0 if load.compute_bytes == 4 else load.compute_bytes
     rows = min(load.logits, CHUNK["cpu" if load.on_cpu else "gpu"])
     of_weight = model.width * (4 * model.vocabulary + copy * min(WEIGHT_ROWS, model.vocabulary))
     head = of_weight if model.head_trains and load.logits else 0
-    return model.vocabulary * rows * (4 + copy) + c * model.width * load.logits + head
+    return model.vocabulary * rows * load.loss_kernel.logit_bytes(c) + c * model.width * load.logits + head
 
 
 def _whole_logits(model: ModelSize, load: Load) -> int:

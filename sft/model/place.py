@@ -15,7 +15,7 @@ from sft.model.dequantise import say_how_widened
 from sft.model.frozen import freeze
 from sft.model.liger import use_liger_kernels
 from sft.model.load import build_skeleton, decoder_layers, load_weights
-from sft.model.logits import learn_logit_form
+from sft.model.logits import learn_logit_form, note_loss_kernel, refuse_loss_kernel
 from sft.model.precision import fp32_modules, say_what_is_rounded
 from sft.model.pretrained import load_config
 from sft.model.quantised import Chosen, choose, quantise
@@ -64,6 +64,7 @@ def build_bare_model(
     say_what_is_rounded(model, compute_dtype)
     watch_routers(model, config.model.router_aux_loss)
     learn_logit_form(model)  # with its adapters: one on the LM head makes it another head
+    note_loss_kernel(model, config.model.loss_kernel)
     return model, grown
 
 
@@ -92,6 +93,7 @@ def place(
 
     grown: the vocabulary of the skeleton is larger than that of the files
     """
+    refuse_loss_kernel(config.model.loss_kernel, world.device)
     layers = decoder_layers(model)
     if sharding.offload and world.device.type == "cpu":
         log.info("model.fsdp_config.cpu_offload=true: without a GPU all of the model is in CPU memory anyway.")

@@ -14,6 +14,7 @@ from sft.data.dataset import Dataset
 from sft.data.order.plan import Plan
 from sft.errors import OwnMishapError
 from sft.model.load import decoder_layers
+from sft.model.loss_form import LOSS_KERNELS
 from sft.model.memory import Load, ModelSize, device_bytes, estimate, gigabytes, model_size, savings
 from sft.model.place import DTYPES, own_ends
 from sft.parallel.lost_ranks import is_out_of_memory
@@ -123,6 +124,7 @@ def load_of(config: SftConfig, *, ranks: int, tokens: int, logits: int, device: 
         activations_on_host=config.model.activation_offload and device != "cpu",
         whole_weights=not fsdp.reshard_after_forward,
         on_cpu=device == "cpu",
+        loss_kernel=LOSS_KERNELS[model.loss_kernel],
         # A GPU's checkpoints are copied to the CPU.
         snapshot=device == "cpu" and trainer.async_save and trainer.save_freq not in (-1, 0),
     )

@@ -17,6 +17,7 @@ from sft.errors import InputError
 from sft.model.attention import Available, Choice, choose_attention
 from sft.model.fits import refuse_misfit_samples
 from sft.model.liger import refuse_without_liger
+from sft.model.logits import refuse_loss_kernel
 from sft.model.place import build_bare_model
 from sft.model.pretrained import find_model, load_config
 from sft.model.write.proof import prove_export
@@ -47,6 +48,7 @@ def read_inputs(config: SftConfig, world: World, head_start: HeadStart | None = 
     """
     if config.model.use_liger:
         refuse_without_liger(world.device)
+    refuse_loss_kernel(config.model.loss_kernel, world.device)
     if config.model.external_lib:
         importlib.import_module(config.model.external_lib)
     source = find_model(config.model.partial_pretrain, config.model.revision)

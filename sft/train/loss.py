@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from sft.model.head import CROSS_ENTROPY, WHOLE_LOGITS_CHUNK, LogitForm, LossForm, linear_ce_sum, token_losses
+from sft.model.head import WHOLE_LOGITS_CHUNK, linear_ce_sum, token_losses
+from sft.model.loss_form import BY_TORCH, CROSS_ENTROPY, LogitForm, LossForm
 from sft.types import IGNORE_INDEX, Batch
 
 
@@ -74,7 +75,7 @@ def _fused(
     hooks, and would be wrong for 15 of the 127 families whose loss is fused (docs/design.md, "Why the loss is given by
     hooks"): what the model's own forward does between its arguments and its LM head, only that forward knows.
     """
-    head = model.get_output_embeddings()
+    head, kernel = model.get_output_embeddings(), getattr(model, "loss_kernel", BY_TORCH)
     hidden, answer = [], []
 
     def take_hidden(_: Any, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
@@ -83,7 +84,7 @@ def _fused(
 
     def give_loss(*_: Any) -> torch.Tensor:
         labels, weights = _supervised(batch)
-        answer.extend(linear_ce_sum(hidden[0], head.weight, head.bias, labels, weights, form, loss))
+        answer.extend(linear_ce_sum(hidden[0], head.weight, head.bias, labels, weights, form, loss, kernel))
         return answer[0]
 
     with (

@@ -4,15 +4,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sft.model.head import CHUNK, LogitForm, linear_ce_sum
+from sft.model.head import CHUNK, linear_ce_sum
+from sft.model.loss_form import LOSS_KERNELS, LogitForm
 from sft.types import IGNORE_INDEX
 
 ROWS, WIDTH, VOCABULARY = CHUNK["gpu"] + 500, 128, 151_936
 
 
+@pytest.mark.parametrize("kernel", ["torch", "torch_fp32", "triton", "triton_fp32"])
 @pytest.mark.parametrize("form", [LogitForm(), LogitForm(scale=0.5, cap=5.0)], ids=["plain", "capped"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)], ids=["fp32", "bf16"])
-def test_loss_and_gradients_equal_those_of_whole_logits(dtype, tolerance, form):
+def test_loss_and_gradients_equal_those_of_whole_logits(dtype, tolerance, form, kernel):
     """Within 1e-5 of the largest gradient in fp32; 2 % in bf16, which rounds the logits. The loss: a tenth of that."""
     torch.manual_seed(0)
     hidden = torch.randn(ROWS, WIDTH, device="cuda").to(dtype)
@@ -27,7 +29,7 @@ def test_loss_and_gradients_equal_those_of_whole_logits(dtype, tolerance, form):
         return (F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="none") * weights).sum()
 
     def fused(hidden, weight):
-        return linear_ce_sum(hidden, weight, None, labels, weights, form)[0]
+        return linear_ce_sum(hidden, weight, None, labels, weights, form, kernel=LOSS_KERNELS[kernel])[0]
 
     results = []
     for compute in (fused, whole):

@@ -43,7 +43,9 @@ def test_every_stage_runs_here(result):
 def test_kernels_are_compared_and_those_that_cannot_run_say_why(result):
     found = result["stages"]["right"]["found"]
     assert found["sdpa of width 16"]["right"] and found["sdpa with a window of width 24"]["right"]
-    assert found["loss"]["right"] and "error" in found["flash_attention_3 of width 16"]
+    assert found["loss by torch"]["right"] and found["loss by auto, capped"]["right"]
+    assert "error" in found["loss by torch_fp32"], "it needs CUDA"
+    assert "error" in found["flash_attention_3 of width 16"]
 
 
 def test_steps_are_timed_profiled_and_set_against_the_estimate(result):

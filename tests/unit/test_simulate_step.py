@@ -41,6 +41,7 @@ KNOBS = {
     "frozen ends": ("model.frozen=[embed_tokens,lm_head]",),
     "adapters": ("model.lora_rank=16", "model.enable_gradient_checkpointing=true"),
     "sgd": ("optim.name=sgd",),
+    "logits in fp32": ("model.loss_kernel=torch_fp32",),
 }
 
 

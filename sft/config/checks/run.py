@@ -26,6 +26,7 @@ def check(config: SftConfig, world_size: int, report: Report, needs_weights: boo
         *_data_problems(config.data),
         *model_problems(config.model, needs_weights),
         *optim_problems(config.optim),
+        *_loss_problems(config),
         *_trainer_problems(config.trainer),
         *judgement_problems(config),
         *hub_problems(config.trainer),
@@ -47,6 +48,15 @@ def check(config: SftConfig, world_size: int, report: Report, needs_weights: boo
         report.warn(f"trainer.test_freq={config.trainer.test_freq} has no effect: data.val_files=null.")
     if not config.data.has_val and config.trainer.val_before_train:
         report.warn("trainer.val_before_train=true has no effect: data.val_files=null.")
+
+
+def _loss_problems(config: SftConfig) -> Iterator[str]:
+    kernel = config.model.loss_kernel
+    if kernel.startswith("triton") and config.optim.loss == "eaft":
+        yield (
+            f"model.loss_kernel={kernel} does not know optim.loss=eaft, which needs the 20 largest logits of a row; "
+            "set model.loss_kernel=torch."
+        )
 
 
 def _batch_problems(config: SftConfig, world_size: int) -> Iterator[str]:

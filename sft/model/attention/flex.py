@@ -31,8 +31,10 @@ def flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, samples: Samples, sc
     if heads & (heads - 1):  # shared heads need a power of two
         k, v = k.repeat_interleave(heads // k.shape[1], dim=1), v.repeat_interleave(heads // v.shape[1], dim=1)
     tokens, padding = len(q), -len(q) % BLOCK
-    made = samples.block_masks or {}
-    mask: Any = made[scores.window] if scores.window in made else _mask_of(samples, scores.window, tokens + padding)
+    if scores.window in (made := samples.block_masks or {}):
+        mask = made[scores.window]
+    else:
+        mask = _mask_of(samples, scores.window, tokens + padding)
     # A compiled layer takes the function into its own graph.
     attend: Any = flex_attention if torch.compiler.is_compiling() else _attend(q.is_cuda)
     output, aux = attend(
@@ -100,8 +102,7 @@ def _soft_cap(softcap: float) -> Callable[..., Any]:
 _masks: Any = WeakIdKeyDictionary()  # cu_seqlens of a batch -> its masks by window: the layers share them
 
 
-@torch.compiler.disable
-def _mask_of(samples: Samples, window: int | None, tokens: int) -> BlockMask:
+def _mask_in_blocks(samples: Samples, window: int | None, tokens: int) -> BlockMask:
     """[T, T] in blocks: a token sees those of its sample up to itself, and no further back than the window.
 
     Tokens behind the last sample are padding: they see each other, and no sample sees them.
@@ -118,3 +119,6 @@ def _mask_of(samples: Samples, window: int | None, tokens: int) -> BlockMask:
         make = _make_mask(device.type == "cuda")
         masks[window] = make(visible, None, None, tokens, tokens, device=device)
     return masks[window]
+
+
+_mask_of: Any = torch.compiler.disable(_mask_in_blocks)

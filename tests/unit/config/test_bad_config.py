@@ -54,6 +54,7 @@ BAD = [
     ("model.strategy=ddp", ["model.strategy", "fsdp2 or fsdp"]),
     ("model.fsdp_config.model_dtype=fp16", ["fp32 or bf16"]),
     ("optim.lr_scheduler=step", ["cosine, wsd, linear or constant"]),
+    ("model.loss_kernel=liger", ["auto, torch, torch_fp32, triton or triton_fp32"]),
     (
         "model.attn_implementation=flash",
         ["auto, sdpa, varlen, flash_attention_2, flash_attention_3 or flex"],
@@ -198,6 +199,12 @@ def test_a_quantised_model_is_refused(settings: dict, told: str, here: Path, run
 def test_4_bits_have_no_norms_of_whole_weights(runnable: list[str]) -> None:
     (problem,) = problems_of([*runnable, "model.base_dtype=nf4", "model.lora_rank=4", "model.use_dora=true"])
     assert "model.use_dora=true needs the norms of whole weights" in problem
+
+
+def test_the_loss_kernel_of_triton_does_not_know_every_loss(runnable: list[str]) -> None:
+    (problem,) = problems_of([*runnable, "model.loss_kernel=triton_fp32", "optim.loss=eaft"])
+    assert "model.loss_kernel=triton_fp32 does not know optim.loss=eaft" in problem
+    load_config([*runnable, "model.loss_kernel=triton", "optim.loss=dft"])
 
 
 def test_a_format_without_messages_and_multiturn_contradict_each_other(runnable: list[str]) -> None:

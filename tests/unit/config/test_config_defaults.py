@@ -58,6 +58,7 @@ model.use_dora: false
 model.modules_to_save: null
 model.lora_adapter_path: null
 model.use_liger: false
+model.loss_kernel: auto
 optim.lr: 0.00001
 optim.betas: [0.9, 0.95]
 optim.weight_decay: 0.01

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sft.model.head import LogitForm, LossForm, linear_ce_sum, token_losses
+from sft.model.head import linear_ce_sum, token_losses
+from sft.model.loss_form import LOSS_KERNELS, LogitForm, LossForm
 from tests.models import Watch
 
 N, D, V, ROWS = 50, 16, 97, 7
@@ -20,7 +21,7 @@ FORMS = {
 @pytest.fixture(autouse=True)
 def several_chunks(monkeypatch):
     """The last one is smaller: 50 = 7 x 7 + 1."""
-    monkeypatch.setattr("sft.model.head.CHUNK", {"cpu": ROWS})
+    monkeypatch.setattr("sft.model.head.CHUNK", {"cpu": ROWS, "gpu": ROWS})
 
 
 def problem(*, bias=False, rows=N, width=D, vocabulary=V, dtype=torch.float32):
@@ -189,3 +190,34 @@ def test_other_losses_and_their_gradients_equal_their_papers(loss, form):
         for one, other in zip(gradients, torch.autograd.grad(found, tensors, retain_graph=True), strict=True):
             assert (one - other).norm() < 2e-6 * one.norm()
     assert rows.sum().item() == pytest.approx(total.item(), rel=1e-6) and not rows[labels < 0].any()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_logits_in_fp32_come_so_from_the_matmul_and_are_not_copied(bias):
+    """On the meta device, which stands for CUDA: on a CPU, matmuls give their own dtype."""
+    tensors, labels, weights = problem(bias=bias, dtype=torch.bfloat16)
+    tensors = [tensor.detach().to("meta").requires_grad_() for tensor in tensors]
+    copied = {}
+    for name in ("torch", "torch_fp32"):
+        with Operators() as operators:
+            bias_of = tensors[2] if bias else None
+            total, *_ = linear_ce_sum(
+                *tensors[:2], bias_of, labels.to("meta"), weights.to("meta"), LogitForm(), kernel=LOSS_KERNELS[name]
+            )
+        gradients = torch.autograd.grad(total, tensors)
+        assert [gradient.dtype for gradient in gradients] == [torch.bfloat16] * len(tensors)
+        copied[name] = operators.seen.count("aten::copy_")
+        assert ("aten::mm.dtype_out" in operators.seen) == (name == "torch_fp32")
+    assert copied["torch"] - copied["torch_fp32"] == -(-N // ROWS), "of each chunk, the gradient alone is copied"
+
+
+class Operators(TorchDispatchMode):
+    """The names of what was called."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen.append(function.name())
+        return function(*args, **(kwargs or {}))

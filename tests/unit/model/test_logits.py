@@ -16,9 +16,11 @@ from transformers import (
     RecurrentGemmaConfig,
 )
 
-from sft.model.head import LogitForm
-from sft.model.logits import learn_logit_form
+from sft.errors import InputError
+from sft.model.logits import learn_logit_form, note_loss_kernel, refuse_loss_kernel
 from sft.model.lora import add_adapters
+from sft.model.loss_form import BY_TORCH, LOSS_KERNELS, LogitForm
+from sft.parallel.world import log
 from tests.models import SIZES
 
 FORMS = {
@@ -102,3 +104,36 @@ def test_an_adapter_on_the_head_makes_it_another_head():
     options = {"dropout": 0.0, "use_rslora": False, "use_dora": False, "modules_to_save": [], "dtype": torch.float32}
     add_adapters(model, base="", rank=2, alpha=2, targets=["lm_head", "q_proj"], **options)
     assert learn_logit_form(model) is None
+
+
+@pytest.mark.parametrize("name", ["torch_fp32", "triton", "triton_fp32"])
+def test_a_loss_kernel_for_cuda_is_refused_elsewhere(name):
+    with pytest.raises(InputError, match=rf"model.loss_kernel={name} needs CUDA, .*CPU; set model.loss_kernel=torch"):
+        refuse_loss_kernel(name, torch.device("cpu"))
+    refuse_loss_kernel("auto", torch.device("cpu"))
+
+
+def test_a_loss_kernel_that_needs_triton_says_what_is_wrong_with_it(monkeypatch):
+    monkeypatch.setattr("sft.model.logits.why_not", lambda *_: "is not installed")
+    with pytest.raises(InputError, match=r"model.loss_kernel=triton needs triton, which is not installed; set"):
+        refuse_loss_kernel("triton", torch.device("cuda"))
+    refuse_loss_kernel("torch_fp32", torch.device("cuda"))
+
+
+def test_auto_is_what_has_run_everywhere():
+    """Until a result of scripts/first_gpu.py is committed that compares the others on a GPU."""
+    assert LOSS_KERNELS["auto"] == BY_TORCH
+
+
+def test_a_loss_kernel_without_effect_is_said(caplog):
+    config, options, _ = FORMS["llama"]
+    model = skeleton(config(**SIZES | options))
+    learn_logit_form(model)
+    with caplog.at_level("WARNING"):
+        log.addHandler(caplog.handler)
+        note_loss_kernel(model, "triton")
+        assert model.loss_kernel == LOSS_KERNELS["triton"] and not caplog.messages
+        vars(model)["logit_form"] = None
+        note_loss_kernel(model, "triton")
+        log.removeHandler(caplog.handler)
+    assert "model.loss_kernel=triton has no effect: the loss is computed from whole logits." in caplog.messages

@@ -9,9 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from sft.model.attention import Available, choose_attention
-from sft.model.head import LogitForm, linear_ce_sum
+from sft.model.head import linear_ce_sum
 from sft.model.kept import Kept, kept_for_backward
 from sft.model.load import build_skeleton
+from sft.model.loss_form import LogitForm
 from sft.model.memory import Load, Memory, ModelSize, estimate, gigabytes, model_size, moments, savings
 from sft.model.pretrained import load_config
 from sft.train.optim import OPTIMIZERS

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sft.data.order.collate import collate
-from sft.model.head import LossForm
 from sft.model.logits import learn_logit_form
+from sft.model.loss_form import LossForm
 from sft.train.loss import _by_source, token_ce_sum, token_ce_sum_and_hits
 from sft.types import Sample
 from tests.assets import boundaries, tiny_model_dir
