@@ -4,6 +4,8 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 OLDEST ?= .venv-oldest
+# How many test files run at the same time. Three gigabytes of memory for each are enough.
+JOBS ?= 2
 # One rank per GPU, two at most; two on the CPU.
 RANKS = $(shell $(BIN)/python -c "import torch; print(min(2, torch.cuda.device_count()) or 2)")
 
@@ -14,8 +16,11 @@ quickstart: $(VENV)/installed
 	$(BIN)/torchrun --standalone --nproc_per_node=$(RANKS) -m sft.fsdp_sft_trainer +experiment=quickstart
 	$(BIN)/python scripts/quickstart.py score
 
+# Tests that kill processes at chosen moments, or fill a GPU, have the machine for themselves.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder \
+		--ignore tests/fault --ignore tests/gpu
+	$(BIN)/python -m pytest tests/fault tests/gpu
 
 # The oldest torch and transformers that are supported, as GPU images have them: unit tests, and those of two ranks that
 # compare numbers. The wheel of this torch brings CUDA with it, 5 GB on the disk; no GPU is needed.

@@ -4,8 +4,8 @@
     order(...): one line of JSON         ----->  fork          ----->   become the command, with an exit code, output,
     process id; at its end the exit code <-----  wait                   directory and environment of its own
 
-The fork runs the same file under the same name as `python -m` would. Its ranks, if it has several, are forked by the
-elastic agent of torch, which torchrun is a command line for. tests/launch.py decides which commands are started so.
+The fork runs the same file under the same name as `python -m` would. With ranks it is torchrun, with one difference:
+the ranks are forks, too. tests/launch.py decides which commands are started so.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ import atexit
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 MODULES = (
     *("sft.fsdp_sft_trainer", "sft.inspect", "sft.tokenise", "sft.evaluate", "sft.generate", "sft.export"),
-    *("sft.checkpoint", "tests.dist.several"),
+    *("sft.checkpoint", "tests.dist.several", "tests.dist.stand_ins", "tests.dist.remembering"),
+    *("tests.dist.unlike", "tests.dist.short_of_memory"),
 )
 """The commands that can be started so."""
 
@@ -82,7 +85,7 @@ def serve() -> None:
     """Take orders until nobody gives any."""
     import matplotlib.figure  # noqa: F401
     import peft  # noqa: F401
-    from torch.distributed.launcher import api  # noqa: F401
+    from torch.distributed import run  # noqa: F401
     from transformers.models.qwen3 import modeling_qwen3  # noqa: F401
 
     import sft.evaluate.run
@@ -121,18 +124,41 @@ def become(
     if ranks == 0:
         run_as_main(module, list(arguments))
         return
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler import SubprocessHandler
 
-    agent = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=ranks,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",  # as torchrun --standalone
-        max_restarts=0,
-        start_method="fork",
-    )
-    elastic_launch(agent, run_as_main)(module, list(arguments))
+    SubprocessHandler._popen = lambda self, command, environment: ForkedRank(module, arguments, environment)
+    torchrun.main(["--standalone", f"--nproc_per_node={ranks}", "-m", module, *arguments])
+
+
+class ForkedRank:
+    """Stand for the Popen of a rank: what torchrun asks of it is its id, its exit code and to wait for its end."""
+
+    def __init__(self, module: str, arguments: Sequence[str], environment: Mapping[str, str]):
+        self._process = get_context("fork").Process(target=become_rank, args=(module, arguments, environment))
+        self._process.start()
+        assert self._process.pid
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired(self._process.name, timeout or 0)
+        return self._process.exitcode
+
+
+def become_rank(module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Turn this fork of torchrun into a rank, in a process group of its own, which torchrun signals."""
+    os.setpgid(0, 0)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)  # as after an exec; torchrun's own handlers are inherited otherwise
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.clear()
+    os.environ.update(environment)
+    run_as_main(module, list(arguments))
 
 
 def run_as_main(module: str, arguments: list[str]) -> None:

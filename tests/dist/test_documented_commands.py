@@ -65,6 +65,7 @@ def test_gsm8k(home, tmp_path):
         ],
         ranks=2,
         cwd=tmp_path,
+        real_torchrun=True,
     )
     metrics = read_metrics(tmp_path / "run")
     assert len(metrics) == 3

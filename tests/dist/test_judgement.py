@@ -64,7 +64,7 @@ def judged(base, tmp_path_factory) -> dict[str, Path]:
     }
     placed = [[f"trainer.default_local_dir={home / name}", *overrides] for name, overrides in runs.items()]
     (home / "runs.json").write_text(json.dumps(placed))
-    done = succeed([str(home / "runs.json")], ranks=2, cwd=home, module="tests.dist.several", timeout_s=280)
+    done = succeed([str(home / "runs.json")], ranks=2, cwd=home, module="tests.dist.several")
     (home / "log").write_text(done.stdout)
     return {name: home / name for name in ("last", "best", "resumed", "hub", "log")} | {"home": home}
 

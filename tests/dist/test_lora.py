@@ -114,7 +114,7 @@ def trained(base, tmp_path_factory) -> dict[str, Path]:
         runs[f"{kind}_merged"] = [*base, f"model.partial_pretrain={home / kind}", "trainer.total_training_steps=1"]
     placed = [[f"trainer.default_local_dir={home / name}", *overrides] for name, overrides in runs.items()]
     (home / "runs.json").write_text(json.dumps(placed))
-    done = succeed([str(home / "runs.json")], ranks=2, cwd=home, module="tests.dist.several", timeout_s=280)
+    done = succeed([str(home / "runs.json")], ranks=2, cwd=home, module="tests.dist.several")
     (home / "log").write_text(done.stderr)
     return {name: home / name for name in [*runs, "log"]}
 

@@ -73,7 +73,6 @@ def test_loss_falls_and_the_directory_generates(gsm8k, tmp_path, keys):
         ],
         ranks=2,
         cwd=tmp_path,
-        timeout_s=280,
     )
     metrics = read_metrics(tmp_path / "run")
     losses = [line["train/loss"] for line in metrics]
