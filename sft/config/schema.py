@@ -1,115 +1,51 @@
-"""Declare the keys of a run and what each may hold: frozen, typed, without defaults (those stand in conf/).
-
-The types describe themselves: an error message and the reference page quote the `description` of a key's type.
-"""
+"""Declare the keys of a run: frozen, typed, without defaults (those stand in conf/)."""
 
 # Annotations stay real objects here (no `from __future__ import annotations`): expectations.py reads them.
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-
-def _expand_home(path: str) -> str:
-    return str(Path(path).expanduser()) if path.startswith("~") else path
-
-
-def _several(value: Any) -> Any:
-    return value if isinstance(value, list | tuple | None) else (value,)
-
-
-def _none_is_empty(value: Any) -> Any:
-    return () if value is None else _several(value)
-
-
-def _digits_are_text(value: Any) -> Any:
-    return str(value) if type(value) is int else value
-
-
-# `strict`: "12" is no number, 1 is no bool, 1.5 is no count. A float still takes an int.
-Flag = Annotated[bool, Field(strict=True, description="true or false")]
-Count = Annotated[int, Field(strict=True, ge=1, description="a whole number of at least 1")]
-CountOrZero = Annotated[int, Field(strict=True, ge=0, description="a whole number of at least 0")]
-CountOrOff = Annotated[int, Field(strict=True, ge=-1, description="a whole number of at least -1")]
-PartOfRun = Annotated[float, Field(strict=True, gt=0, lt=1, description="a part of the run above 0 and below 1")]
-Interval = CountOrOff | PartOfRun | Literal["epoch"]
-Length = Annotated[int, Field(strict=True, ge=2, description="a whole number of at least 2")]
-Above0 = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False, description="a number above 0")]
-AtLeast0 = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False, description="a number of at least 0")]
-Dropout = Annotated[float, Field(strict=True, ge=0, lt=1, description="a number of at least 0 and below 1")]
-Share = Annotated[float, Field(strict=True, ge=0, le=1, description="a number from 0 to 1")]
-ShareAbove0 = Annotated[float, Field(strict=True, gt=0, le=1, description="a number above 0 and up to 1")]
-Part = Annotated[float, Field(strict=True, ge=0, lt=1, description="a part of the rows, from 0 to below 1,")]
-Decay = Annotated[float, Field(strict=True, ge=0, lt=1)]
-Betas = Annotated[tuple[Decay, Decay], Field(description="two numbers, each at least 0 and below 1")]
-
-
-def _in_order(steps: tuple[int, int]) -> tuple[int, int]:
-    if steps[0] > steps[1]:
-        raise ValueError("the first step comes after the last one")
-    return steps
-
-
-Steps = Annotated[
-    tuple[Count, Count], AfterValidator(_in_order), Field(description="two step numbers, [first, last], in order")
-]
-
-Text = Annotated[str, Field(strict=True, min_length=1, description="text")]
-Name = Annotated[Text, BeforeValidator(_digits_are_text), Field(description="text")]  # experiment_name=7 is a name
-UserPath = Annotated[Text, AfterValidator(_expand_home), Field(description="a path")]
-ValMetric = Annotated[
+from sft.config.values import (
+    Above0,
+    AtLeast0,
+    Betas,
+    Count,
+    CountOrOff,
+    CountOrZero,
+    Dropout,
+    Files,
+    Flag,
+    Format,
+    HubModel,
+    Interval,
+    Keys,
+    Length,
+    LoraStart,
+    Model,
+    Modules,
+    Name,
+    Names,
+    Part,
+    PartOfRun,
+    Pattern,
+    Patterns,
+    RateShare,
+    Share,
+    ShareAbove0,
+    Steps,
+    TaskMetric,
+    Template,
     Text,
-    Field(
-        pattern=r"^val/(\w+|loss/.+)$",
-        description="val/loss, val/perplexity, val/token_accuracy, val/loss/<file> or val/<trainer.generate_metric>",
-    ),
-]
-HubModel = Annotated[
-    Text, Field(pattern=r"^([\w-][\w.-]*/)?[\w-][\w.-]*$", description="a hub id org/name, or name for one of your own")
-]
-TaskMetric = Annotated[
+    Trackers,
     UserPath,
-    Field(
-        pattern=r"^(exact_match|contains|rouge|.+\.py:[A-Za-z_]\w*)$",
-        description="exact_match, contains, rouge or file.py:function",
-    ),
-]
-Template = Annotated[UserPath, Field(description="jinja text, a file or a name")]
-Model = Annotated[UserPath, Field(description="a model directory or a hub id org/name")]
-Files = Annotated[
-    tuple[UserPath, ...], BeforeValidator(_several), Field(min_length=1, description="a path or a list of paths")
-]
-Keys = Annotated[tuple[Text, ...], BeforeValidator(_none_is_empty), Field(description="a list of names")]
-Names = Annotated[
-    tuple[Text, ...], BeforeValidator(_several), Field(min_length=1, description="a name or a list of names")
-]
-Modules = Annotated[
-    Text | tuple[Text, ...], Field(min_length=1, description="all-linear, a list of names or a regular expression")
-]
-LoraStart = Annotated[Flag | Text, Field(description="true or gaussian")]
-Format = Literal["auto", "messages", "sharegpt", "prompt_response", "alpaca", "dolly", "openorca", "text"]
-Variables = Annotated[dict[str, Any], Field(description="a section of keys")]
-
-Tracker = Literal["console", "jsonl", "tensorboard", "wandb", "mlflow", "swanlab", "trackio"]
-Trackers = Annotated[
-    tuple[Tracker, ...],
-    BeforeValidator(_several),
-    Field(min_length=1, description=f"one or a list of {', '.join(get_args(Tracker))}"),
-]
-
-
-def _is_pattern(text: str) -> str:
-    try:
-        re.compile(text)
-    except re.error as error:
-        raise ValueError(f"no regular expression: {error}") from error
-    return text
-
-
-Pattern = Annotated[Text, AfterValidator(_is_pattern), Field(description="a regular expression")]
-RateShare = Annotated[Text, Field(pattern=r"^x(\d+\.?\d*|\.\d+)(e-?\d+)?$", description="x0.1 for a share of optim.lr")]
+    ValMetric,
+    Variables,
+    expand_home,
+    none_is_empty,
+    one_or_several,
+)
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -122,12 +58,9 @@ class ParameterGroup:
     name: Name | None = None  # in logs and metrics; None: the pattern
 
 
-Patterns = Annotated[
-    tuple[Pattern, ...], BeforeValidator(_none_is_empty), Field(description="a list of regular expressions")
-]
 ParameterGroups = Annotated[
     tuple[ParameterGroup, ...],
-    BeforeValidator(_none_is_empty),
+    BeforeValidator(none_is_empty),
     Field(
         description="a list of {match: REGEX, lr: 1e-6 or x0.1, weight_decay: 0, name: NAME}, with lr or weight_decay"
     ),
@@ -152,13 +85,13 @@ def _source(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     path, colon, rows = value.rpartition(":")
-    counted = bool(colon) and rows.isdecimal() and not Path(_expand_home(value)).exists()
+    counted = bool(colon) and rows.isdecimal() and not Path(expand_home(value)).exists()
     return {"path": path, "rows": int(rows)} if counted else {"path": value}
 
 
 Mixture = Annotated[
     tuple[Annotated[SourceConfig, BeforeValidator(_source)], ...],
-    BeforeValidator(_several),
+    BeforeValidator(one_or_several),
     Field(min_length=1, description="a list of sources"),
 ]
 
