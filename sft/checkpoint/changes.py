@@ -53,7 +53,7 @@ def changes(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, str
 
 
 def flat(nested: Mapping[str, Any]) -> dict[str, Any]:
-    """{"lora": {"rank": 4}} -> {"lora.rank": 4}"""
+    """Return nested keys as dotted ones: {"lora": {"rank": 4}} -> {"lora.rank": 4}."""
     return {
         f"{key}.{inner}" if inner else key: told
         for key, value in nested.items()

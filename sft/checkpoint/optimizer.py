@@ -156,7 +156,7 @@ def _as_tensor(value: Any, what: str) -> torch.Tensor:
 
 
 def _box_of(weight: torch.Tensor) -> str:
-    """`@0,0+8,4`: the part of a weight that this rank holds, from offset 0,0 on, of shape 8,4."""
+    """Name the part of a weight that this rank holds: `@0,0+8,4` begins at offset 0,0 and has shape 8,4."""
     box = local_box(weight)
     offset, shape = (",".join(map(str, numbers)) for numbers in (box.offset, box.shape))
     return f"@{offset}+{shape}"

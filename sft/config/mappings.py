@@ -18,7 +18,10 @@ PRESET = "experiment"
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"optim": {"lr": 1e-5}} -> {"optim.lr": 1e-5}; what a key of the schema holds stays whole."""
+    """Return nested keys as dotted ones: {"optim": {"lr": 1e-5}} -> {"optim.lr": 1e-5}.
+
+    The value of a key of the schema stays whole, be it a dict or not.
+    """
     flat: dict[str, Any] = {}
     for name, value in values.items():
         key = f"{prefix}{name}"

@@ -61,7 +61,7 @@ def _groups() -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
 
 
 def _keys(path: Path, prefix: str) -> Iterator[tuple[str, str, str]]:
-    """(dotted key, value as written, comment behind it) of every line `key: value  # comment`."""
+    """Yield (dotted key, value as written, comment behind it) of every line `key: value  # comment`."""
     sections: list[tuple[int, str]] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if not (match := KEY_LINE.fullmatch(line)):

@@ -81,7 +81,7 @@ class SourceConfig:
 
 
 def _source(value: Any) -> Any:
-    """ "path" and "path:N" as a source; what stands behind the colon of a hub id (org/name:train) is no number."""
+    """Return the entry that "path" or "path:N" stands for; behind the colon of org/name:train stands no number."""
     if not isinstance(value, str):
         return value
     path, colon, rows = value.rpartition(":")

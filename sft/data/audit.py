@@ -114,7 +114,7 @@ def summary(numbers: Audit, name: str) -> list[str]:
 
 
 def kept(numbers: Audit) -> str:
-    """ "10 rows -> 7 samples; dropped: 3 samples (too long); 1 truncated"."""
+    """Say what became of rows: "10 rows -> 7 samples; dropped: 3 samples (too long); 1 truncated"."""
     dropped = [
         f"{found.count:,} {kind} ({cause})"
         for kind, causes in (("rows", numbers.dropped_rows), ("samples", numbers.dropped_samples))
@@ -158,7 +158,7 @@ def _first_blocks(samples: FittedSamples, most_tokens: int | None) -> Iterator[B
 
 
 def _count_block(block: Block, stop_token_ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(supervised tokens, trained turns, those that end with a stop token) of every sample, int32 [S] each."""
+    """Return (supervised tokens, trained turns, those that end with a stop token) of every sample, int32 [S] each."""
     starts, supervised = block.starts, block.supervised
     ends = supervised & ~np.append(supervised[1:], False)  # no turn crosses into a sample, whose first token is none
     stopped = ends & np.isin(block.input_ids, stop_token_ids)
@@ -176,7 +176,7 @@ def _duplicates(samples: FittedSamples) -> Found:
 
 
 def _pairs(samples: FittedSamples, which: np.ndarray, others: FittedSamples, twins: list[int]) -> tuple[str, ...]:
-    """ "b.jsonl:7 = a.jsonl:3" for each of the twins."""
+    """Yield "b.jsonl:7 = a.jsonl:3" for each of the twins."""
     return tuple(f"{samples.where(i)} = {others.where(twin)}" for i, twin in zip(which, twins, strict=False))
 
 

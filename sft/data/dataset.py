@@ -71,7 +71,7 @@ class Dataset:
             )
 
     def weight_sums(self, sample_ids: np.ndarray) -> list[float]:
-        """Σ loss_weights of all tokens that are predicted in `sample_ids`, of each source, whichever ranks compute."""
+        """Return Σ loss_weights of the tokens predicted in `sample_ids`, of each source, whichever ranks compute."""
         weights = [self.samples[i].target_weights.sum(dtype=np.float64) for i in sample_ids]
         sources = self.mixture.source_of(sample_ids)
         return np.bincount(sources, weights=weights, minlength=len(self.mixture.sources)).tolist()

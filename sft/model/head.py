@@ -67,7 +67,7 @@ def linear_ce_sum(
     loss: LossForm = CROSS_ENTROPY,
     kernel: LossKernel = BY_TORCH,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(Σ w·CE, differentiable once; w·CE of every row [N]; rows whose likeliest prediction is the label), all fp32.
+    """Return (Σ w·CE, differentiable once; w·CE of every row [N]; rows predicted right), all fp32.
 
     loss: what stands in the place of CE. kernel: how it is computed
     """

@@ -125,7 +125,7 @@ def start_adapters(model: PreTrainedModel, *, seed: int, adapter: str | None, st
 
 
 def _start_magnitude(layer: LoraLinear) -> None:
-    """m = ‖W‖ of each row, so that DoRA, too, starts as the model it starts from."""
+    """Set m = ‖W‖ of each row, so that DoRA, too, starts as the model it starts from."""
     magnitude, weight = _weight(layer.lora_magnitude_vector[NAME]), _weight(layer.get_base_layer())
     norm = torch.linalg.vector_norm(weight, dim=0 if layer.fan_in_fan_out else 1, dtype=torch.float64)
     if isinstance(norm, DTensor) and isinstance(magnitude, DTensor):
@@ -226,7 +226,7 @@ def _load_adapter(model: PreTrainedModel, directory: Path) -> None:
 
 
 def _what_makes_an_adapter() -> list[tuple[str, str]]:
-    """(field of LoraConfig, our key) of all that two adapters must share, beside the names of their tensors."""
+    """Return (field of LoraConfig, our key) of all that two adapters must share, beside the names of their tensors."""
     names = {"r": "lora_rank", "lora_alpha": "lora_alpha", "use_rslora": "use_rslora", "use_dora": "use_dora"}
     where_from = {"base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version", "auto_mapping"}
     which_modules = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"}

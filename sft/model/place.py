@@ -69,7 +69,7 @@ def build_bare_model(
 
 
 def sharding_of(fsdp: FsdpConfig, *, reduce_once: bool = True) -> Sharding:
-    """Return what model.fsdp_config says about how the weights are spread."""
+    """Return how model.fsdp_config spreads the weights. reduce_once: reduce gradients after the last micro-batch."""
     return Sharding(
         DTYPES[fsdp.compute_dtype],
         offload=fsdp.cpu_offload or fsdp.offload_params,

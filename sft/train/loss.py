@@ -51,7 +51,7 @@ def token_ce_sum(
 
 @torch.no_grad()
 def token_ce_sum_and_hits(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """(Σ w·CE, number of supervised tokens whose most likely prediction is right), float64 and fp32 scalars."""
+    """Return (Σ w·CE, number of supervised tokens whose most likely prediction is right), float64 and fp32 scalars."""
     form = getattr(model, "logit_form", None)
     if form is not None:
         _, ce, hits = _fused(model, batch, form, CROSS_ENTROPY)
@@ -97,7 +97,7 @@ def _fused(
 
 
 def supervised_logits(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(logits [N, V], labels [N], loss_weights [N]) of the columns that carry labels.
+    """Return (logits [N, V], labels [N], loss_weights [N]) of the columns that carry labels.
 
     The model itself is asked for them (`logits_to_keep`), so that whatever it does after its LM head -
     soft-capping, scaling - is done here too.
@@ -116,7 +116,7 @@ def _forward(model: torch.nn.Module, batch: Batch) -> Any:
 
 
 def _supervised(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """(labels [N], loss_weights [N]) of the supervised columns."""
+    """Return (labels [N], loss_weights [N]) of the supervised columns."""
     columns = batch.supervised_columns
     return batch.labels[:, columns].flatten(), batch.loss_weights[:, columns].flatten()
 

@@ -154,7 +154,7 @@ def describe_end(job: Job) -> str:
 
 
 def describe_step(job: Job) -> str:
-    """Write the arithmetic of a step as one sentence; what varies between steps is of the next one."""
+    """Return the arithmetic of a step in one sentence; numbers that vary between steps are those of the next step."""
     next_step = job.state.step + 1
     view = forecast(
         job.train,

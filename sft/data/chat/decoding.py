@@ -64,7 +64,7 @@ def _prove(rendering: Rendering, ids: list[int], slices: list[slice], backend: T
 def _first_unproven(
     rendering: Rendering, ids: list[int], slices: list[slice], backend: Tokenizer
 ) -> tuple[int, str, str] | None:
-    """(turn, its text, the text its ids decode to) of the first turn where, for this tokenizer, the two differ."""
+    """Return (turn, its text, the text its ids decode to) of the first turn where the two differ."""
 
     def decode(ids: list[int]) -> str:
         return backend.decode(ids, skip_special_tokens=False)

@@ -12,7 +12,7 @@ PLAIN = re.compile(r"[ !#-&(-\[\]-~]*")
 
 
 def find_in_order(text: str, parts: Sequence[Any], at: int = 0) -> tuple[str | None, int]:
-    """(None, where the last part ends) if the text says all parts in order from `at` on; else (the first lacking, at).
+    """Look for all parts, in order, from `at` on: (None, where the last ends), or (the first one that is lacking, at).
 
     Each part takes the first place behind the one before it, so that no piece of the text speaks for two.
     """

@@ -41,7 +41,7 @@ class FittedSamples:
         return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()[:32]
 
     def difficulty(self) -> np.ndarray:
-        """float64 [number of samples]; of rows that were read with one."""
+        """Return what data.curriculum sorts by, float64 [number of samples]; for rows that were read with it."""
         return self._store.difficulty()[self._ids]
 
     def blocks(self) -> Iterator[Block]:
@@ -58,7 +58,7 @@ class FittedSamples:
             yield Block(lengths, block.input_ids[taken], block.loss_weights[taken])
 
     def where(self, index: int) -> str:
-        """ "file:row" of the sample, for messages."""
+        """Return "file:row" of a sample, for messages."""
         return self._store.where(self._ids[index])
 
 

@@ -26,7 +26,7 @@ def steps_per_epoch(samples_per_epoch: int, batch_size: int) -> int:
 
 
 def position(step: int, samples_per_epoch: int, batch_size: int) -> tuple[int, int]:
-    """(epoch, index of the step within that epoch), both from 0, of a step counted from 1."""
+    """Return (epoch, index of the step within that epoch), both from 0, of a step counted from 1."""
     return divmod(step - 1, steps_per_epoch(samples_per_epoch, batch_size))
 
 

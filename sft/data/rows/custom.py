@@ -137,7 +137,7 @@ def to_sample(item: Mapping[str, Any], where: str, vocabulary: int) -> Sample:
 
 
 def _weights(ids: np.ndarray, trained: np.ndarray, key: str, where: str) -> np.ndarray:
-    """float32 [L], weight of predicting each token, from any of the three ways to say it."""
+    """Return float32 [L], the weight of predicting each token, from any of the three ways to say it."""
     if key == "loss_weights":
         return trained.astype(np.float32)
     if key == "labels":

@@ -41,7 +41,7 @@ def parts_of_files(
     *,
     sorted_by: str | None = None,
 ) -> list[Part]:
-    """Return the rows of every file, each in its own format; or, of them all, those that data.custom_cls makes.
+    """Return the rows of every entry of data.train_files, each file in its own format; or those of data.custom_cls.
 
     sorted_by: the column that data.curriculum will ask for, if any
     """

@@ -225,7 +225,7 @@ def _check_reachable(path: Path) -> None:
 
 
 def fingerprint_file(path: Path) -> str:
-    """sha256 of the content, so that a changed row is never served from an old cache."""
+    """Return the sha256 of a file's content, so that a changed row is never served from an old cache."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

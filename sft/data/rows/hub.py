@@ -94,7 +94,7 @@ def _readme(dataset: HubDataset, snapshot: Path | None) -> str:
 
 
 def _listing(dataset: HubDataset) -> tuple[Path | None, list[Path]]:
-    """(None, all paths of the repository); or (its snapshot in the cache, those in it) where the hub cannot be asked.
+    """Return (None, all paths of the repository), or without the hub (its snapshot in the cache, the paths in it).
 
     Raises InputError where neither knows it.
     """

@@ -27,7 +27,7 @@ Reader = Callable[[Path, str], Iterator[Row]]
 
 
 def read_csv(path: Path, name: str, delimiter: str | None = None) -> Iterator[Row]:
-    """CSV or TSV with a header; every cell is text, an empty one null. The place of a row is its first line.
+    """Read CSV or TSV with a header; every cell is text, an empty one null. The place of a row is its first line.
 
     delimiter: None: a comma; in a header without one what stands there of DELIMITERS, or what its line `sep=` says
     """

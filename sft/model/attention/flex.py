@@ -103,7 +103,7 @@ _masks: Any = WeakIdKeyDictionary()  # cu_seqlens of a batch -> its masks by win
 
 
 def _mask_in_blocks(samples: Samples, window: int | None, tokens: int) -> BlockMask:
-    """[T, T] in blocks: a token sees those of its sample up to itself, and no further back than the window.
+    """Build the mask, [T, T] in blocks: a token sees its sample up to itself, and no further back than the window.
 
     Tokens behind the last sample are padding: they see each other, and no sample sees them.
     """

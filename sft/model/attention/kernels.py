@@ -101,7 +101,7 @@ def _by_the_formula(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: S
 
 
 def _visible(length: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """[L, L], true where the token of the row sees the token of the column."""
+    """Return [L, L], true where the token of the row sees the token of the column."""
     causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
     return causal if window is None else causal.triu(1 - window)
 

@@ -99,7 +99,7 @@ def _mixers(model: PreTrainedModel) -> Iterator[tuple[str, torch.nn.Module]]:
 
 
 def _sample_by_sample(forward: Callable[..., Any], row: Row) -> Callable[..., Any]:
-    """`forward` of a mixer, [1, t, D] -> [1, t, ...], without carrying anything from sample to sample."""
+    """Call `forward` of a mixer, [1, t, D] -> [1, t, ...], without carrying anything from sample to sample."""
     parameters = inspect.signature(forward).parameters.values()
     named = {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
     takes_more = len(named) < len(parameters)
