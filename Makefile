@@ -18,9 +18,9 @@ quickstart: $(VENV)/installed
 
 # Tests that kill processes at chosen moments, or fill a GPU, have the machine for themselves.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder \
+	$(BIN)/python -m pytest --durations 15 --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder \
 		--ignore tests/fault --ignore tests/gpu
-	$(BIN)/python -m pytest tests/fault tests/gpu
+	$(BIN)/python -m pytest --durations 15 tests/fault tests/gpu
 
 # The oldest torch and transformers that are supported, as GPU images have them: unit tests, and those of two ranks that
 # compare numbers. The wheel of this torch brings CUDA with it, 5 GB on the disk; no GPU is needed.

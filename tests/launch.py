@@ -30,19 +30,19 @@ def train(
     env: Mapping[str, str] | None = None,
     module: str = "sft.fsdp_sft_trainer",
     torchrun: Sequence[str] = (),
-    real_torchrun: bool = False,
+    may_fork: bool = True,
 ) -> subprocess.CompletedProcess[str]:
     """`torchrun --nproc_per_node=ranks -m sft.fsdp_sft_trainer overrides...`, its output captured.
 
     ranks: 0 is the command without torchrun
     torchrun: more flags for it
-    real_torchrun: start the command and its ranks from nothing, as a user does
+    may_fork: False starts the command and its ranks from nothing, as a user does
 
     Fails the test if it outlives timeout_s, or if any of its processes outlives it. What needs no environment of
     its own is forked by a process that has the imports behind it (tests/warm.py); its torchrun forks the ranks.
     """
     environment = clean_environment()
-    is_plain = not env and not torchrun and not real_torchrun and module in MODULES
+    is_plain = not env and not torchrun and may_fork and module in MODULES
     if is_plain and (warm := _warm(environment)):
         return _forked(warm, list(overrides), ranks, cwd, timeout_s, environment, module)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *torchrun]

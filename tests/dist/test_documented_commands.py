@@ -65,7 +65,7 @@ def test_gsm8k(home, tmp_path):
         ],
         ranks=2,
         cwd=tmp_path,
-        real_torchrun=True,
+        may_fork=False,
     )
     metrics = read_metrics(tmp_path / "run")
     assert len(metrics) == 3

@@ -46,7 +46,7 @@ def finished(base, tmp_path_factory):
     """A finished run of 3 steps on 2 ranks, started in an empty directory: (run_dir, its process, its command)."""
     cwd = tmp_path_factory.mktemp("cwd")
     overrides = [*base, "trainer.total_training_steps=3", "trainer.test_freq=2", "trainer.default_local_dir=run"]
-    return cwd, succeed(overrides, ranks=2, cwd=cwd, real_torchrun=True), overrides
+    return cwd, succeed(overrides, ranks=2, cwd=cwd, may_fork=False), overrides
 
 
 def test_the_exact_set_of_files_and_nothing_beside_the_run_directory(finished):

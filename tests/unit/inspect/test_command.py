@@ -3,28 +3,19 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.assets import write_jsonl
-from tests.launch import clean_environment
+from tests.launch import REPOSITORY, train
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "inspect.txt"
 PAGE = Path(__file__).parents[3] / "docs" / "inspect.md"
 
 
-def start(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "sft.inspect", *arguments],
-        env=clean_environment() | {"COLUMNS": "80"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+def start(*arguments, **options):
+    return train(arguments, ranks=0, cwd=REPOSITORY, module="sft.inspect", **options)
 
 
 def test_what_is_said_when_piped(inspect):
@@ -39,7 +30,7 @@ def test_what_is_said_when_piped(inspect):
 
 def test_the_command_itself_needs_no_weights(overrides, model, tmp_path):
     bare = shutil.copytree(model, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
-    done = start(*overrides, f"model.partial_pretrain={bare}", "epochs=2", "+inspect.samples=1")
+    done = start(*overrides, f"model.partial_pretrain={bare}", "epochs=2", "+inspect.samples=1", may_fork=False)
     assert (done.returncode, done.stderr.count("epochs=2 is read as trainer.total_epochs=2.")) == (0, 1)
     assert "«2<|im_end|>»" in done.stdout and "4 steps = 2.00 epochs of 2" in done.stdout
     assert "\x1b[" not in done.stdout, "piped, nobody sees colours"
