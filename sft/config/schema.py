@@ -211,7 +211,7 @@ class ModelConfig:
     dequantise: Flag
     strategy: Literal["fsdp2", "fsdp"]
     fsdp_config: FsdpConfig
-    attn_implementation: Literal["auto", "sdpa", "varlen", "flash_attention_2", "flash_attention_3", "flex"]
+    attn_implementation: Literal["auto", "sdpa", "blocked", "varlen", "flash_attention_2", "flash_attention_3", "flex"]
     enable_gradient_checkpointing: Flag
     gradient_checkpointing_kind: Literal["full", "selective"]
     activation_offload: Flag

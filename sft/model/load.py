@@ -41,7 +41,7 @@ def build_skeleton(
     freeze_all_but_text(model)
     if attention.packed:
         separate_samples(model)
-        if attention.kernel != "sdpa":
+        if attention.kernel not in ("sdpa", "blocked"):
             hide_lengths(model)
         if not type(model).__module__.startswith("transformers."):  # their own say what they do
             expect_calls(model, len(decoder_layers(model)))

@@ -107,10 +107,11 @@ def place(
     if config.model.compile:
         if world.device.type == "cpu":
             log.warning("model.compile=true: on a CPU it costs minutes at the start and wins little.")
-        if config.use_remove_padding and "by_sample" in str(model.config._attn_implementation):
+        named = str(model.config._attn_implementation)
+        if config.use_remove_padding and ("by_sample" in named or "in_blocks" in named):
             log.warning(
-                "model.compile=true: attention by sdpa on packed rows is compiled again for every number of samples in "
-                "a row; another model.attn_implementation is not."
+                "model.compile=true: attention by sdpa or blocked on packed rows is compiled again for every number of "
+                "samples in a row; another model.attn_implementation is not."
             )
         compile_layers(layers)
     if config.model.activation_offload:

@@ -28,7 +28,7 @@ def models(tmp_path_factory):
 
 
 KERNELS = {
-    "qwen3": ["sdpa", "varlen", "flash_attention_2", "flash_attention_3", "flex"],
+    "qwen3": ["sdpa", "blocked", "varlen", "flash_attention_2", "flash_attention_3", "flex"],
     "gemma2": ["sdpa", "flash_attention_2", "flash_attention_3", "flex"],
     "gpt_oss": ["sdpa", "flex"],
 }

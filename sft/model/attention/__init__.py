@@ -5,7 +5,7 @@ log.info("attention: %s", choice)              # which kernel, and why not anoth
 register(choice)                               # then transformers knows choice.implementation by name
 model(..., **batch.boundaries)                 # where samples end, on the way to the kernel
 
-kernels.py  sdpa, varlen, flash_attention_2, flash_attention_3      flex.py  flex
+kernels.py  sdpa, varlen, flash_attention_2, flash_attention_3      flex.py  flex      blocked.py  blocked
 interface.py  a kernel in the signature that transformers calls     choice.py  which kernel is right
 mixers.py  what else mixes tokens: one sample at a time
 causality.py  a model's own attention: no token sees a later one

@@ -22,6 +22,7 @@ KERNELS = {
     "varlen": "varlen",
     "flash_attention_2": "fa2",
     "flex": "flex",
+    "blocked": "in_blocks",
     "sdpa": "by_sample",
 }
 """In the order of preference, with their names in transformers, which takes "flash" and "sdpa" in a name for its own.
@@ -68,12 +69,14 @@ class Available:
     flash_attn: str = ABSENT  # flash attention 2
     flash_attn_interface: str = ABSENT  # flash attention 3
     triton: str = ABSENT
+    multiplies_bf16: bool = False  # a CPU with AVX512-BF16 and without AMX, where `blocked` was measured to be faster
 
     @classmethod
     def on(cls, device: torch.device) -> Available:
         """Return what this installation offers on `device`."""
         if device.type != "cuda":
-            return cls("cpu")
+            amx, avx512 = torch.cpu._is_amx_tile_supported(), torch.cpu._is_avx512_bf16_supported()
+            return cls("cpu", multiplies_bf16=avx512 and not amx)
         return cls(
             "cuda",
             torch.cuda.get_device_capability(device),
@@ -128,7 +131,8 @@ def choose_attention(config: PretrainedConfig, *, wanted: str, packed: bool, hal
     if wanted == "auto":
         # Compiled for minutes: only where sdpa would have to go by the formula.
         by_formula = _soft_capped(config) or _has_sinks(config)
-        considered = [kernel for kernel in KERNELS if kernel != "flex" or by_formula]
+        left_out = {"flex": not by_formula, "blocked": not (half and here.multiplies_bf16)}
+        considered = [kernel for kernel in KERNELS if not left_out.get(kernel)]
         kernel = next(kernel for kernel in considered if not obstacles[kernel])
         why = _passed_over(considered[: considered.index(kernel)], obstacles) or "the fastest here"
     elif obstacles[wanted]:
@@ -169,11 +173,19 @@ def _obstacle(kernel: str, config: PretrainedConfig, here: Available, *, half: b
     """Why `kernel` cannot compute this model here; empty if it can."""
     if kernel == "sdpa":
         return ""
-    if here.device != "cuda":
+    if kernel == "blocked" and here.device == "cuda":
+        return "is for CPUs"
+    if kernel != "blocked" and here.device != "cuda":
         return "needs CUDA"
     text = config.get_text_config()
     if getattr(text, "attention_dropout", 0) and kernel != "flash_attention_2":
         return f"has no dropout (attention_dropout={text.attention_dropout} in the model's config.json)"
+    if _has_sinks(config) and kernel != "flex":
+        return "has no attention sinks"
+    if _soft_capped(config) and kernel in ("varlen", "blocked"):
+        return "has no soft-capping"
+    if kernel == "blocked":
+        return ""
     if kernel == "flex":
         return f"needs triton, which {here.triton}" if here.triton else ""
     package = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}.get(kernel)
@@ -187,10 +199,6 @@ def _obstacle(kernel: str, config: PretrainedConfig, here: Available, *, half: b
         return "computes in 16 bits only (model.fsdp_config.compute_dtype=bf16)"
     if (width := _head_width(text)) > WIDEST_HEAD:
         return f"takes heads of at most {WIDEST_HEAD}, not {width}"
-    if _has_sinks(config):
-        return "has no attention sinks"
-    if _soft_capped(config) and kernel == "varlen":
-        return "has no soft-capping"
     return ""
 
 

@@ -60,6 +60,10 @@ def load_kernel(name: str) -> Kernel:
             from sft.model.attention.flex import flex  # costs a second of imports
 
             return flex
+        case "blocked":
+            from sft.model.attention.blocked import blocked
+
+            return blocked
     assert name == "sdpa", name
     return kernels.sdpa
 

@@ -57,7 +57,7 @@ BAD = [
     ("model.loss_kernel=liger", ["auto, torch, torch_fp32, triton or triton_fp32"]),
     (
         "model.attn_implementation=flash",
-        ["auto, sdpa, varlen, flash_attention_2, flash_attention_3 or flex"],
+        ["auto, sdpa, blocked, varlen, flash_attention_2, flash_attention_3 or flex"],
     ),
     ("trainer.resume_mode=newest", ["auto, disable or resume_path"]),
     ("trainer.logger=comet", ["trainer.logger", "console, jsonl, tensorboard, wandb, mlflow, swanlab, trackio"]),

@@ -26,6 +26,7 @@ from tests.assets import attention_on_cpu, boundaries
 from tests.models import FAMILIES, SIZES, config_of
 
 CPU = Available("cpu")
+BF16_CPU = Available("cpu", multiplies_bf16=True)
 H100 = Available("cuda", (9, 0), triton="")
 A100_FLASH = Available("cuda", (8, 0), flash_attn="", flash_attn_interface="", triton="")
 H100_FLASH = Available("cuda", (9, 0), flash_attn="", flash_attn_interface="", triton="")
@@ -45,6 +46,11 @@ def choose(family="llama", *, wanted="auto", packed=True, half=True, here=H100, 
     [
         (CPU, "llama", True, "sdpa"),
         (CPU, "gpt_oss", False, "sdpa"),
+        (BF16_CPU, "llama", True, "blocked"),
+        (BF16_CPU, "gemma3", True, "blocked"),
+        (BF16_CPU, "llama", False, "sdpa"),
+        (BF16_CPU, "gemma2", True, "sdpa"),
+        (BF16_CPU, "gpt_oss", True, "sdpa"),
         (H100, "llama", True, "varlen"),
         (H100, "llama", False, "sdpa"),
         (H100, "gemma2", True, "flex"),
@@ -69,6 +75,8 @@ def test_dropout_and_wide_heads_leave_the_kernels_without_them():
     assert choose(attention_dropout=0.1).kernel == "sdpa"
     assert choose(attention_dropout=0.1, here=A100_FLASH).kernel == "flash_attention_2"
     assert choose(head_dim=512, here=H100_FLASH).kernel == "sdpa"
+    assert choose(attention_dropout=0.1, here=BF16_CPU).kernel == "sdpa"
+    assert choose(head_dim=512, here=BF16_CPU).kernel == "blocked"
 
 
 def test_the_log_line_says_which_and_why():
@@ -88,9 +96,9 @@ def test_the_log_line_says_which_and_why():
 
 
 @pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize("wanted", [kernel for kernel in KERNELS if kernel != "sdpa"])
+@pytest.mark.parametrize("wanted", [kernel for kernel in KERNELS if kernel not in ("sdpa", "blocked")])
 def test_what_needs_cuda_is_refused_on_the_cpu_with_what_is_possible(wanted, packed):
-    said = f"model.attn_implementation={wanted} needs CUDA; possible for llama on this cpu device: auto, sdpa."
+    said = f"model.attn_implementation={wanted} needs CUDA; possible for llama on this cpu device: auto, blocked, sdpa."
     with pytest.raises(InputError, match=said):
         choose(wanted=wanted, packed=packed, here=CPU)
 
@@ -105,6 +113,8 @@ def test_what_needs_cuda_is_refused_on_the_cpu_with_what_is_possible(wanted, pac
         ("varlen", "llama", False, H100, "computes in 16 bits only .model.fsdp_config.compute_dtype=bf16."),
         ("varlen", "llama", True, V100, "needs an Ampere GPU"),
         ("flex", "llama", True, BARE, "needs triton, .*: auto, varlen, sdpa."),
+        ("blocked", "llama", True, H100, "is for CPUs; .*: auto, varlen, flex, sdpa."),
+        ("blocked", "gemma2", True, CPU, "has no soft-capping; .*: auto, sdpa."),
     ],
 )
 def test_an_impossible_choice_says_why_and_what_is_possible(wanted, family, half, here, said):
@@ -114,8 +124,9 @@ def test_an_impossible_choice_says_why_and_what_is_possible(wanted, family, half
 
 def test_what_is_asked_for_is_taken_where_it_is_possible():
     for wanted in KERNELS:
+        here = CPU if wanted == "blocked" else H100_FLASH
         for packed, layout in ((True, "packed_"), (False, "padded_")):
-            choice = choose(wanted=wanted, here=H100_FLASH, packed=packed)
+            choice = choose(wanted=wanted, here=here, packed=packed)
             if wanted == "sdpa" and not packed:
                 assert (choice.implementation, choice.kernel) == ("sdpa", None)
             else:
@@ -194,7 +205,7 @@ def test_short_convolutions_are_found_where_the_configuration_does_not_tell():
     assert "row_of_mixers" in vars(model)
 
 
-@pytest.mark.parametrize(("kernel", "told"), [("sdpa", True), ("varlen", False)])
+@pytest.mark.parametrize(("kernel", "told"), [("sdpa", True), ("blocked", True), ("varlen", False)])
 def test_only_a_kernel_that_asks_the_host_is_handed_the_lengths(monkeypatch, kernel, told):
     """A tuple in the arguments of compiled layers compiles them again for every number of samples."""
     monkeypatch.setattr("sft.model.attention.interface.load_kernel", lambda _: None)
@@ -208,8 +219,11 @@ def test_only_a_kernel_that_asks_the_host_is_handed_the_lengths(monkeypatch, ker
     assert ("sample_lengths" in handed, handed["max_seqlen"]) == (told, 3)
 
 
-def test_available_on_the_cpu_is_nothing_more():
-    assert Available.on(torch.device("cpu")) == CPU
+@pytest.mark.parametrize(("avx512", "amx"), [(False, False), (True, False), (True, True)])
+def test_available_on_the_cpu_is_what_it_multiplies_with(avx512, amx, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert Available.on(torch.device("cpu")) == (BF16_CPU if avx512 and not amx else CPU)
 
 
 def test_a_soft_cap_that_is_not_set_is_none():

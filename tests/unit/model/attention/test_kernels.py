@@ -11,6 +11,7 @@ import torch
 
 from sft.errors import InputError
 from sft.model.attention import kernels
+from sft.model.attention.blocked import blocked
 from sft.model.attention.flex import flex
 from sft.model.attention.kernels import Samples, Scores
 from tests.assets import boundaries
@@ -92,11 +93,14 @@ def test_queries_of_another_dtype_are_computed_in_that_of_the_values():
         ("flash 2", SINKS, "flash_attention_2 cannot compute the sinks"),
         ("flash 3", CAPPED, "flash_attention_3 cannot compute the softcap"),
         ("flash 3", Scores(1.0, dropout=0.1), "flash_attention_3 cannot compute the dropout_p"),
+        ("blocked", CAPPED, "blocked cannot compute the softcap"),
+        ("blocked", SINKS, "blocked cannot compute the sinks"),
+        ("blocked", Scores(1.0, dropout=0.1), "blocked cannot compute the dropout"),
     ],
 )
 def test_what_a_kernel_cannot_do_it_refuses(name, scores, said):
     with pytest.raises(InputError, match=rf"{said} that .*; set model.attn_implementation=sdpa"):
-        ADAPTED[name](*tensors(), samples(), scores)
+        (ADAPTED | {"blocked": blocked})[name](*tensors(), samples(), scores)
 
 
 @pytest.mark.parametrize("scores", [PLAIN, WINDOW, CAPPED, SINKS], ids=["plain", "window", "capped", "sinks"])
