@@ -70,13 +70,14 @@ def train(
 
 
 @cache
-def _first_warm() -> Warm:
+def warm_process() -> Warm:
+    """Return the process that forks commands; started when it is first asked for."""
     return Warm(clean_environment())
 
 
 def _warm(environment: Mapping[str, str]) -> Warm | None:
     """Return the process that forks, unless this test has changed the environment that the imports have read."""
-    warm = _first_warm()
+    warm = warm_process()
     ours = {name: value for name, value in environment.items() if not name.startswith("PYTEST_")}
     its = {name: value for name, value in warm.environment.items() if not name.startswith("PYTEST_")}
     return warm if ours == its else None

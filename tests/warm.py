@@ -26,6 +26,7 @@ MODULES = (
     *("sft.fsdp_sft_trainer", "sft.inspect", "sft.tokenise", "sft.evaluate", "sft.generate", "sft.export"),
     *("sft.checkpoint", "tests.dist.several", "tests.dist.stand_ins", "tests.dist.remembering"),
     *("tests.dist.unlike", "tests.dist.short_of_memory"),
+    *("tests.fault.stops_itself", "tests.fault.nodes"),
 )
 """The commands that can be started so."""
 

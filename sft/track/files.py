@@ -95,6 +95,10 @@ class MetricsFile:
         self._file.truncate()
         self._last_record = record
 
+    def sync(self) -> None:
+        """Bring what was logged so far to the disk before this returns."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         self._file.close()
 

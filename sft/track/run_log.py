@@ -136,6 +136,11 @@ class RunLog:
         if self._run_dir:
             self._try("samples.jsonl", write_samples, self._run_dir / "samples.jsonl", step, answers)
 
+    def sync(self) -> None:
+        """Bring metrics.jsonl to the disk: a run that goes on from a checkpoint does not take its steps again."""
+        if isinstance(metrics := self._recorders.get("metrics.jsonl"), MetricsFile):
+            self._try("metrics.jsonl", metrics.sync)
+
     def warn(self, text: str) -> None:
         self.say(f"warning: {text}")
 

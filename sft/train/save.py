@@ -63,6 +63,7 @@ def save(job: Job, kind: Kind, run_log: RunLog, *, wait: bool) -> None:
     """
     started = time.perf_counter()
     before = job.saver.settle()
+    run_log.sync()
     try:
         path = _save(job, kind, wait=wait)
     except InputError as error:

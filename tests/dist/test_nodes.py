@@ -1,54 +1,15 @@
 """Two nodes of one rank are one node of two ranks: the same losses, bit for bit."""
 
-import shutil
 import subprocess
 import uuid
-from contextlib import contextmanager
 
 import pytest
 
 from tests.launch import MARK, REPOSITORY, clean_environment, free_port, kill_marked, read_metrics
+from tests.networks import two_networks
 
 STEPS = ["trainer.total_training_steps=3", "use_remove_padding=true"]
 SPLITS = {"data": [], "sequence": ["ulysses_sequence_parallel_size=2"]}
-
-
-@contextmanager
-def two_networks():
-    """For each node: what puts a command into its network, its address and its interface.
-
-    Two network namespaces joined by a virtual cable, so that nothing can go through localhost; where this user may
-    not make them, both nodes are on localhost.
-    """
-    name = f"sft{uuid.uuid4().hex[:6]}"
-    spaces, cables = [f"{name}a", f"{name}b"], [f"{name}x", f"{name}y"]
-    addresses = ["10.213.77.1", "10.213.77.2"]
-
-    def ip(*arguments):
-        return subprocess.run(["ip", *arguments], capture_output=True).returncode == 0
-
-    try:
-        made = bool(shutil.which("ip")) and all(
-            [
-                *(ip("netns", "add", space) for space in spaces),
-                ip("link", "add", cables[0], "type", "veth", "peer", "name", cables[1]),
-                *(ip("link", "set", cable, "netns", space) for space, cable in zip(spaces, cables, strict=True)),
-                *(
-                    ip("-n", space, "addr", "add", f"{address}/24", "dev", cable)
-                    for space, cable, address in zip(spaces, cables, addresses, strict=True)
-                ),
-                *(ip("-n", space, "link", "set", "lo", "up") for space in spaces),
-                *(ip("-n", space, "link", "set", cable, "up") for space, cable in zip(spaces, cables, strict=True)),
-            ]
-        )
-        if made:
-            entered = [["ip", "netns", "exec", space] for space in spaces]
-            yield list(zip(entered, addresses, cables, strict=True))
-        else:
-            yield [([], "127.0.0.1", "lo")] * 2
-    finally:
-        for space in spaces:
-            ip("netns", "del", space)
 
 
 def train_on_two_nodes(overrides, *, cwd, timeout_s=120):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import subprocess
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +15,8 @@ import pytest
 from tests.assets import tiny_model_dir, write_jsonl
 from tests.fault.faults import SAVE_FREQ, STEPS, Run, curve
 from tests.launch import succeed
+
+EXT4_IOC_SHUTDOWN, NO_FLUSH = 0x8004587D, (2).to_bytes(4, "little")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -28,6 +33,7 @@ class Row:
     survived: int = 0
     lost: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)  # from the fault to the first step of the next life
+    ended: list[float] = field(default_factory=list)  # seconds from the fault to the end of a rank
     damaged: int = 0
     detected: int = 0
 
@@ -46,13 +52,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         return
     write = terminalreporter.write_line
     write("")
-    write("| fault | injected | survived | steps lost, at most | first step again after, median | damaged | detected |")
-    write("|---|---|---|---|---|---|---|")
+    heads = ["fault", "injected", "survived", "steps lost, at most", "first step again after, median"]
+    heads += ["all ranks ended after, at most", "damaged", "detected"]
+    write(f"| {' | '.join(heads)} |")
+    write("|---" * len(heads) + "|")
     for name, row in ROWS.items():
         lost = str(max(row.lost)) if row.lost else ""
         seconds = f"{sorted(row.seconds)[len(row.seconds) // 2]:.1f} s" if row.seconds else ""
+        ended = f"{max(row.ended):.1f} s" if row.ended else ""
         damage = [str(row.damaged), str(row.detected)] if row.damaged else ["", ""]
-        write("| " + " | ".join([name, str(row.injected), str(row.survived), lost, seconds, *damage]) + " |")
+        write("| " + " | ".join([name, str(row.injected), str(row.survived), lost, seconds, ended, *damage]) + " |")
 
 
 @pytest.fixture(scope="session")
@@ -99,3 +108,45 @@ def run(command: list[str], reference: dict, tmp_path: Path) -> Iterator[Run]:
     yield run
     for life in run.lives:
         life.clear()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[..., None]]]:
+    """(a mounted ext4 of its own, what cuts its power and brings it back); skips where that is not allowed.
+
+    What cuts the power takes what is to happen between the cut and the return: processes that hold files there end.
+    """
+    image, place = tmp_path / "image", tmp_path / "disk"
+    place.mkdir()
+    with image.open("wb") as file:
+        file.truncate(256 << 20)
+    _run_or_skip("mkfs.ext4", "-q", "-F", str(image))
+    _run_or_skip("mount", "-o", "loop", str(image), str(place))
+
+    def cut_power(meanwhile: Callable[[], None] = lambda: None) -> None:
+        descriptor = os.open(place, os.O_RDONLY)
+        fcntl.ioctl(descriptor, EXT4_IOC_SHUTDOWN, NO_FLUSH)  # without the journal: what was not synced is lost
+        os.close(descriptor)
+        meanwhile()
+        subprocess.run(["umount", str(place)], check=True)
+        subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
+
+    yield place, cut_power
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A mounted file system of 64 MB; skips where that is not allowed."""
+    place = tmp_path / "small"
+    place.mkdir()
+    _run_or_skip("mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place))
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def _run_or_skip(*command: str) -> None:
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no file system may be made and mounted here: {error}")

@@ -1,12 +1,9 @@
 """What is no checkpoint, hurt: bits of the token cache, files that change, full disks, power cuts, foreign lines."""
 
-import fcntl
 import json
-import os
 import random
 import resource
 import signal
-import subprocess
 from contextlib import contextmanager
 
 import numpy as np
@@ -26,7 +23,6 @@ from tests.rows import COLUMNS
 FLIPS, FULL = "bit flipped in the token cache", "full disk, token cache"
 CHANGED = "rows change while they are tokenised"
 CUT, FOREIGN = "power cut after tokenising", "foreign line in the ledger"
-EXT4_IOC_SHUTDOWN, NO_FLUSH = 0x8004587D, (2).to_bytes(4, "little")
 SIZES = 15  # of the disk, at most
 
 
@@ -119,30 +115,6 @@ def test_a_full_disk_is_one_message_and_no_truncated_file(tmp_path, rows):
         assert caches_in(cache_dir) == []
         assert np.array_equal(opened(path, cache_dir, []), expected), "with room again"
         row.survived += 1
-
-
-@pytest.fixture
-def disk(tmp_path):
-    """(a mounted ext4 of its own, what cuts its power and brings it back); skips where that is not allowed."""
-    image, place = tmp_path / "image", tmp_path / "disk"
-    place.mkdir()
-    with image.open("wb") as file:
-        file.truncate(32 << 20)
-    try:
-        subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True, capture_output=True)
-        subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no loop device may be mounted here: {error}")
-
-    def cut_power():
-        descriptor = os.open(place, os.O_RDONLY)
-        fcntl.ioctl(descriptor, EXT4_IOC_SHUTDOWN, NO_FLUSH)  # without the journal: what was not synced is lost
-        os.close(descriptor)
-        subprocess.run(["umount", str(place)], check=True)
-        subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
-
-    yield place, cut_power
-    subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def test_after_a_power_cut_the_cache_is_whole_or_built_again(tmp_path, rows, disk):

@@ -28,6 +28,7 @@ from sft.inspect.lines import write_lines
 from sft.inspect.page import write_page
 from sft.inspect.tokens import SeenSample
 from sft.track.files import MetricsFile, TrainingLog, append_line, read_metrics
+from sft.track.run_log import RunLog
 from sft.train.report import open_log
 from tests.disk import Disk
 
@@ -118,6 +119,16 @@ def test_logs_and_metrics_on_a_full_disk_hold_whole_lines(tmp_path, size):
     for file in tmp_path.iterdir():
         assert file.read_bytes()[-1:] in (b"", b"\n"), file
     assert len(records) == (3 if size >= 1000 else len(records))
+
+
+def test_metrics_are_on_the_disk_when_asked_for(tmp_path, disk):
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", keep_up_to_step=0)
+    metrics.log(1, {"train/loss": 0.5})
+    assert "metrics.jsonl" in disk.missing(tmp_path)
+    RunLog(total_steps=1, log_freq=1, recorders={"metrics.jsonl": metrics}).sync()
+    assert "metrics.jsonl" not in disk.missing(tmp_path)
+    metrics.close()
+    RunLog(total_steps=1, log_freq=1).sync()  # of a rank that logs nothing
 
 
 def test_only_what_a_disk_says_is_explained(tmp_path):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
+
+from jinja2 import Environment, TemplateSyntaxError, nodes
 
 MAX_SECONDS = 5.0
 """Of processor time: a render takes milliseconds, on a busy machine too."""
@@ -16,8 +20,12 @@ MAX_CHARACTERS = 32_000_000
 MAX_BYTES = 2_000_000_000
 """By which the process may grow during one render."""
 
+MAX_EXPONENT = 3
 TICK_S = 0.25
 PAGE = 4096
+
+GENERATION = re.compile(r"{%[-+]?\s*(end)?generation\s*[-+]?%}")
+"""The tags around what the assistant says; transformers' own, which Jinja does not know."""
 
 
 class TemplateLimitError(Exception):
@@ -49,6 +57,29 @@ def limited() -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
+
+
+@lru_cache(maxsize=64)
+def line_of_power(template: str) -> int | None:
+    """Return the line where a template raises to a power that could take hours; None where it does not.
+
+    `9 ** 9 ** 9` is one call of C, and no signal is heard before it returns. Products and texts of any size do not
+    take that long.
+    """
+    read = parsed(template)
+    for power in read.find_all(nodes.Pow) if read else ():
+        exponent = power.right.value if isinstance(power.right, nodes.Const) else None
+        if not isinstance(exponent, int | float) or exponent > MAX_EXPONENT:
+            return power.lineno
+    return None
+
+
+def parsed(template: str) -> nodes.Template | None:
+    """Return the tree of a template; None where it is none, which is said, with its row, where it is applied."""
+    try:
+        return Environment(extensions=["jinja2.ext.loopcontrols"]).parse(GENERATION.sub("", template))
+    except TemplateSyntaxError:
+        return None
 
 
 def check_length(text: str) -> str:

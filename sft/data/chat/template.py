@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from sft.data.chat.limits import TemplateLimitError, check_length, limited
+from sft.data.chat.limits import MAX_EXPONENT, TemplateLimitError, check_length, limited, line_of_power
 from sft.data.chat.messages import REASONING_KEYS
 from sft.errors import InputError, said
 
@@ -106,6 +106,11 @@ def apply(
 
     EndlessTemplateError for a template that takes more time or memory than any conversation needs.
     """
+    if line := line_of_power(template):
+        raise EndlessTemplateError(
+            f"the chat template raises to a power in its line {line}, which could take hours and cannot be broken off; "
+            f"the limit is ** {MAX_EXPONENT}. Write it in another way, or set data.chat_template to another one."
+        )
     try:
         with limited():
             text = tokenizer.apply_chat_template(

@@ -11,17 +11,15 @@ from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
-from jinja2 import Environment, TemplateSyntaxError, meta
+from jinja2 import meta
 
+from sft.data.chat.limits import parsed
 from sft.data.chat.meaning import KINDS, dangers
 from sft.data.chat.messages import keys_read_by
 from sft.data.types import ConfigMistake
 
 FROM_US = re.compile(r"messages|tools|documents|add_generation_prompt|raise_exception|strftime_now|\w+_token")
 """Variables that transformers fills in."""
-
-GENERATION = re.compile(r"{%[-+]?\s*(end)?generation\s*[-+]?%}")
-"""The tags around what the assistant says; transformers' own, which Jinja does not know."""
 
 OF_THE_PROMPT = ("system", "tools", "history", "chat", "media", "context")
 """Kinds of meaning (meaning.KINDS) that are no mere switch where a variable has them."""
@@ -91,8 +89,5 @@ def _templates(tokenizer: Any) -> list[str]:
 
 @lru_cache(maxsize=64)
 def _variables(template: str) -> frozenset[str] | None:
-    environment = Environment(extensions=["jinja2.ext.loopcontrols"])
-    try:
-        return frozenset(meta.find_undeclared_variables(environment.parse(GENERATION.sub("", template))))
-    except TemplateSyntaxError:
-        return None  # said, with its row, where the template is applied
+    read = parsed(template)
+    return frozenset(meta.find_undeclared_variables(read)) if read else None

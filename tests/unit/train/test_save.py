@@ -8,7 +8,7 @@ import pytest
 from sft.track.card import model_card
 from sft.train.build import Job, checkpoints_to_keep
 from sft.train.requests import Requests
-from sft.train.save import keep_own_readme, kind_due
+from sft.train.save import keep_own_readme, kind_due, save
 from sft.types import Course
 from tests.cards import FACTS
 
@@ -55,6 +55,18 @@ def test_the_best_model_is_saved_where_that_is_asked_for():
     assert kind_at(5, Requests(stop=True), best_step=5, save_best=True) == "BOTH"
     assert kind_at(5, best_step=3, save_best=True) is None
     assert kind_at(5, best_step=5) is None
+
+
+def test_the_steps_before_a_checkpoint_are_on_the_disk_when_it_begins(monkeypatch):
+    events = []
+    job = SimpleNamespace(
+        saver=SimpleNamespace(settle=lambda: events.append("the one before")),
+        config=SimpleNamespace(trainer=SimpleNamespace(save_best=False)),
+    )
+    run_log = SimpleNamespace(sync=lambda: events.append("metrics"))
+    monkeypatch.setattr("sft.train.save._save", lambda *_, **__: events.append("checkpoint"))
+    save(job, "STATE", run_log, wait=False)  # pyright: ignore[reportArgumentType]
+    assert events == ["the one before", "metrics", "checkpoint"]
 
 
 def test_a_readme_in_which_somebody_has_written_stays_under_another_name(tmp_path):

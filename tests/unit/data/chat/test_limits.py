@@ -49,6 +49,20 @@ def test_an_endless_template_ends_with_the_row(soon, markup, told):
     assert time.process_time() - started < 10
 
 
+@pytest.mark.parametrize("markup", ["\n{{ 9 ** 9 ** 9 }}", "\n{% if 3 ** (messages|length * 10000000) %}{% endif %}"])
+def test_a_power_that_no_signal_would_end_is_refused_before_it_is_computed(markup):
+    with pytest.raises(EndlessTemplateError, match="raises to a power in its line 2, .* the limit is [*][*] 3"):
+        encode_batch([Conversation(MESSAGES, where="rows.jsonl:7")], tokenizer_with(markup))
+
+
+def test_small_powers_are_computed():
+    assert "81 -8" in encode_text("{{ 9 ** 2 }} {{ (-2) ** 3 }}")
+
+
+def encode_text(markup):
+    return apply(tokenizer_with(markup), tokenizer_with(markup).chat_template, MESSAGES, None, {}, "rows.jsonl:1")
+
+
 def test_memory_is_limited_as_well(soon, monkeypatch):
     monkeypatch.setattr(limits, "MAX_SECONDS", 60)
     monkeypatch.setattr(limits, "MAX_BYTES", 50_000_000)
