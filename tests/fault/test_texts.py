@@ -49,7 +49,9 @@ def test_templates_that_do_not_end_are_said_with_the_row(monkeypatch, rows):
         markup = "{% if messages|length > 1 %}" + endless_template(dice) + "{% endif %}"
         conversation = Conversation([user("Why?"), assistant("So.")], where=f"rows.jsonl:{number + 1}")
         row.injected += 1
-        with pytest.raises(EndlessTemplateError, match=rf"^rows\.jsonl:{number + 1}: the chat template|power in its line"):
+        with pytest.raises(
+            EndlessTemplateError, match=rf"^rows\.jsonl:{number + 1}: the chat template|power in its line"
+        ):
             encode_batch([conversation], tiny_tokenizer(markup + CHATML))
         row.survived += 1
 

@@ -25,7 +25,7 @@ from rich.markup import escape
 from rich.progress import track
 
 from sft.data.cache.facts import FACTS_FILE, CacheFacts
-from sft.data.cache.notes import key_of_builder, leave_note, next_number
+from sft.data.cache.notes import leave_note, leaves_notes, next_number, note_whole, word_of_builder
 from sft.data.cache.seal import problem_of, seal
 from sft.data.cache.tokenise import Recipe, schema_of, tokenise
 from sft.data.cache.workers import map_in_order, processes_for
@@ -40,6 +40,9 @@ FORMAT = 10
 SAMPLES_FILE = "samples.arrow"
 FILES = (SAMPLES_FILE, FACTS_FILE)
 POLL_S = 0.05
+WORD_S = 10.0
+"""How long a rank waits for its node's builder to leave word of a cache, before it looks at what is there itself."""
+
 SAY_EVERY_S = 30.0
 ROWS_AT_ONCE = 256  # few, so that no process is still at its last ones while the others have none left
 ROWS_PER_PROCESS = 1024  # fewer are not worth a fork
@@ -109,6 +112,7 @@ def cached(
                             return source.version() == version and _key(source, recipe, max_rows, bad_rows) == key
 
                         _build(source, recipe, directory, max_rows, bad_rows, num_workers, say, is_unchanged)
+            note_whole(cache_dir, number)
     else:
         _wait_for(directory, source.name, cache_dir, number)
     return CachedRows(source.name, source.around_number, directory, key, CacheFacts.read(directory, source.name))
@@ -121,21 +125,27 @@ def _key(source: RowSource, recipe: Recipe, max_rows: int | None, bad_rows: str)
 
 
 def _wait_for(directory: Path, name: str, cache_dir: Path, number: int) -> None:
-    """Return when the cache is there and whole. Raises OwnMishapError if this node's builder reads other rows."""
-    looked_at = None
+    """Return when the cache is there and whole. Raises OwnMishapError if this node's builder reads other rows.
+
+    The builder's word is taken: it has hashed the bytes on this node. Where none is left, this rank hashes them itself.
+    """
+    looked_at, alone_from = None, time.monotonic() + (WORD_S if leaves_notes() else 0.0)
     while True:
-        with suppress(OSError):
-            status = directory.stat()
-            there = status.st_ino, status.st_ctime_ns  # built again, it is another one
-            if there != looked_at and problem_of(directory, FILES) is None:
-                return
-            looked_at = there
-        builders = key_of_builder(cache_dir, number)
-        if builders not in (None, directory.name):
+        word = word_of_builder(cache_dir, number)
+        if word and word.key != directory.name:
             raise OwnMishapError(
                 f"{name} was changed while the run started: the rank that tokenises it for this node has read other "
                 "rows than this rank found. Give data.train_files a file that nobody writes to, and start again."
             )
+        if word and word.is_whole:
+            return
+        if word is None and time.monotonic() >= alone_from:
+            with suppress(OSError):
+                status = directory.stat()
+                there = status.st_ino, status.st_ctime_ns  # built again, it is another one
+                if there != looked_at and problem_of(directory, FILES) is None:
+                    return
+                looked_at = there
         time.sleep(POLL_S)
 
 

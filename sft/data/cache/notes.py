@@ -1,7 +1,8 @@
 """Tell the ranks of a node which content of a file the one that tokenises it has read.
 
 The ranks meet before there is a process group, in the cache directory. A rank that waits for tokens of other rows than
-the builder reads would wait for ever: the note tells "another file" from "still building".
+the builder reads would wait for ever: the note tells "another file" from "still building". It also says which caches
+the builder has read whole, so that one rank of a node hashes them and not each.
 """
 
 from __future__ import annotations
@@ -12,12 +13,20 @@ import json
 import os
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sft.files import replace_file
 
 _numbers = itertools.count()
 _keys: dict[str, str] = {}  # of the caches that this process opened or builds, by number; ranks open them in one order
+_whole: set[str] = set()  # numbers of those that it has read whole
+
+
+class Word(NamedTuple):
+    """What the builder of a node says of a cache: the key under which it opens it, and whether it found it whole."""
+
+    key: str
+    is_whole: bool
 
 
 def next_number() -> int:
@@ -25,23 +34,39 @@ def next_number() -> int:
     return next(_numbers)
 
 
+def leaves_notes() -> bool:
+    """Return whether the ranks of this node tell each other: not where there is only one, nor without torchrun."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1
+
+
 def leave_note(cache_dir: Path, number: int, key: str) -> None:
     """Write down under which key this process opens its cache of that number. For the one that builds on its node."""
-    if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1:
-        return  # nobody waits
-    _remove_old_notes(cache_dir)
     _keys[str(number)] = key
-    note = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()), "keys": _keys}
-    replace_file(_note(cache_dir), json.dumps(note).encode())
+    _write(cache_dir)
 
 
-def key_of_builder(cache_dir: Path, number: int) -> str | None:
-    """Return the key under which the builder of this node opens its cache of that number; None while nobody knows.
+def note_whole(cache_dir: Path, number: int) -> None:
+    """Write down that every byte of the cache of that number was read against its seal, or has just been written."""
+    _whole.add(str(number))
+    _write(cache_dir)
+
+
+def word_of_builder(cache_dir: Path, number: int) -> Word | None:
+    """Return what the builder of this node says of its cache of that number; None while nobody knows.
 
     A note counts only while the process that wrote it lives: another launch may have left one under the same name.
     """
     note = _read(_note(cache_dir))
-    return note["keys"].get(str(number)) if note and _lives(note) else None
+    key = note["keys"].get(str(number)) if note and _lives(note) else None
+    return Word(key, str(number) in note["whole"]) if note and key else None
+
+
+def _write(cache_dir: Path) -> None:
+    if leaves_notes():
+        _remove_old_notes(cache_dir)
+        keys = {"keys": _keys, "whole": sorted(_whole)}
+        note = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())} | keys
+        replace_file(_note(cache_dir), json.dumps(note).encode())
 
 
 def _note(cache_dir: Path) -> Path:
@@ -61,7 +86,8 @@ def _remove_old_notes(cache_dir: Path) -> None:
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         note = json.loads(path.read_bytes())
-        return note if note["pid"] and note["host"] and isinstance(note["keys"], dict) else None
+        is_note = note["pid"] and note["host"] and isinstance(note["keys"], dict) and isinstance(note["whole"], list)
+        return note if is_note else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

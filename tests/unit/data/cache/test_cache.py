@@ -3,6 +3,8 @@
 import errno
 import itertools
 import os
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +193,7 @@ def one_of_two_ranks(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(notes, "_numbers", itertools.count())
     monkeypatch.setattr(notes, "_keys", {})
+    monkeypatch.setattr(notes, "_whole", set())
 
 
 def test_a_rank_that_found_other_rows_than_the_builder_says_so(tmp_path, open_file, one_of_two_ranks, monkeypatch):
@@ -201,15 +204,45 @@ def test_a_rank_that_found_other_rows_than_the_builder_says_so(tmp_path, open_fi
         open_file(write_jsonl(path, ROWS[:6]), build_here=False)
 
 
+def test_one_rank_of_a_node_hashes_a_cache_and_the_others_trust_it(tmp_path, open_file, one_of_two_ranks, monkeypatch):
+    path, hashed = write_jsonl(tmp_path / "rows.jsonl", ROWS[:5]), []
+    problem_of = cache.problem_of
+    monkeypatch.setattr(cache, "problem_of", lambda *args: hashed.append(args[0]) or problem_of(*args))
+    built = open_file(path)
+    assert hashed
+    del hashed[:]
+    monkeypatch.setattr(notes, "_numbers", itertools.count())
+    assert open_file(path, build_here=False) == built and not hashed
+
+
+@pytest.mark.parametrize("left", ["no note", "not whole yet"])
+def test_a_rank_without_a_builders_word_looks_itself(tmp_path, open_file, one_of_two_ranks, monkeypatch, left):
+    """No word: the builder is gone, or never wrote. A builder that is still looking is waited for."""
+    path = write_jsonl(tmp_path / "rows.jsonl", ROWS[:5])
+    built = open_file(path)
+    monkeypatch.setattr(notes, "_numbers", itertools.count())
+    monkeypatch.setattr(cache, "WORD_S", 0.1)
+    if left == "no note":
+        next((tmp_path / "cache").glob(".*.note")).unlink()
+        assert open_file(path, build_here=False) == built
+    else:
+        monkeypatch.setattr(notes, "_whole", set())
+        notes.leave_note(tmp_path / "cache", 0, built.key)
+        finishing = threading.Timer(0.4, notes.note_whole, (tmp_path / "cache", 0))
+        finishing.start()
+        started = time.monotonic()
+        assert open_file(path, build_here=False) == built and time.monotonic() - started > 0.3
+
+
 def test_a_note_of_a_process_that_is_gone_tells_nothing(tmp_path, open_file, one_of_two_ranks):
     if (child := os.fork()) == 0:
         open_file(write_jsonl(tmp_path / "rows.jsonl", ROWS[:5]))
         os._exit(0)
     os.waitpid(child, 0)
     assert len(list((tmp_path / "cache").glob(".*.note"))) == 1
-    assert notes.key_of_builder(tmp_path / "cache", 0) is None
+    assert notes.word_of_builder(tmp_path / "cache", 0) is None
     file = open_file(tmp_path / "rows.jsonl")
-    assert notes.key_of_builder(tmp_path / "cache", 0) == file.key
+    assert notes.word_of_builder(tmp_path / "cache", 0) == (file.key, True)
 
 
 def test_off_a_terminal_tokenising_says_now_and_then_how_far_it_is(tmp_path, open_file, monkeypatch):
