@@ -17,6 +17,7 @@ from sft.checkpoint.find import problems_of
 from sft.checkpoint.ledger import kind_of
 from sft.checkpoint.manifest import CheckpointError, read_manifest
 from sft.config.secrets import presentable
+from sft.config.streams import steady_streams
 from sft.files import RunDir, step_of
 
 USES = {
@@ -28,6 +29,7 @@ USES = {
 
 def main() -> int:
     """Print the table. Returns 0 if every checkpoint is good, 1 if one is damaged, 2 if there is none."""
+    steady_streams()
     parser = argparse.ArgumentParser(prog="python -m sft.checkpoint", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="list")
     parser_of_list = commands.add_parser("list", help="read every file of every checkpoint of a run")

@@ -11,10 +11,12 @@ from pathlib import Path
 
 from sft.checkpoint.promote import promote
 from sft.config.secrets import presentable
+from sft.config.streams import steady_streams
 from sft.errors import InputError
 
 
 def main() -> None:
+    steady_streams()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoints-jsonl", type=Path, required=True, metavar="FILE", help="the run's ledger")
     parser.add_argument("--step", type=int, metavar="N", help="which checkpoint; default: the newest with a model")

@@ -37,6 +37,7 @@ from sft.config.options import take_options
 from sft.config.problems import ConfigError
 from sft.config.schema import SftConfig
 from sft.config.secrets import presentable
+from sft.config.streams import steady_streams
 from sft.config.sweep import Job, JobFailedError, Sweeper, SweepOptions, directory_of, label_of, ranks_asked_for
 from sft.errors import let_another_rank_speak, spare_the_restarts
 
@@ -56,6 +57,7 @@ def cli(
     arguments: in place of argv's. world_size, needs_weights: as `checked`.
     sweeper: makes what trains the jobs of a sweep, in processes of their own, in place of `run`
     """
+    steady_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"--help", "-h"} & set(arguments):
         return say_help()

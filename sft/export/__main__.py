@@ -18,6 +18,7 @@ from pathlib import Path
 
 from sft.config.cli import without_collections
 from sft.config.secrets import presentable
+from sft.config.streams import steady_streams
 from sft.errors import InputError
 
 FORMATS = {
@@ -29,6 +30,7 @@ FORMATS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Read argv, export, say where, and return the exit code."""
+    steady_streams()
     parser = argparse.ArgumentParser(
         prog="python -m sft.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

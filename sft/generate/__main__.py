@@ -18,11 +18,13 @@ from typing import Any
 
 from sft.config.cli import without_collections
 from sft.config.secrets import presentable
+from sft.config.streams import steady_streams
 from sft.errors import InputError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Read argv, answer, and return the exit code."""
+    steady_streams()
     parser = argparse.ArgumentParser(
         prog="python -m sft.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -17,6 +17,7 @@ from sft.model.load import decoder_layers
 from sft.model.loss_form import LOSS_KERNELS
 from sft.model.memory import Load, ModelSize, device_bytes, estimate, gigabytes, model_size, savings
 from sft.model.place import DTYPES, own_ends
+from sft.parallel.host_memory import resident_bytes
 from sft.parallel.lost_ranks import is_out_of_memory
 from sft.parallel.world import World, max_over_all_ranks
 from sft.train.forecast import Forecast, forecast, plan_of
@@ -36,16 +37,18 @@ class Footprint:
     ranks: int
     device: str = "cuda"
     device_bytes: int = 0  # of one rank; 0: nobody looked
+    process_bytes: int = 0  # that a rank takes of the same memory before there is a model: Python and its libraries
     reduce_once: bool = True  # sum gradients over the ranks once per step, as asked or because there is room
 
     def fits(self) -> bool:
         """Return True if the estimate leaves room on the device."""
-        return not self.device_bytes or estimate(self.model, self.load).total <= ROOM * self.device_bytes
+        needed = estimate(self.model, self.load).total + self.process_bytes
+        return not self.device_bytes or needed <= ROOM * self.device_bytes
 
     def line(self) -> str:
         """Write the estimate in one line; where it does not fit, with what would save memory."""
         has = f"; a rank has {gigabytes(self.device_bytes)}" if self.device_bytes else ""
-        told = f"memory: about {estimate(self.model, self.load)}{has}"
+        told = f"memory: about {estimate(self.model, self.load)}{self._beside()}{has}"
         return told if self.fits() else f"{told}. This may not fit. {self._savings()}"
 
     def table(self) -> str:
@@ -57,10 +60,13 @@ class Footprint:
                 f"memory: an estimate for {ranks} rank{'s' * (ranks > 1)}, a model of "
                 f"{(model.trainable + model.frozen) / 1e6:,.1f} M parameters{trains}, and micro-batches of up to "
                 f"{self.load.tokens:,} tokens per rank",
-                f"  {estimate(model, self.load)}",
+                f"  {estimate(model, self.load)}{self._beside()}",
                 *[f"  {told}" for told in [self._savings()] if told],
             ]
         )
+
+    def _beside(self) -> str:
+        return f"; {gigabytes(self.process_bytes)} for Python and its libraries" if self.process_bytes else ""
 
     def _savings(self) -> str:
         saved = savings(self.model, self.load, can_offload=self.device != "cpu")
@@ -75,6 +81,7 @@ def footprint(
     *,
     device: str = "cuda",
     device_bytes: int = 0,
+    process_bytes: int = 0,
     supervised_tokens: np.ndarray | None = None,
 ) -> Footprint:
     """Estimate the memory of `config` on `ranks` ranks. model: its skeleton, adapters inside. Looks at some steps.
@@ -91,7 +98,7 @@ def footprint(
     )
     size = size_of(config, model)
     load = replace(load, several_micro_batches=view.micro_batches > 1)
-    plain = Footprint(size, load, ranks, device, device_bytes, reduce_once=False)
+    plain = Footprint(size, load, ranks, device, device_bytes, process_bytes, reduce_once=False)
     whole = replace(plain, load=replace(load, whole_gradients=True), reduce_once=True)
     has_room = whole.fits() and not load.offload  # what was offloaded for want of memory must not come back
     when = config.model.fsdp_config.reduce_gradients
@@ -136,7 +143,8 @@ def footprint_of_run(config: SftConfig, skeleton: PreTrainedModel, train: Datase
     for step in steps_to_look_at(plan, curriculum=config.data.curriculum is not None):
         for index in plan.samples(step):
             counted[index] = train.supervised_tokens(index)
-    (smallest,) = max_over_all_ranks(-device_bytes(world.device))
+    on_cpu = world.device.type == "cpu"
+    smallest, process = max_over_all_ranks(-device_bytes(world.device), resident_bytes() if on_cpu else 0)
     return footprint(
         config,
         skeleton,
@@ -144,6 +152,7 @@ def footprint_of_run(config: SftConfig, skeleton: PreTrainedModel, train: Datase
         world.size,
         device=world.device.type,
         device_bytes=int(-smallest),
+        process_bytes=int(process),
         supervised_tokens=counted,
     )
 

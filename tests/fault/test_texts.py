@@ -35,7 +35,8 @@ def endless_template(dice):
             "{{ 'xyz' * N * 1000 }}",
             "{{ ('x' * N * 100)|center(N * 2000) }}",
             "{{ 7 ** N ** N }}",
-            "{% for i in range(N) %}{% for m in messages %}{{ (m.content * N)|length }}BODY{% endfor %}{% endfor %}",
+            "{% for i in range(N) %}{% for j in range(N) %}{% if (messages[0].content * j)|length == 7 %}BODY"
+            "{% endif %}{% endfor %}{% endfor %}",
         ]
     ).replace("BODY", body).replace("N", str(n))  # fmt: skip
 
@@ -46,8 +47,8 @@ def test_templates_that_do_not_end_are_said_with_the_row(monkeypatch, rows):
     monkeypatch.setattr(limits, "MAX_CHARACTERS", 1_000_000)
     dice, row = random.Random(15), rows[ENDLESS]
     for number in range(FAULTS):
-        markup = "{% if messages|length > 1 %}" + endless_template(dice) + "{% endif %}"
-        conversation = Conversation([user("Why?"), assistant("So.")], where=f"rows.jsonl:{number + 1}")
+        markup = "{% if 'Natalia' in messages[0].content %}" + endless_template(dice) + "{% endif %}"
+        conversation = Conversation([user("Natalia?"), assistant("So.")], where=f"rows.jsonl:{number + 1}")
         row.injected += 1
         with pytest.raises(
             EndlessTemplateError, match=rf"^rows\.jsonl:{number + 1}: the chat template|power in its line"
@@ -90,7 +91,8 @@ def test_escapes_in_rows_and_names_reach_neither_terminal_nor_file_for_people(tm
     path = write_jsonl(tmp_path / f"dir {name}" / f"rows {name}.jsonl", good)
     bad = write_jsonl(tmp_path / "bad.jsonl", [{"question": one, f"answer{one}": ["no text"]} for one in sequences])
     run_dir = tmp_path / f"run {name}"
-    options = [f"model.partial_pretrain={model}", f"data.cache_dir={tmp_path / 'cache'}", "data.train_batch_size=1"]
+    options = [f"model.partial_pretrain={model}", f"data.cache_dir={tmp_path / 'cache'}"]
+    options += ["data.train_batch_size=1", "data.micro_batch_size_per_gpu=1"]
     row.injected += len(sequences)
     told = [
         train([*options, f'data.train_files="{path}"'], ranks=0, cwd=tmp_path, module="sft.inspect"),
@@ -133,6 +135,7 @@ def test_secrets_of_the_environment_stand_in_no_file_and_no_line(tmp_path, rows)
             f'trainer.project_name="{"-".join(given[1::3])}"',
             f'data.apply_chat_template_kwargs={{note:"{"/".join(given[2::3])}"}}',
             "data.train_batch_size=1",
+            "data.micro_batch_size_per_gpu=1",
             "trainer.total_training_steps=1",
         ],
         ranks=0,

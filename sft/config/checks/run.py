@@ -139,8 +139,11 @@ def _custom_class_problems(data: DataConfig) -> Iterator[str]:
 
 def _trainer_problems(trainer: TrainerConfig) -> Iterator[str]:
     run_dir = Path(trainer.default_local_dir)
-    standing = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
-    if not standing.is_dir():
+    standing = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists() or path.is_symlink())
+    if not standing.exists():
+        led = standing.readlink()
+        yield f"trainer.default_local_dir={shown(str(run_dir))}: {standing} is a link to {led}, which does not exist."
+    elif not standing.is_dir():
         yield f"trainer.default_local_dir={shown(str(run_dir))}: {standing} is a file; give a directory."
     elif not os.access(standing, os.W_OK):
         yield f"trainer.default_local_dir={shown(str(run_dir))}: {standing} cannot be written by this user."

@@ -100,7 +100,7 @@ def cached(
     if build_here:
         what = f"data.cache_dir={cache_dir}: the tokens of {source.name}"
         with explaining_disk(what, "Make room there, or set data.cache_dir to a directory that has it."):
-            cache_dir.mkdir(parents=True, exist_ok=True)
+            _make(cache_dir)
             leave_note(cache_dir, number, key)
             if problem_of(directory, FILES) is not None:
                 with FileLock(cache_dir / f"{key}.lock"):
@@ -116,6 +116,17 @@ def cached(
     else:
         _wait_for(directory, source.name, cache_dir, number)
     return CachedRows(source.name, source.around_number, directory, key, CacheFacts.read(directory, source.name))
+
+
+def _make(cache_dir: Path) -> None:
+    """Make the directory of all caches. Raises InputError where the path cannot be one."""
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
+        raise InputError(
+            f"data.cache_dir={cache_dir} cannot be made: {error.filename} is a file, a link that leads nowhere, or in "
+            "a place that takes no directories. Set data.cache_dir to a directory of your own."
+        ) from error
 
 
 def _key(source: RowSource, recipe: Recipe, max_rows: int | None, bad_rows: str) -> str:

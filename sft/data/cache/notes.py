@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,7 +67,8 @@ def _write(cache_dir: Path) -> None:
         _remove_old_notes(cache_dir)
         keys = {"keys": _keys, "whole": sorted(_whole)}
         note = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())} | keys
-        replace_file(_note(cache_dir), json.dumps(note).encode())
+        with suppress(OSError):  # a cache that was filled beforehand may be read-only: then each rank looks itself
+            replace_file(_note(cache_dir), json.dumps(note).encode())
 
 
 def _note(cache_dir: Path) -> Path:

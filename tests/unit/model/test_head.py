@@ -114,6 +114,20 @@ def test_bf16_is_as_exact_as_whole_logits(rows):
     assert weight < 1.15 * their_weight < 0.01  # a product of every seven rows is rounded before it is summed
 
 
+def test_sums_over_many_rows_are_those_of_fp64(monkeypatch):
+    """Of the gradients of weight and bias, which are summed chunk by chunk, and of the rows' losses."""
+    monkeypatch.setattr("sft.model.head.CHUNK", {"cpu": 256})
+    tensors, labels, weights = problem(bias=True, rows=20_000, width=64, vocabulary=200)
+    weights /= weights.sum(dtype=torch.float64)
+    exact = [t.detach().double().requires_grad_() for t in tensors]
+    expected = by_definition(exact, labels, weights.double())[0]
+    _, of_rows, _ = linear_ce_sum(*tensors, labels, weights, FORMS["plain"])
+    assert of_rows.sum(dtype=torch.float64).item() == pytest.approx(expected.item(), rel=1e-7)
+    truth = torch.autograd.grad(expected, exact)
+    for found, true in zip(torch.autograd.grad(fused(tensors, labels, weights)[0], tensors), truth, strict=True):
+        assert (found.double() - true).norm() < 2e-6 * true.norm()
+
+
 class Sizes(TorchDispatchMode):
     """The elements of every tensor that is made."""
 

@@ -138,3 +138,19 @@ def test_recomputation_in_backward_is_not_counted_again():
     assert again[0] == pytest.approx(plain[0], rel=1e-6) and again[2] == plain[2]
     for name, gradient in again[1].items():
         torch.testing.assert_close(gradient, plain[1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_the_loss_of_many_tokens_is_that_of_fp64():
+    routers, tokens = watched("qwen3_moe").routers, 200_000
+    logits = torch.randn(tokens, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    routers.begin_step(lambda batch: None, [], CPU)
+    routers._logits, routers._is_token = [logits], torch.ones(tokens, dtype=torch.bool)
+    exact = logits.detach().double().requires_grad_()
+    shares = exact.softmax(-1)
+    chosen = torch.zeros(tokens, 8, dtype=torch.float64).scatter_(1, shares.topk(routers._top_k).indices, 1.0)
+    expected = 8 * (chosen.mean(dim=0) * shares.mean(dim=0)).sum()
+    loss = routers.loss()
+    assert loss.item() == pytest.approx(routers.coefficient * expected.item(), rel=1e-6)
+    assert routers.to_be_summed()["router_aux_loss"].item() == pytest.approx(expected.item(), rel=1e-6)
+    (found,), (true,) = (torch.autograd.grad(one, of) for one, of in ((loss, logits), (expected, exact)))
+    assert (found.double() / routers.coefficient - true).norm() < 1e-4 * true.norm()  # of shares that all but cancel

@@ -5,7 +5,7 @@ import gc
 import pytest
 import torch
 
-from sft.parallel.host_memory import HostMemory, _lock_pages, available_bytes
+from sft.parallel.host_memory import HostMemory, _lock_pages, available_bytes, resident_bytes
 
 
 def some_tensors():
@@ -146,3 +146,10 @@ def test_what_is_left_of_the_memory_is_that_of_the_computer_within_the_container
 
 def test_this_computer_has_some():
     assert 2**20 < available_bytes() < 2**50
+
+
+def test_what_this_process_holds_grows_by_what_it_takes(tmp_path):
+    before = resident_bytes()
+    taken = torch.ones(50_000_000, dtype=torch.uint8)
+    assert 45e6 < resident_bytes() - before < 100e6 and len(taken)
+    assert resident_bytes(tmp_path) == 0, "where the system does not say"

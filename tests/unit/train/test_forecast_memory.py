@@ -49,6 +49,15 @@ def test_one_line_where_it_fits_and_the_knobs_where_it_may_not():
     assert "\n" not in tight.line()
 
 
+def test_on_a_cpu_python_and_its_libraries_take_of_the_same_memory():
+    needed = estimate(MODEL, PLAN.load).total
+    plan = replace(PLAN, device="cpu", device_bytes=int((needed + 10**9) / 0.8) + 1, process_bytes=10**9)
+    assert plan.fits() and not replace(plan, process_bytes=10**9 + 2).fits()
+    assert "; 1.0 GB for Python and its libraries; a rank has" in plan.line()
+    assert "; 1.0 GB for Python and its libraries" in plan.table()
+    assert "libraries" not in PLAN.line() + PLAN.table()
+
+
 def test_on_the_cpu_nothing_is_offloaded():
     assert "cpu_offload" in PLAN.table()
     assert "cpu_offload" not in replace(PLAN, device="cpu").table()

@@ -233,6 +233,21 @@ def test_the_loss_of_a_long_batch_is_that_of_fp64(sources):
     assert _by_source(ce, batch, sources).tolist() == pytest.approx(exact, rel=1e-12)
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_validation_of_a_long_batch_is_that_of_fp64(monkeypatch, fused):
+    tokens, dice = 200_000, torch.Generator().manual_seed(1)
+    logits, labels = torch.randn(tokens, 4, generator=dice), torch.randint(0, 4, (tokens,), generator=dice)
+    weights = torch.rand(tokens, generator=dice)
+    of_token = F.cross_entropy(logits, labels, reduction="none") * weights
+    hits = (logits.argmax(1) == labels).sum()
+    monkeypatch.setattr("sft.train.loss._fused", lambda *_: (None, of_token, hits))
+    monkeypatch.setattr("sft.train.loss.supervised_logits", lambda *_: (logits, labels, weights))
+    model = SimpleNamespace(logit_form=object() if fused else None)
+    found, found_hits = token_ce_sum_and_hits(model, None)  # pyright: ignore[reportArgumentType]
+    assert found.item() == pytest.approx(of_token.double().sum().item(), rel=1e-12)
+    assert found_hits.item() == hits.item() > 0
+
+
 @pytest.mark.parametrize("tie", [True, False])
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_batch_without_labels_is_a_zero_that_reaches_every_parameter(tmp_path, world_of_one, fused, tie):

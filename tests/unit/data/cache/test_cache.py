@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+import re
 import threading
 import time
 from pathlib import Path
@@ -186,6 +187,28 @@ def test_a_full_disk_is_one_message_and_leaves_nothing(tmp_path, open_file, monk
     with pytest.raises(MishapError, match=r"data\.cache_dir=.*rows\.jsonl cannot be written \(No space left"):
         open_file(write_jsonl(tmp_path / "rows.jsonl", ROWS[:5]))
     assert [item.name for item in (tmp_path / "cache").iterdir() if item.is_dir()] == []
+
+
+def test_a_cache_that_cannot_be_made_is_one_message(tmp_path, open_file):
+    path = write_jsonl(tmp_path / "rows.jsonl", ROWS[:5])
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for place in (path, path / "below", tmp_path / "link"):
+        with pytest.raises(InputError, match=rf"^data\.cache_dir={re.escape(str(place))} cannot be made: "):
+            open_file(path, cache_dir=place)
+
+
+def test_a_cache_that_is_read_only_and_filled_is_used(tmp_path, open_file, one_of_two_ranks, monkeypatch):
+    """By a builder that may write no note; with words of nobody, the others look themselves."""
+    path = write_jsonl(tmp_path / "rows.jsonl", ROWS[:5])
+    built = open_file(path)
+    next((tmp_path / "cache").glob(".*.note")).unlink()
+
+    def read_only(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(notes, "replace_file", read_only)
+    monkeypatch.setattr(cache, "WORD_S", 0.1)
+    assert open_file(path) == built == open_file(path, build_here=False)
 
 
 @pytest.fixture

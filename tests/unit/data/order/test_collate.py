@@ -1,9 +1,12 @@
 """Labels are shifted once, never across samples; both layouts carry the same."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from sft.data.dataset import Dataset
 from sft.data.order.collate import collate
 from sft.types import IGNORE_INDEX, Counts, Sample
 
@@ -60,3 +63,15 @@ def test_a_rank_without_samples_computes_something_that_teaches_nothing(packed):
     assert batch.input_ids.shape == (1, 1)
     assert batch.counts == Counts(positions=1)
     assert (batch.labels == IGNORE_INDEX).all()
+
+
+def test_the_weights_of_a_long_batch_are_summed_as_in_fp64():
+    """As the batch counts them, and as the step knows them before: the two are compared (refuse_other_data)."""
+    weights = np.random.default_rng(0).random(500_000).astype(np.float32)
+    long = Sample(np.ones(500_000, np.int32), weights)
+    exact = weights[1:].astype(np.float64).sum()
+    assert collate([long], packed=True, pad_id=0).counts.weight_sum == pytest.approx(exact, rel=1e-12)
+    mixture = SimpleNamespace(sources=["a"], source_of=lambda ids: np.zeros(len(ids), int))
+    dataset = SimpleNamespace(samples=[long], mixture=mixture)
+    found = Dataset.weight_sums(dataset, np.array([0, 0]))  # pyright: ignore[reportArgumentType]
+    assert found == pytest.approx([2 * exact], rel=1e-12)

@@ -1,0 +1,64 @@
+"""Keep standard output and standard error usable, whoever reads them: `| head`, a closed terminal, `>&-`.
+
+A run must not end, and least of all in the middle of a save, because nobody reads any more what it says. Libraries
+write to standard error as well, so it is the streams that are made steady, and not each print.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from typing import TextIO
+
+NOBODY_READS = (errno.EPIPE, errno.EIO)
+"""A pipe whose reader is gone; a terminal that is closed."""
+
+
+def steady_streams() -> None:
+    """Open what is closed of 0, 1 and 2, and let writing go on into nothing where nobody reads any more.
+
+    What Python itself has put in place of a stream, a test's capture for one, stays.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # else the next file that is opened becomes the place where prints go
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = _steady(sys.stdout, 1, NOBODY_READS)
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _steady(sys.stderr, 2, (*NOBODY_READS, errno.ENOSPC, errno.EDQUOT))
+
+
+def _steady(stream: TextIO | None, number: int, forgiven: tuple[int, ...]) -> TextIO:
+    """Return a text stream like `stream` (None: it was closed) on file `number`."""
+    if stream is not None:
+        stream.flush()
+    is_terminal = os.isatty(number)
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Steady(number, forgiven)),
+        encoding=stream.encoding if stream else "utf-8",
+        errors="backslashreplace",  # a name that an ASCII terminal cannot show is no reason to end either
+        line_buffering=is_terminal or number == 2,
+    )
+
+
+class _Steady(io.FileIO):
+    """A file whose bytes go to /dev/null from the first write on that fails in a forgiven way."""
+
+    def __init__(self, number: int, forgiven: tuple[int, ...]):
+        super().__init__(number, "wb", closefd=False)
+        self._forgiven = forgiven
+
+    def write(self, data, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in self._forgiven:
+                raise
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())  # for libraries in C as well
+            os.close(nowhere)
+            return len(data)

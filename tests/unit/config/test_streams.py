@@ -1,0 +1,98 @@
+"""Nobody reads any more what a command says: it goes on, and what it was to do is done."""
+
+import errno
+import io
+import os
+import sys
+import traceback
+
+import pytest
+
+from sft.config.streams import steady_streams
+
+
+def in_a_child(tmp_path, spoil, act):
+    """Run `act` in a fork with Python's own streams on 1 and 2, spoilt; returns (exit code, what is in 1, in 2)."""
+    paths = [tmp_path / "out", tmp_path / "err"]
+    if (child := os.fork()) == 0:
+        code = 1
+        try:
+            for number, path in enumerate(paths, start=1):
+                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+            for name, number in (("stdout", 1), ("stderr", 2)):
+                stream = io.TextIOWrapper(io.BufferedWriter(io.FileIO(number, "wb", closefd=False)), "ascii")
+                setattr(sys, name, stream)
+                setattr(sys, f"__{name}__", stream)
+            spoil()
+            steady_streams()
+            act()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            code = 0
+        except BaseException:
+            (tmp_path / "traceback").write_text(traceback.format_exc())
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return code, *(path.read_text() if path.exists() else "" for path in (*paths, tmp_path / "traceback"))
+
+
+def say():
+    print("out é" * 50_000)
+    print("err é", file=sys.stderr)
+
+
+def close(number, name):
+    """As `>&-` does."""
+    os.close(number)
+    setattr(sys, name, None)
+    setattr(sys, f"__{name}__", None)
+
+
+def nobody_reads(number):
+    reader, writer = os.pipe()
+    os.close(reader)
+    os.dup2(writer, number)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda: None, (True, True)),
+        (lambda: close(1, "stdout"), (False, True)),
+        (lambda: close(2, "stderr"), (True, False)),
+        (lambda: (close(1, "stdout"), close(2, "stderr"), os.close(0)), (False, False)),
+        (lambda: nobody_reads(1), (False, True)),
+        (lambda: nobody_reads(2), (True, False)),
+        (lambda: (nobody_reads(1), nobody_reads(2)), (False, False)),
+        (lambda: os.dup2(os.open("/dev/full", os.O_WRONLY), 2), (True, False)),
+    ],
+    ids=["fine", "1 closed", "2 closed", "all closed", "1 unread", "2 unread", "both unread", "2 full"],
+)
+def test_what_nobody_reads_ends_nothing(tmp_path, spoil, says):
+    code, out, err, wrong = in_a_child(tmp_path, spoil, say)
+    assert code == 0, wrong
+    assert out == r"out \xe9" * 50_000 + "\n" if says[0] else out == ""
+    assert err == "err \\xe9\n" if says[1] else err == ""
+
+
+def test_a_file_that_is_opened_later_does_not_become_the_place_where_prints_go(tmp_path):
+    def act():
+        with (tmp_path / "file").open("w") as file:
+            os.write(1, b"a library in C says something")
+            file.write("content")
+
+    assert in_a_child(tmp_path, lambda: close(1, "stdout"), act)[0] == 0
+    assert (tmp_path / "file").read_text() == "content"
+
+
+def test_output_that_a_full_disk_cuts_short_is_an_error(tmp_path):
+    """`python -m sft.inspect > file` must not end well with half of a file."""
+    code, *_, wrong = in_a_child(tmp_path, lambda: os.dup2(os.open("/dev/full", os.O_WRONLY), 1), say)
+    assert code == 1 and os.strerror(errno.ENOSPC) in wrong
+
+
+def test_a_capture_stays_in_place(capsys):
+    before = sys.stdout, sys.stderr
+    steady_streams()
+    assert (sys.stdout, sys.stderr) == before
