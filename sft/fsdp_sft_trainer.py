@@ -11,6 +11,7 @@ if __name__ == "__main__":
     # file is imported by its name, and the story begins below.
     from sft.config import cli
     from sft.config.cli import without_collections
+    from sft.config.streams import steady_streams
     from sft.train.sweep import Sweep
 
     def start(config) -> None:
@@ -23,6 +24,7 @@ if __name__ == "__main__":
 
         main(config, head_start)
 
+    steady_streams(out_is_a_log=True)
     try:
         cli(start, sweeper=Sweep)
     except KeyboardInterrupt:  # among the imports

@@ -15,11 +15,15 @@ from typing import TextIO
 NOBODY_READS = (errno.EPIPE, errno.EIO)
 """A pipe whose reader is gone; a terminal that is closed."""
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-def steady_streams() -> None:
+
+def steady_streams(*, out_is_a_log: bool = False) -> None:
     """Open what is closed of 0, 1 and 2, and let writing go on into nothing where nobody reads any more.
 
-    What Python itself has put in place of a stream, a test's capture for one, stays.
+    out_is_a_log: standard output may end in a full disk as well. Where it is what a command makes, that is an error
+
+    What stands in place of Python's own stream, a test's capture for one, stays.
     """
     for number in range(3):
         try:
@@ -27,9 +31,9 @@ def steady_streams() -> None:
         except OSError:  # else the next file that is opened becomes the place where prints go
             os.open(os.devnull, os.O_RDWR)
     if sys.stdout is sys.__stdout__:
-        sys.stdout = _steady(sys.stdout, 1, NOBODY_READS)
+        sys.stdout = _steady(sys.stdout, 1, (*NOBODY_READS, *FULL) if out_is_a_log else NOBODY_READS)
     if sys.stderr is sys.__stderr__:
-        sys.stderr = _steady(sys.stderr, 2, (*NOBODY_READS, errno.ENOSPC, errno.EDQUOT))
+        sys.stderr = _steady(sys.stderr, 2, (*NOBODY_READS, *FULL))
 
 
 def _steady(stream: TextIO | None, number: int, forgiven: tuple[int, ...]) -> TextIO:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import io
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sft.config.visible import visible_line
 from sft.files import replace_file
 from sft.track.files import read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 REDRAW_EVERY_S = 60.0
 TIME_SHARE = 0.01  # drawing stops the training loop: it may take this share of the time at most
@@ -48,7 +54,7 @@ def draw(metrics_path: Path, png_path: Path, *, title: str) -> None:
     from matplotlib.figure import Figure  # half a second, paid by those who draw; Figure alone means Agg, no display
 
     figure = Figure(figsize=(9, 6), dpi=120, layout="constrained")
-    figure.suptitle(title, x=0.01, horizontalalignment="left", fontweight="bold")
+    figure.suptitle(visible_line(title), x=0.01, horizontalalignment="left", fontweight="bold", parse_math=False)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     smooth = _smoothed(loss)
     top.plot(steps, loss, color="tab:blue", alpha=0.3, linewidth=0.8, label="train")
@@ -68,9 +74,16 @@ def draw(metrics_path: Path, png_path: Path, *, title: str) -> None:
         panel.grid(alpha=0.3)
         panel.yaxis.set_major_formatter("{x:g}")
         panel.spines[["top", "right"]].set_visible(False)
+    replace_file(png_path, _png(figure))
+
+
+def _png(figure: Figure) -> bytes:
+    """Return the picture; a letter that no font here has is drawn as a box, and nothing is said of it."""
     png = io.BytesIO()
-    figure.savefig(png, format="png")
-    replace_file(png_path, png.getvalue())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(png, format="png")
+    return png.getvalue()
 
 
 def _series(records: list[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -101,7 +114,7 @@ def draw_several(runs: Mapping[str, Path], png_path: Path, *, metric: str, title
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5), dpi=120, layout="constrained")
-    figure.suptitle(title, x=0.01, horizontalalignment="left", fontweight="bold")
+    figure.suptitle(visible_line(title), x=0.01, horizontalalignment="left", fontweight="bold", parse_math=False)
     panel = figure.subplots()
     for rank, (label, (steps, values)) in enumerate(series.items()):
         values = _smoothed(values) if metric.startswith("train/") else values
@@ -111,7 +124,5 @@ def draw_several(runs: Mapping[str, Path], png_path: Path, *, metric: str, title
     panel.grid(alpha=0.3)
     panel.spines[["top", "right"]].set_visible(False)
     panel.legend(title="best first", frameon=False)
-    png = io.BytesIO()
-    figure.savefig(png, format="png")
-    replace_file(png_path, png.getvalue())
+    replace_file(png_path, _png(figure))
     return True

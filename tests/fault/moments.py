@@ -35,8 +35,8 @@ class Stopped:
 
     def __init__(self, overrides: list[str], place: Path, call: int, log: Path):
         self.calls = log.with_suffix(".calls")
-        self._log, self._warm = log, warm_process()
-        for path in (log, self.calls):
+        self._logs, self._warm = [log, log.with_suffix(".err")], warm_process()
+        for path in (*self._logs, self.calls):
             path.write_bytes(b"")
         self._pid = self._warm.order(
             module="tests.fault.stops_itself",
@@ -44,14 +44,14 @@ class Stopped:
             ranks=0,
             cwd=str(log.parent),
             environment=clean_environment(),
-            stdout=str(log),
-            stderr=str(log),
+            stdout=str(self._logs[0]),
+            stderr=str(self._logs[1]),
         )
 
     @property
     def text(self) -> str:
         """What it has printed so far."""
-        return self._log.read_text(errors="replace")
+        return "".join(log.read_text(errors="replace") for log in self._logs)
 
     def stands(self) -> bool:
         """Wait until it has stopped itself, or has ended without: False."""

@@ -109,7 +109,7 @@ def test_escapes_in_rows_and_names_reach_neither_terminal_nor_file_for_people(tm
             cwd=tmp_path,
         ),
     ]
-    assert [done.returncode for done in told] == [0, 2, 0], [done.stderr for done in told]
+    assert [done.returncode for done in told] == [0, 3, 0], [done.stderr for done in told]
     for_people = [run_dir / "training.log", run_dir / "README.md"]
     for text in [*(done.stdout + done.stderr for done in told), *(file.read_text() for file in for_people)]:
         assert not OBEYED.search(text), repr(OBEYED.search(text))

@@ -59,6 +59,13 @@ def limited() -> Iterator[None]:
         signal.signal(signal.SIGVTALRM, before)
 
 
+def limit_behind(error: BaseException | None) -> TemplateLimitError | None:
+    """Return the limit that an exception tells of, or that it hides: Jinja fails where it cannot tell a line of one."""
+    while error is not None and not isinstance(error, TemplateLimitError):
+        error = error.__context__
+    return error
+
+
 @lru_cache(maxsize=64)
 def line_of_power(template: str) -> int | None:
     """Return the line where a template raises to a power that could take hours; None where it does not.

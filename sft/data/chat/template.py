@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from sft.data.chat.limits import MAX_EXPONENT, TemplateLimitError, check_length, limited, line_of_power
+from sft.data.chat.limits import MAX_EXPONENT, check_length, limit_behind, limited, line_of_power
 from sft.data.chat.messages import REASONING_KEYS
 from sft.errors import InputError, said
 
@@ -122,12 +122,12 @@ def apply(
                 **options,
             )
         check_length(text).encode()  # a lone surrogate would fail later, among the texts of other rows
-    except TemplateLimitError as error:
-        raise EndlessTemplateError(
-            f"{where}: the chat template does not come to an end with this conversation: {error}. Look for a loop in "
-            "it, or set data.chat_template to another one."
-        ) from error
     except Exception as error:  # a template is a program of its own: whatever it raises is about this row
+        if limit := limit_behind(error):
+            raise EndlessTemplateError(
+                f"{where}: the chat template does not come to an end with this conversation: {limit}. Look for a loop "
+                "in it, or set data.chat_template to another one."
+            ) from error
         raise InputError(f"{where}: the chat template cannot render this conversation: {said(error)}") from error
     return text
 

@@ -11,7 +11,7 @@ import pytest
 from sft.config.streams import steady_streams
 
 
-def in_a_child(tmp_path, spoil, act):
+def in_a_child(tmp_path, spoil, act, **options):
     """Run `act` in a fork with Python's own streams on 1 and 2, spoilt; returns (exit code, what is in 1, in 2)."""
     paths = [tmp_path / "out", tmp_path / "err"]
     if (child := os.fork()) == 0:
@@ -24,7 +24,7 @@ def in_a_child(tmp_path, spoil, act):
                 setattr(sys, name, stream)
                 setattr(sys, f"__{name}__", stream)
             spoil()
-            steady_streams()
+            steady_streams(**options)
             act()
             sys.stdout.flush()
             sys.stderr.flush()
@@ -87,9 +87,14 @@ def test_a_file_that_is_opened_later_does_not_become_the_place_where_prints_go(t
 
 
 def test_output_that_a_full_disk_cuts_short_is_an_error(tmp_path):
-    """`python -m sft.inspect > file` must not end well with half of a file."""
-    code, *_, wrong = in_a_child(tmp_path, lambda: os.dup2(os.open("/dev/full", os.O_WRONLY), 1), say)
+    """`python -m sft.inspect > file` must not end well with half of a file; a training run must not end for a log."""
+
+    def full():
+        os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+
+    code, *_, wrong = in_a_child(tmp_path, full, say)
     assert code == 1 and os.strerror(errno.ENOSPC) in wrong
+    assert in_a_child(tmp_path, full, say, out_is_a_log=True)[0] == 0
 
 
 def test_a_capture_stays_in_place(capsys):

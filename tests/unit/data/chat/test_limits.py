@@ -63,6 +63,20 @@ def encode_text(markup):
     return apply(tokenizer_with(markup), tokenizer_with(markup).chat_template, MESSAGES, None, {}, "rows.jsonl:1")
 
 
+def test_a_limit_behind_an_error_of_jinja_is_still_said():
+    class Hiding:
+        """As Jinja, which looks for the line of a template where the interrupted instruction has none."""
+
+        def apply_chat_template(self, *_, **__):
+            try:
+                raise TemplateLimitError("it has not ended after 5.1 s")
+            except TemplateLimitError:
+                raise TypeError("'<=' not supported")  # noqa: B904
+
+    with pytest.raises(EndlessTemplateError, match=r"rows\.jsonl:1: .* does not come to an end.* after 5\.1 s"):
+        apply(Hiding(), CHATML, MESSAGES, None, {}, "rows.jsonl:1")
+
+
 def test_memory_is_limited_as_well(soon, monkeypatch):
     monkeypatch.setattr(limits, "MAX_SECONDS", 60)
     monkeypatch.setattr(limits, "MAX_BYTES", 50_000_000)
