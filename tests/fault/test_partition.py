@@ -1,4 +1,4 @@
-"""A cable between two nodes that is cut, at the start or between steps: every rank ends in time and says so."""
+"""A cable between two nodes that is cut, before ranks meet or between steps: every rank ends in time and says so."""
 
 import json
 import random
@@ -12,7 +12,7 @@ from tests.fault.faults import FAULTS, PATIENCE_S, last_step, saved_steps
 from tests.launch import clean_environment, warm_process
 from tests.networks import ADDRESSES, ip, two_networks
 
-PARTED = "cable between two nodes cut"
+PARTED, NEVER_MET = "cable between two nodes cut", "nodes that never meet"
 AT_ONCE = 3  # pairs of nodes: they mostly wait
 TIMEOUT_S = 5
 BOUND_S = TIMEOUT_S + 10.0
@@ -21,7 +21,7 @@ BOUND_S = TIMEOUT_S + 10.0
 
 @pytest.mark.timeout(0 if FAULTS > 3 else 300)
 def test_both_sides_of_a_cut_cable_end_in_time_and_say_who_is_unreachable(command, tmp_path, rows):
-    dice, row = random.Random(14), rows[PARTED]
+    dice = random.Random(14)
     for first in range(0, FAULTS, AT_ONCE):
         with ExitStack() as stack:
             pairs = [Pair(stack, command, tmp_path, number) for number in range(first, min(first + AT_ONCE, FAULTS))]
@@ -29,17 +29,17 @@ def test_both_sides_of_a_cut_cable_end_in_time_and_say_who_is_unreachable(comman
             start([rank for pair in pairs for rank in pair.ranks], ended, tmp_path)
             for pair in pairs:
                 pair.is_parted(dice)
-                row.injected += 1
+                rows[pair.kind].injected += 1
             assert warm_process().exit_code() == 0
             ends = [line.split() for line in ended.read_text().splitlines()]
             for place, code, at in sorted(ends):
                 pair = pairs[int(place) // 2]
                 assert int(code) == 1, pair.text
-                row.ended.append(float(at) - pair.parted_at)
-                assert row.ended[-1] < BOUND_S, pair.text
+                rows[pair.kind].ended.append(float(at) - pair.parted_at)
+                assert rows[pair.kind].ended[-1] < BOUND_S, pair.text
             for pair in pairs:
                 pair.is_sound()
-                row.survived += 1
+                rows[pair.kind].survived += 1
 
 
 def start(ranks, ended, cwd):
@@ -63,7 +63,7 @@ class Pair:
         nodes = stack.enter_context(two_networks())
         if not nodes[0][0]:
             pytest.skip("no network namespaces may be made here")
-        self.number = number
+        self.kind = NEVER_MET if number % 3 == 2 else PARTED
         self._spaces, self._cables = [enter[-1] for enter, _, _ in nodes], [cable for _, _, cable in nodes]
         self._run_dir = home / f"run_{number}"
         self._outs = [home / f"{number}_{rank}.out" for rank in range(2)]
@@ -89,17 +89,23 @@ class Pair:
         return "\n".join(f"rank {rank}: {out.read_text(errors='replace')}" for rank, out in enumerate(self._outs))
 
     def is_parted(self, dice):
-        """Cut the cable at one of its ends, or take an address away; at the start, or after some steps."""
+        """Cut the cable at one of its ends, or take an address away: at once, or after some steps."""
+        node, steps = dice.randrange(2), dice.randrange(1, 30)
+        space, cable = self._spaces[node], self._cables[node]
+        cut = dice.choice([("link", "set", cable, "down"), ("addr", "flush", "dev", cable)])
+        if self.kind == NEVER_MET:
+            assert ip("-n", space, *cut)
+            self._wait(lambda: self._outs[0].stat().st_size)  # it begins
+        else:
+            self._wait(lambda: last_step(self._run_dir) >= steps)
+            assert ip("-n", space, *cut)
+        self.parted_at = time.monotonic()
+
+    def _wait(self, happens):
         deadline = time.monotonic() + PATIENCE_S
-        steps = 0 if self.number % 3 == 2 else dice.randrange(1, 30)
-        while not self._run_dir.exists() or last_step(self._run_dir) < steps:
+        while not happens():
             assert time.monotonic() < deadline, self.text
             time.sleep(0.01)
-        node, how = dice.randrange(2), dice.randrange(2)
-        space, cable = self._spaces[node], self._cables[node]
-        cut = [("link", "set", cable, "down"), ("addr", "flush", "dev", cable)][how]
-        assert ip("-n", space, *cut)
-        self.parted_at = time.monotonic()
 
     def is_sound(self):
         """Both sides said who is unreachable; what was saved is whole."""
