@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from datetime import datetime
+from itertools import chain, count
 from pathlib import Path
 from typing import get_args
 
@@ -140,8 +141,10 @@ def _chosen(run_dir: Path) -> set[Path]:
 
 
 def _move_aside(run_dir: Path, paths: list[Path]) -> None:
-    aside = run_dir / f"superseded_{datetime.now():%Y%m%dT%H%M%S}"
-    aside.mkdir(exist_ok=True)
+    first = f"superseded_{datetime.now():%Y%m%dT%H%M%S}"
+    names = chain([first], (f"{first}_{number}" for number in count(2)))  # clocks are put back, and seconds are long
+    aside = next(path for name in names if not (path := run_dir / name).exists())
+    aside.mkdir()
     for path in paths:
         path.rename(aside / path.name)
     log.info("%s: %s moved to %s", run_dir, ", ".join(sorted(path.name for path in paths)), aside.name)

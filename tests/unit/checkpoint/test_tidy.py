@@ -4,6 +4,8 @@ import json
 import shutil
 import threading
 import time
+from datetime import datetime
+from types import SimpleNamespace
 
 from sft.checkpoint import forget_after, mark_best, mend_best, prepare, start_over
 from sft.checkpoint.promote import promote
@@ -162,3 +164,13 @@ def test_going_back_sets_everything_later_aside(run):
     assert steps_of(run.dir) == [1]
     (aside,) = run.dir.glob("superseded_*")
     assert sorted(path.name for path in aside.iterdir()) == ["global_step_2", "global_step_3"]
+
+
+def test_what_is_set_aside_twice_in_a_second_lies_in_two_places(run, monkeypatch):
+    monkeypatch.setattr("sft.checkpoint.tidy.datetime", SimpleNamespace(now=lambda: datetime(2026, 11, 28)))
+    for _ in range(3):
+        save_steps(run, {1: "STATE"})
+        start_over(run.dir)
+    asides = sorted(run.dir.glob("superseded_*"))
+    assert [aside.name for aside in asides] == [f"superseded_20261128T000000{end}" for end in ("", "_2", "_3")]
+    assert all((aside / "global_step_1" / "manifest.json").exists() for aside in asides)
