@@ -1,7 +1,8 @@
 """Keep standard output and standard error usable, whoever reads them: `| head`, a closed terminal, `>&-`.
 
 A run must not end, and least of all in the middle of a save, because nobody reads any more what it says. Libraries
-write to standard error as well, so it is the streams that are made steady, and not each print.
+write to standard error as well, so it is the streams that are made steady, and not each print. Nor may the traceback of
+a bug show a terminal what rows hold, or a password: Python's own would.
 """
 
 from __future__ import annotations
@@ -10,7 +11,11 @@ import errno
 import io
 import os
 import sys
+import traceback
+from types import TracebackType
 from typing import TextIO
+
+from sft.config.secrets import presentable
 
 NOBODY_READS = (errno.EPIPE, errno.EIO)
 """A pipe whose reader is gone; a terminal that is closed."""
@@ -19,7 +24,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def steady_streams(*, out_is_a_log: bool = False) -> None:
-    """Open what is closed of 0, 1 and 2, and let writing go on into nothing where nobody reads any more.
+    """Open what is closed of 0, 1 and 2, let writing go on into nothing where nobody reads any more, and show uncaught
+    exceptions as text that a terminal does not obey.
 
     out_is_a_log: standard output may end in a full disk as well. Where it is what a command makes, that is an error
 
@@ -34,6 +40,11 @@ def steady_streams(*, out_is_a_log: bool = False) -> None:
         sys.stdout = _steady(sys.stdout, 1, (*NOBODY_READS, *FULL) if out_is_a_log else NOBODY_READS)
     if sys.stderr is sys.__stderr__:
         sys.stderr = _steady(sys.stderr, 2, (*NOBODY_READS, *FULL))
+    sys.excepthook = _show
+
+
+def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    print(presentable("".join(traceback.format_exception(kind, error, trace)).rstrip()), file=sys.stderr, flush=True)
 
 
 def _steady(stream: TextIO | None, number: int, forgiven: tuple[int, ...]) -> TextIO:

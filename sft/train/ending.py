@@ -47,7 +47,7 @@ def _end_with_bug(error: Exception, who: str) -> NoReturn:
     if cause is None:  # another rank has it
         let_another_rank_speak()
         end_at_once(1)
-    traceback.print_exception(cause)
+    print(presentable("".join(traceback.format_exception(cause)).rstrip()), file=sys.stderr)
     told = f"this is a bug, not your input: {_told(error)}. {REPORT}"
     if architecture := _architecture_in(cause):
         told = (

@@ -141,6 +141,6 @@ def _tokenise(config: SftConfig, world: World, parent: int, answer: int) -> NoRe
         os.write(answer, str(error).encode())
         code = 0
     except Exception:
-        traceback.print_exc()
+        _say(traceback.format_exc().rstrip())
     finally:
         os._exit(code)  # nothing of the parent's is to be ended twice

@@ -97,7 +97,21 @@ def test_output_that_a_full_disk_cuts_short_is_an_error(tmp_path):
     assert in_a_child(tmp_path, full, say, out_is_a_log=True)[0] == 0
 
 
-def test_a_capture_stays_in_place(capsys):
+def test_a_traceback_is_shown_and_not_obeyed(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setenv("HF_TOKEN", "hf_0123456789abcdef")
+    steady_streams()
+    try:
+        raise RuntimeError("row \x1b]52;c;eA==\x07 of hf_0123456789abcdef")
+    except RuntimeError as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback (most recent call last):\n  File ")
+    assert shown.endswith("RuntimeError: row ␛]52;c;eA==␇ of ***\n")
+
+
+def test_a_capture_stays_in_place(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     before = sys.stdout, sys.stderr
     steady_streams()
     assert (sys.stdout, sys.stderr) == before
