@@ -29,14 +29,13 @@ from sft.config.compose import (
     plain,
 )
 from sft.config.door import checked
-from sft.config.expectations import expectations
 from sft.config.help import help_text
 from sft.config.mappings import as_overrides, is_file_of_values, overrides_in
-from sft.config.names import ALIASES
 from sft.config.options import take_options
 from sft.config.problems import ConfigError
 from sft.config.schema import SftConfig
 from sft.config.secrets import presentable
+from sft.config.slips import refuse_slips
 from sft.config.streams import steady_streams
 from sft.config.sweep import Job, JobFailedError, Sweeper, SweepOptions, directory_of, label_of, ranks_asked_for
 from sft.errors import let_another_rank_speak, spare_the_restarts
@@ -108,8 +107,9 @@ class _Asked:
     """What argv asks for: one run, a sweep over given values, or a search that chooses the next values by itself."""
 
     def __init__(self, arguments: list[str], world_size: int | None, needs_weights: bool):
-        _refuse_dashes(arguments)
-        parsed = get_args_parser().parse_intermixed_args(arguments)
+        parser = get_args_parser()
+        refuse_slips(arguments, parser._option_string_actions)
+        parsed = parser.parse_intermixed_args(arguments)
         self.world_size, self._needs_weights = world_size, needs_weights
         self.is_sweep = parsed.multirun or "hydra.mode=MULTIRUN" in parsed.overrides
         self.is_search = self.is_sweep and any(SEARCHES.match(text) for text in parsed.overrides)
@@ -184,15 +184,6 @@ class _Asked:
         mode = [] if self.is_sweep else ["hydra.mode=RUN"]  # where a preset asks for a sweep
         directory = as_overrides({"trainer.default_local_dir": config.trainer.default_local_dir})
         return Job(label, config, (*flags, *self._files, *texts, *mode, *directory))
-
-
-def _refuse_dashes(arguments: Sequence[str]) -> None:
-    names = expectations().keys() | ALIASES.keys()
-    dashed = [text for text in arguments if text.startswith("--") and text[2:].partition("=")[0] in names]
-    if dashed:
-        raise ConfigError(
-            [f"{text}: keys have no dashes; write {text[2:].partition('=')[0]}=value." for text in dashed]
-        )
 
 
 def _through_hydra(

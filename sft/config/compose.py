@@ -23,7 +23,9 @@ from yaml import YAMLError
 
 from sft.config import trainers, verl
 from sft.config.expectations import expectations
+from sft.config.mappings import PRESET
 from sft.config.problems import ConfigError
+from sft.config.slips import why_unreadable
 
 PACKAGE = Path(__file__).resolve().parent.parent
 CONFIG_DIR = next((path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir()), PACKAGE / "conf")
@@ -32,6 +34,9 @@ CONFIG_NAME = "sft_trainer"
 
 HOME = re.compile(r"(?<=[=\[,])~(?=/)")
 """The ~ of `key=~/data`: Hydra's grammar has no word for it, and no shell expands it there."""
+
+AMBIGUOUS = re.compile(r"Ambiguous value for argument '\+*([^=']*)=(.*)'$", re.MULTILINE)
+"""How Hydra begins to say that a, b is neither a list nor a sweep."""
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
 
@@ -90,8 +95,8 @@ def force(overrides: Sequence[str], unusable: dict[str, str], config_dirs: Seque
             continue
         elif sets and (problem := _missing_file(override, directories)):
             unusable[text] = problem
-        else:
-            forced.append(text)
+        else:  # a preset is added to what is chosen, with or without its plus
+            forced.append(f"+{text}" if text.startswith(f"{PRESET}=") else text)
     return forced
 
 
@@ -145,6 +150,9 @@ def explain(error: Exception) -> str:
         if way_out := PLUGINS.get(group):
             return f"{group}={name} is not installed; {way_out}."
         return f"{group}={name} does not exist; choose one of {', '.join(sorted(error.options))}."
+    if several := AMBIGUOUS.match(str(error)):
+        key, value = several.groups()
+        return f"{key}={value} has several values; write {key}=[{value}] for a list, add --multirun to train each."
     # Composition errors wrap the one that says what happened; the paragraphs after the first list search paths.
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
@@ -155,9 +163,4 @@ def explain(error: Exception) -> str:
 
 
 def _explain_syntax(override: str, error: HydraException) -> str:
-    if "=" not in override:
-        return f"{override!r} is not an override; write key=value, for example optim.lr=2e-5."
-    what = str(error).splitlines()[0]
-    return (
-        f"{override!r} cannot be read ({what}); put the value in quotes inside the quotes of the shell: key='\"...\"'."
-    )
+    return why_unreadable(override, str(error).splitlines()[0])

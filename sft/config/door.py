@@ -24,7 +24,7 @@ from sft.config.names import FOREIGN, Names, like, other_defaults
 from sft.config.problems import ConfigError, Report, shown
 from sft.config.run_name import fill_names
 from sft.config.schema import SftConfig
-from sft.config.secrets import holds_secret, without_secrets
+from sft.config.secrets import holds_secret, not_on_a_command_line, without_secrets
 
 log = logging.getLogger("sft")
 
@@ -196,10 +196,7 @@ def _unknown(key: str, value: Any) -> str:
         inside = ", ".join(name.removeprefix(f"{key}.") for name in known if name.startswith(f"{key}."))
         return f"{key}={shown(value)} is a section, not a value; set a key of it: {inside}."
     if holds_secret(key, value):
-        return (
-            f"{key} looks like a secret, and others can read a command line: leave it out and set what the library "
-            "reads from the environment (WANDB_API_KEY, HF_TOKEN, MLFLOW_TRACKING_TOKEN, ...)."
-        )
+        return not_on_a_command_line(key)
     leaf = key.rpartition(".")[2]
     if near := like(key):
         return f"{key} is not a key; did you mean {' or '.join(near)}?"

@@ -9,10 +9,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import MarkedYAMLError, YAMLError
 
 from sft.config.expectations import expectations
-from sft.config.problems import ConfigError
+from sft.config.problems import ConfigError, from_here
 
 PRESET = "experiment"
 
@@ -42,14 +42,28 @@ def as_overrides(values: Mapping[str, Any]) -> list[str]:
 def overrides_in(file: Path) -> list[str]:
     """Return the values of a YAML file, or of the config.yaml of a run directory, as overrides. Raises ConfigError."""
     file = file / "config.yaml" if file.is_dir() else file
+    if not file.exists():
+        raise ConfigError([f"{file} does not exist{from_here(file)}; give a YAML file of keys and values."])
     try:
         values = OmegaConf.load(file)
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError([f"{file} cannot be read ({error}); give a YAML file of keys and values."]) from error
+        raise ConfigError([f"{file}{_why_no_yaml(error)}"]) from error
     if not isinstance(values, DictConfig):
         raise ConfigError([f"{file} holds a list; give a YAML file of keys and values, such as optim: {{lr: 1e-5}}."])
     mapping: Any = OmegaConf.to_container(values, resolve=False)
     return as_overrides({str(key): value for key, value in mapping.items()})
+
+
+def _why_no_yaml(error: Exception) -> str:
+    mark = error.problem_mark if isinstance(error, MarkedYAMLError) else None
+    if not isinstance(error, MarkedYAMLError) or mark is None:
+        return f" cannot be read ({' '.join(str(error).split())}); give a YAML file of keys and values."
+    way_out = (
+        "indent with blanks, YAML takes no tabs"
+        if "'\\t'" in str(error.problem)
+        else "mend this line, or the one before"
+    )
+    return f":{mark.line + 1}: not YAML ({error.problem}, column {mark.column + 1}); {way_out}."
 
 
 def is_file_of_values(argument: str) -> bool:

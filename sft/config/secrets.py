@@ -47,6 +47,14 @@ def holds_secret(name: str, value: Any) -> bool:
     return TOKENS_OF_TEXT.fullmatch(name) is None or SECRET_VALUE.fullmatch(value) is not None
 
 
+def not_on_a_command_line(name: str) -> str:
+    """Return the problem of a key that holds a secret."""
+    return (
+        f"{name} looks like a secret, and others can read a command line: leave it out and set what the library "
+        "reads from the environment (WANDB_API_KEY, HF_TOKEN, MLFLOW_TRACKING_TOKEN, ...)."
+    )
+
+
 def masked(name: str, value: Any) -> Any:
     """Return the value, or *** where its name says that it is a secret; what is secret within it is masked too."""
     if isinstance(value, Mapping):

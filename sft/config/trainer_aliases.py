@@ -34,9 +34,8 @@ ALIASES = {
     "lora_modules_to_save": "model.modules_to_save",
     "use_rslora": "model.use_rslora",
     "use_dora": "model.use_dora",
+    "label_smoothing_factor": "optim.label_smoothing",
     # axolotl
-    "datasets": "data.train_files",
-    "test_datasets": "data.val_files",
     "sequence_len": "data.max_length",
     "max_packed_sequence_len": "data.max_length",
     "revision_of_model": "model.revision",

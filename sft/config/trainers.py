@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from sft.config.foreign import NOTHING, Foreign, Reading, as_key, choice, is_off, no_effect, not_offered, only
@@ -43,6 +44,21 @@ def _warmup(value: Any) -> Reading | None:
     return NOTHING if value is None else None
 
 
+def _files(value: Any) -> list[str] | None:
+    """Return the paths of axolotl's list of data sets, whose entries may say what is recognised here by itself."""
+    entries = value if isinstance(value, list) else [value]
+    paths = [entry.get("path") if isinstance(entry, Mapping) else entry for entry in entries]
+    told = {key for entry in entries if isinstance(entry, Mapping) for key in entry} - {"path", "type", "ds_type"}
+    texts = [path for path in paths if isinstance(path, str)]
+    return None if told or len(texts) < len(paths) else texts
+
+
+def _held_out(value: Any) -> Reading | None:
+    if isinstance(value, int | float) and value > 0 and not isinstance(value, bool):
+        return Reading({"data.val_fraction": value})
+    return NOTHING if is_off(value) else None
+
+
 def _if_true(sets: dict[str, Any], reason: str) -> Foreign:
     return Foreign(lambda value: Reading(sets) if value is True else NOTHING if is_off(value) else None, reason)
 
@@ -77,6 +93,9 @@ ADAPTERS = "of adapters there is LoRA, with rsLoRA and DoRA: the keys model.lora
 HUB = "a push is described by trainer.hub_model_id and trainer.hub_private"
 MULTIMODAL = "only text is trained"
 
+ENTRIES = "data.mixture takes entries with keys of their own (docs/data.md)"
+LOSSES = "of losses there are cross entropy, optim.loss=dft and optim.loss=eaft, optim.label_smoothing and optim.z_loss"
+
 FOREIGN: dict[str, Foreign] = {
     # lengths and batches
     "packing": Foreign(_packs, "use_remove_padding=true puts whole samples end to end"),
@@ -87,6 +106,11 @@ FOREIGN: dict[str, Foreign] = {
     "excess_length_strategy": choice(
         {"drop": {"data.truncation": "drop"}, "truncate": {"data.truncation": "right"},
          "raise": {"data.truncation": "error"}}, "data.truncation says it: error, left, right or drop"),
+    "truncation_mode": choice({"keep_start": {"data.truncation": "right"}, "keep_end": {"data.truncation": "left"}},
+        "data.truncation says it: error, left, right or drop"),
+    "datasets": as_key("data.train_files", _files, ENTRIES),
+    "test_datasets": as_key("data.val_files", _files, ENTRIES),
+    **dict.fromkeys(("val_set_size", "val_size"), Foreign(_held_out, "data.val_fraction=0.05 holds rows out")),
     "group_by_length": _if_true({"data.balance_dp_token": True}, "data.balance_dp_token deals samples by length"),
     "curriculum_sampling": _if_true({"data.curriculum": "tokens"}, "data.curriculum orders the first epochs"),
     # what is trained
@@ -165,10 +189,10 @@ FOREIGN: dict[str, Foreign] = {
         "use_muon loraplus_lr_ratio loraplus_lr_embedding embedding_lr embedding_lr_scale lr_groups torchdistx_path "
         "lisa_n_layers lisa_step_interval lisa_layers_attribute"),
     **no_effect(OPTIMIZER, "galore_target galore_rank galore_update_interval galore_scale galore_proj_type "
-        "galore_layerwise apollo_target apollo_rank apollo_update_interval apollo_scale apollo_proj apollo_proj_type "
-        "apollo_scale_type apollo_layerwise apollo_scale_front badam_mode badam_start_block badam_switch_mode "
-        "badam_switch_interval badam_update_ratio badam_mask_mode badam_verbose dion_lr dion_momentum "
-        "dion_rank_fraction dion_rank_multiple_of qgalore_rank qgalore_update_proj_gap qgalore_scale "
+        "galore_layerwise apollo_target apollo_rank apollo_update_interval apollo_scale apollo_proj "
+        "apollo_proj_type apollo_scale_type apollo_layerwise apollo_scale_front badam_mode badam_start_block "
+        "badam_switch_mode badam_switch_interval badam_update_ratio badam_mask_mode badam_verbose dion_lr "
+        "dion_momentum dion_rank_fraction dion_rank_multiple_of qgalore_rank qgalore_update_proj_gap qgalore_scale "
         "qgalore_proj_type qgalore_proj_quant qgalore_proj_bits qgalore_proj_group_size qgalore_cos_threshold "
         "qgalore_gamma_proj qgalore_queue_size"),
     **only(lambda value: value in (None, 1e-8), "AdamW's epsilon is 1e-8", "adam_epsilon"),
@@ -181,50 +205,49 @@ FOREIGN: dict[str, Foreign] = {
     **no_effect("numbers are computed in model.fsdp_config.compute_dtype, norms and sums in fp32",
         "tf32 bf16_full_eval upcast_layernorm upcast_lmhead_output fp32_norms fp32_norm_classes "
         "embeddings_skip_upcast infer_dtype peft_autocast_adapter_dtype"),
-    **not_offered("the loss is cross entropy over what is trained",
-        "label_smoothing_factor use_dft_loss use_asft_loss use_eaft_loss "
-        "use_eaft scaling_softmax compute_accuracy center_rewards_coefficient "
+    "use_dft_loss": _if_true({"optim.loss": "dft"}, LOSSES),
+    **dict.fromkeys(("use_eaft_loss", "use_eaft"), _if_true({"optim.loss": "eaft"}, LOSSES)),
+    "loss_type": choice({"nll": {}, "chunked_nll": {}, "dft": {"optim.loss": "dft"}}, LOSSES),
+    **not_offered(LOSSES, "use_asft_loss scaling_softmax compute_accuracy center_rewards_coefficient "
         "loss_watchdog_threshold"),
-    **only(lambda value: value in (None, "nll"), "the loss is cross entropy over what is trained", "loss_type"),
     **no_effect("it belongs to a loss that is not offered", "asft_alpha eaft_alpha eaft_k scaling_softmax_factor "
         "scaling_softmax_bias loss_watchdog_patience"),
     **no_effect("the loss never holds whole logits", "chunked_cross_entropy chunked_cross_entropy_num_chunks "
         "flash_attn_cross_entropy average_tokens_across_devices ignore_pad_token_for_loss large_head_attention"),
-    **not_offered(OTHER_TRAINING, "rl trl vllm ebft qat reward_model process_reward_model do_predict kto_chosen_weight "
-        "pref_beta ref_model ref_model_adapters reward_model_adapters dpo_use_weighting precompute_ref_log_probs "
-        "dpo_use_liger_kernel dpo_padding_free dpo_loss_type dpo_loss_weights dpo_beta dpo_norm_loss rpo_alpha "
-        "dpo_generate_during_eval dpo_use_logits_to_keep rl_beta"),
+    **not_offered(OTHER_TRAINING, "rl trl vllm ebft qat reward_model process_reward_model do_predict "
+        "kto_chosen_weight pref_beta ref_model ref_model_adapters reward_model_adapters dpo_use_weighting "
+        "precompute_ref_log_probs dpo_use_liger_kernel dpo_padding_free dpo_loss_type dpo_loss_weights dpo_beta "
+        "dpo_norm_loss rpo_alpha dpo_generate_during_eval dpo_use_logits_to_keep rl_beta"),
     **no_effect("it belongs to preference tuning", "pref_ftx pref_bco_weight pref_loss dpo_label_smoothing "
         "kto_rejected_weight simpo_gamma ppo_buffer_size ppo_epochs ppo_score_norm ppo_target ppo_whiten_rewards "
         "ref_model_quantization_bit reward_model_quantization_bit reward_model_type ld_alpha orpo_alpha cpo_alpha "
         "kto_desirable_weight kto_undesirable_weight num_labels max_prompt_len"),
     **no_effect(LOADER, "dataloader_drop_last dataloader_num_workers dataloader_pin_memory "
         "dataloader_persistent_workers dataloader_prefetch_factor dataloader_multiprocessing_context "
-        "dataloader_in_order dataset_keep_in_memory overwrite_cache preprocessing_batch_size data_shared_file_system "
-        "skip_prepare_dataset remove_unused_columns length_column_name train_sampling_strategy label_names "
-        "num_dataset_shards_to_save preprocess_iterable is_preprocess"),
+        "dataloader_in_order dataset_keep_in_memory overwrite_cache preprocessing_batch_size "
+        "data_shared_file_system skip_prepare_dataset remove_unused_columns length_column_name "
+        "train_sampling_strategy label_names num_dataset_shards_to_save preprocess_iterable is_preprocess"),
     **not_offered("all rows are tokenised before the first step, and the data is then an exact function of the seed",
         "streaming dataset_streaming pretraining_dataset buffer_size streaming_multipack_buffer_size tokenized_path "
         "dataset_shard_num push_dataset_to_hub pretraining_sample_concatenation"),
     **no_effect("samples are placed by data.micro_batch_size_per_gpu or data.max_tokens_per_gpu",
-        "packing_strategy eval_packing eval_sample_packing pad_to_multiple_of pad_to_sequence_len auto_find_batch_size "
-        "sample_packing_group_size sample_packing_bin_size sample_packing_sequentially sample_packing_mp_start_method "
-        "multipack_real_batches per_device_eval_batch_size eval_batch_size eval_accumulation_steps "
-        "sample_packing_eff_est "
-        "total_num_tokens total_supervised_tokens pretrain_multipack_buffer_size pretrain_multipack_attn "
-        "block_diag_attn "
-        "per_gpu_train_batch_size eval_sequence_len min_sample_len dataset_shard_idx eval_do_concat_batches "
-        "eval_use_gather_object batch_eval_metrics include_for_metrics prediction_loss_only"),
+        "packing_strategy eval_packing eval_sample_packing pad_to_multiple_of pad_to_sequence_len "
+        "auto_find_batch_size sample_packing_group_size sample_packing_bin_size sample_packing_sequentially "
+        "sample_packing_mp_start_method multipack_real_batches per_device_eval_batch_size eval_batch_size "
+        "eval_accumulation_steps sample_packing_eff_est total_num_tokens total_supervised_tokens "
+        "pretrain_multipack_buffer_size pretrain_multipack_attn block_diag_attn per_gpu_train_batch_size "
+        "eval_sequence_len min_sample_len dataset_shard_idx eval_do_concat_batches eval_use_gather_object "
+        "batch_eval_metrics include_for_metrics prediction_loss_only"),
     **not_offered(ROWS, "dataset_kwargs dataset_config tool_format field_messages dataset_dir media_dir "
-        "mix_strategy interleave_probs dataset_exact_deduplication eot_tokens default_system default_system_message "
-        "dataset_mixture data_dir columns test_split_size"),
+        "dataset_exact_deduplication eot_tokens default_system default_system_message data_dir data_files columns "
+        "test_split_size"),
+    **not_offered("data.mixture mixes files, each with its weight (docs/tasks/mix.md)",
+        "dataset_mixture mix_strategy interleave_probs"),
     **only(lambda value: value in (None, "train"), "write the split behind the id: data.train_files=org/name:split",
            "dataset_train_split split"),
     **no_effect("write the split behind the id: data.val_files=org/name:split", "dataset_test_split"),
-    **no_effect("every epoch is shuffled over all rows", "shuffle_merged_datasets shuffle_before_merging_datasets "
-        "data_seed ignore_data_skip"),
-    **only(is_off, "data.val_fraction=0.05 (or a number of rows) holds rows out", "val_set_size"),
-    **only(is_off, "data.val_fraction=0.05 (or a number of rows) holds rows out", "val_size"),
+    **no_effect("every epoch is shuffled over all rows", "shuffle_dataset shuffle_merged_datasets "
+        "shuffle_before_merging_datasets data_seed ignore_data_skip"),
     **no_effect("each entry of data.val_files has a loss of its own", "eval_on_each_dataset"),
     **not_offered("the tokenizer's own chat template is used; set data.chat_template for another", "template"),
     "enable_thinking": as_key("data.apply_chat_template_kwargs", lambda value: {"enable_thinking": value}),
@@ -235,43 +258,41 @@ FOREIGN: dict[str, Foreign] = {
         "rope_scaling model_max_length train_from_scratch reinit_weights shrink_embeddings fix_untrained_tokens "
         "tokenizer_use_mistral_common cls_model_config use_pose"),
     **no_effect(TOKENS, "use_fast_tokenizer tokenizer_use_fast tokenizer_legacy tokenizer_type model_type "
-        "type_of_model "
-        "resize_token_embeddings_to_32x mean_resizing_embeddings split_special_tokens init_special_tokens "
-        "tokenizer_save_jinja_files is_falcon_derived_model is_llama_derived_model is_mistral_derived_model "
-        "is_qwen_derived_model pose_split_on_token_ids pose_max_context_len pose_num_chunks use_cache "
-        "save_safetensors"),
-    **not_offered(MULTIMODAL, "processor_type processor_kwargs image_max_pixels image_size freeze_mm_modules "
-        "use_audio_in_video"),
-    **no_effect(MULTIMODAL, "image_min_pixels image_do_pan_and_scan crop_to_patches video_max_pixels video_min_pixels "
-        "video_fps video_maxlen audio_sampling_rate freeze_vision_tower freeze_multi_modal_projector "
-        "freeze_language_model image_resize_algorithm"),
+        "type_of_model resize_token_embeddings_to_32x mean_resizing_embeddings split_special_tokens "
+        "init_special_tokens tokenizer_save_jinja_files is_falcon_derived_model is_llama_derived_model "
+        "is_mistral_derived_model is_qwen_derived_model pose_split_on_token_ids pose_max_context_len "
+        "pose_num_chunks use_cache save_safetensors"),
+    **not_offered(MULTIMODAL, "processor_type processor_kwargs role_boundaries image_max_pixels image_size "
+        "freeze_mm_modules use_audio_in_video"),
+    **no_effect(MULTIMODAL, "image_min_pixels image_do_pan_and_scan crop_to_patches video_max_pixels "
+        "video_min_pixels video_fps video_maxlen audio_sampling_rate freeze_vision_tower "
+        "freeze_multi_modal_projector freeze_language_model image_resize_algorithm"),
     **not_offered(ADAPTERS, "lora_target_parameters lora_fan_in_fan_out lora_rank_pattern lora_alpha_pattern "
         "peft_layers_to_transform peft_layers_pattern peft_layer_replication peft_trainable_token_indices "
         "peft_ensure_weight_tying loftq_config loftq_bits lora_on_cpu peft gptq pissa_init oft_rank module_dropout "
-        "use_llama_pro create_new_adapter mixture_of_depths shift_attn s2_attention use_unsloth use_unsloth_gc use_kt "
-        "freeze_extra_modules unfrozen_parameters lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel "
-        "use_hyper_parallel use_mca merge_method plugins"),
+        "use_llama_pro create_new_adapter mixture_of_depths shift_attn s2_attention use_unsloth use_unsloth_gc "
+        "use_kt freeze_extra_modules unfrozen_parameters lora_mlp_kernel lora_qkv_kernel lora_o_kernel "
+        "lora_embedding_kernel use_hyper_parallel use_mca merge_method plugins"),
     **no_effect(ADAPTERS, "pissa_iter pissa_convert oft_block_size oft_target freeze_trainable_layers "
         "freeze_trainable_modules adapter_folder lora_task_type use_reentrant_gc kt_weight_path "
         "kt_expert_checkpoint_path kt_use_lora_experts kt_lora_expert_num kt_lora_expert_intermediate_size "
         "hyper_parallel_args"),
     **no_effect("the run directory is the merged model, with lora_adapter/ beside it", "merge_lora"),
     **not_offered("model.base_dtype=nf4 is the only quantisation of what LoRA freezes",
-        "model_quantization_config quantize_moe_experts quantization double_quantization_bit "
-        "use_onebitllms"),
+        "model_quantization_config quantize_moe_experts quantization double_quantization_bit use_onebitllms"),
     **only(lambda value: value in (None, "nf4"), "model.base_dtype=nf4 is the only quantisation",
         "bnb_4bit_quant_type"),
     **no_effect("it belongs to quantisation", "quantization_method quantization_type double_quantization "
-        "quantization_device_map use_bnb_nested_quant bnb_config_kwargs "
-        "model_quantization_config_kwargs qlora_sharded_model_loading bnb_4bit_compute_dtype bnb_4bit_quant_storage"),
+        "quantization_device_map use_bnb_nested_quant bnb_config_kwargs model_quantization_config_kwargs "
+        "qlora_sharded_model_loading bnb_4bit_compute_dtype bnb_4bit_quant_storage"),
     **not_offered("Ulysses shares rows of tokens among ranks (ulysses_sequence_parallel_size); tensor and pipeline "
         "parallelism are not offered", "tensor_parallel_size parallelism_config pipeline_parallel_size"),
     **no_effect("Ulysses needs no such choice", "heads_k_stride ring_attn_func"),
-    **no_effect(SHARDING, "fsdp fsdp_config fsdp_version fsdp_final_state_dict_type accelerator_config "
-        "dp_shard_size ddp "
-        "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend local_rank "
-        "world_size device device_map low_cpu_mem_usage max_memory gpu_memory_limit experimental_skip_move_to_device "
-        "offload_folder resources_per_worker master_addr master_port"),
+    **no_effect(SHARDING, "ignore_bias_buffers fsdp fsdp_config fsdp_version fsdp_final_state_dict_type "
+        "accelerator_config dp_shard_size ddp ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers "
+        "ddp_static_graph ddp_backend local_rank world_size device device_map low_cpu_mem_usage max_memory "
+        "gpu_memory_limit experimental_skip_move_to_device offload_folder resources_per_worker master_addr "
+        "master_port"),
     **not_offered(SHARDING, "deepspeed deepcompile use_ray ray_init_kwargs ray_num_workers ray_run_name"),
     **not_offered("model.fsdp_config.cpu_offload=true or model.enable_gradient_checkpointing=true save memory",
         "layer_offloading ple_cpu_offload tiled_mlp"),
@@ -291,18 +312,16 @@ FOREIGN: dict[str, Foreign] = {
         "include_num_input_tokens_seen include_tokens_per_second include_tkps include_effective_tokens_per_second "
         "print_param_status plot_loss debug"),
     **not_offered(TRACKING, "use_comet use_otel_metrics wandb_entity wandb_run_id wandb_mode wandb_watch "
-        "wandb_log_model "
-        "wandb_run_group mlflow_tracking_uri mlflow_experiment_name mlflow_run_name hf_mlflow_log_artifacts "
-        "comet_workspace comet_project_name comet_experiment_key comet_mode comet_online comet_experiment_config "
-        "otel_metrics_host otel_metrics_port trackio_space_id trackio_bucket_id trackio_static_space_id "
-        "trackio_project_name trackio_run_name swanlab_project swanlab_workspace swanlab_run_name swanlab_mode "
-        "swanlab_logdir swanlab_lark_webhook_url trackio_project"),
+        "wandb_log_model wandb_run_group mlflow_tracking_uri mlflow_experiment_name mlflow_run_name "
+        "hf_mlflow_log_artifacts comet_workspace comet_project_name comet_experiment_key comet_mode comet_online "
+        "comet_experiment_config otel_metrics_host otel_metrics_port trackio_space_id trackio_bucket_id "
+        "trackio_static_space_id trackio_project_name trackio_run_name swanlab_project swanlab_workspace "
+        "swanlab_run_name swanlab_mode swanlab_logdir swanlab_lark_webhook_url trackio_project"),
     **not_offered("trainer.profile_steps=[10,12] records these steps (docs/performance.md)",
         "profile profiler_steps profiler_steps_start enable_torch_profiler"),
     **no_effect("trainer.profile_steps=[10,12] records these steps (docs/performance.md)", "profiler_output_dir "
-        "profiler_wait_steps profiler_warmup_steps "
-        "profiler_active_steps profiler_repeat profiler_record_shapes profiler_profile_memory profiler_with_stack "
-        "profile_modules"),
+        "profiler_wait_steps profiler_warmup_steps profiler_active_steps profiler_repeat profiler_record_shapes "
+        "profiler_profile_memory profiler_with_stack profile_modules"),
     **no_effect("a checkpoint of every kind is whole, and written once by all ranks", "save_on_each_node "
         "enable_jit_checkpoint restore_callback_states_from_checkpoint save_first_step greater_is_better eval_delay "
         "dynamic_checkpoint"),
@@ -310,15 +329,20 @@ FOREIGN: dict[str, Foreign] = {
     **no_effect("the run trains, and validates where data.val_files is set", "do_train do_eval do_causal_lm_eval "
         "eval_causal_lm_metrics"),
     **not_offered("python -m sft.evaluate grades a model's answers (docs/after_training.md)", "do_bench_eval "
-        "bench_dataset eval_table_size eval_max_new_tokens predict_with_generate"),
+        "bench_dataset benchmarks bench_split task eval_table_size eval_max_new_tokens predict_with_generate"),
+    **no_effect("it belongs to a command of LLaMA-Factory that only evaluates",
+        "task_dir lang n_shot save_dir download_mode"),
+    **not_offered("the story of a run is one file, sft/fsdp_sft_trainer.py", "trainer_cls callbacks"),
+    **no_effect("it is about axolotl's own program", "strict axolotl_config_path capabilities env_capabilities"),
     **no_effect("log in by `hf auth login`", "hf_use_auth_token"),
-    **no_effect(HUB, "hub_strategy hub_always_push hub_revision"),
+    **no_effect(HUB, "hub_strategy hub_always_push hub_revision hub_model_revision "
+        "push_to_hub_revision overwrite_hub_revision"),
     **no_effect("trainer.generate_freq and its neighbours show answers, sampled greedily", "generation_temperature "
         "generation_top_p generation_top_k generation_prompt_ratio generation_do_sample do_sample temperature top_p "
         "top_k num_beams repetition_penalty length_penalty skip_special_tokens eval_num_beams use_kv_cache "
-        "infer_backend"),
-    **no_effect("generation and export have commands of their own: sft.generate, sft.export", "export_dir export_size "
-        "export_device export_quantization_bit export_quantization_dataset export_quantization_nsamples "
+        "infer_backend num_completions_to_print"),
+    **no_effect("generation and export have commands of their own: sft.generate, sft.export", "export_dir "
+        "export_size export_device export_quantization_bit export_quantization_dataset export_quantization_nsamples "
         "export_quantization_maxlen export_legacy_format export_hub_model_id vllm_maxlen vllm_gpu_util "
         "vllm_enforce_eager vllm_max_lora_rank vllm_config sglang_maxlen sglang_mem_fraction sglang_tp_size "
         "sglang_config sglang_lora_backend gradio_title gradio_share gradio_server_name gradio_server_port "

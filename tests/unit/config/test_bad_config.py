@@ -167,10 +167,16 @@ BAD = [
     ("engine=megatron", ["engine=megatron does not exist", "FSDP2", "engine=fsdp"]),
     ("model=org/name", ["model=org/name would choose a file", "write model.partial_pretrain=org/name"]),
     ("optim=null", ["'optim=null' sets a whole group"]),
-    ("optim.lr=[1", ["'optim.lr=[1' cannot be read", "quotes"]),
+    ("optim.lr=[1", ["'optim.lr=[1': a bracket is not closed", "quotes"]),
     ("quickstart", ["'quickstart' is not an override", "key=value"]),
     ("optim.lr=1e-4,1e-5", ["optim.lr=1e-4,1e-5", "--multirun"]),
     ("optim.lr=${optim.typo}", ["optim.lr: Interpolation key 'optim.typo' not found"]),
+    ("optim.lr:1e-4", ["'optim.lr:1e-4' has a colon", "write optim.lr=1e-4"]),
+    ("model.compile", ["'model.compile' has no value", "write model.compile=<true or false>"]),
+    ("optim.lr =1", ['"optim.lr" and "1" stand apart', "write optim.lr=1, without blanks"]),
+    ("optim.lr=“1”", ["typographic quotes", "type plain"]),
+    ("trainer.project_name='a", ["a quote is not closed", "quotes of the other kind"]),
+    ("trainer.project_name=a=b", ["cannot be read", "quotes inside the quotes"]),
     ("~nope", ["'nope' does not exist"]),
 ]  # fmt: skip
 
@@ -302,7 +308,7 @@ def test_what_does_not_parse_is_a_problem_among_the_others(runnable: list[str]) 
     broken = ["optim.lr=[1", "quickstart", "data.chat_template={{ x }}", "model.partial_pretrain={{ x }}"]
     problems = problems_of([*runnable[1:], *broken, "optim=foo", "data.maxlength=5", "trainer.seed=-1"])
     assert len(problems) == 7, problems  # and none about the model that is missing, for it is not
-    for fragment in ("'optim.lr=[1' cannot", "'quickstart' is not", "optim=foo does not", "data.maxlength is not"):
+    for fragment in ("'optim.lr=[1': a bracket", "'quickstart' is not", "optim=foo does not", "data.maxlength is not"):
         assert any(fragment in problem for problem in problems)
 
 

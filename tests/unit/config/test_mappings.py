@@ -83,8 +83,8 @@ def test_the_configuration_of_a_run_is_such_a_file(here: Path, runnable: list[st
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (None, "gone.yaml cannot be read"),
-        ("a: [", "cannot be read"),
+        (None, "gone.yaml does not exist (looked for "),
+        ("a: [", "gone.yaml:1: not YAML ("),
         ("- a", "holds a list"),
         ("optim: {lrr: 1}", "optim.lrr"),
     ],

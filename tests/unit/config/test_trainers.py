@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from functools import reduce
+from pathlib import Path
 
 import pytest
 from transformers import TrainingArguments
@@ -11,8 +12,19 @@ from transformers import TrainingArguments
 from sft.config import ConfigError, SftConfig, load_config
 from sft.config.expectations import expectations
 from sft.config.names import ACCUMULATION, ALIASES, FOREIGN, foreign
+from sft.config.secrets import is_secret
 from sft.config.trainers import PER_DEVICE
 from sft.config.verl import FOREIGN as OF_VERL
+from sft.config.verl import LIMITS_OF_A_TURN, SHARD_GROUP
+
+KEYS = {
+    trainer: keys
+    for trainer, _, keys in (
+        section.partition("\n")
+        for section in (Path(__file__).parent / "keys_of_trainers.txt").read_text().removeprefix("# ").split("\n# ")
+    )
+}
+"""The keys of the newest releases of other trainers, read off their packages."""
 
 
 def load(*overrides: str) -> tuple[SftConfig, list[str]]:
@@ -36,6 +48,25 @@ def test_every_argument_of_transformers_trainer_means_something() -> None:
     assert not [
         field.name for field in fields(TrainingArguments) if field.name not in known and not foreign(field.name)
     ]
+
+
+@pytest.mark.parametrize("trainer", KEYS)
+def test_every_key_of_the_other_trainers_means_something(trainer: str, here: Path) -> None:
+    """Names without a value of their own here are refused with a sentence that says what to do."""
+    composed = {*ALIASES, *ACCUMULATION, *PER_DEVICE, *LIMITS_OF_A_TURN, SHARD_GROUP, "optim", *expectations()}
+    names = KEYS[trainer].split()
+    assert len(names) > 40
+    unread = [name for name in names if name not in composed and not foreign(name)]
+    assert not [name for name in unread if not is_secret(name) and name not in DERIVED]
+
+
+DERIVED = {"cache_dir", "compute_dtype"}
+"""Of LLaMA-Factory: where models are downloaded to, and what its program sets. A guess answers: data.cache_dir?"""
+
+
+def test_data_sets_as_axolotl_lists_them(here: Path, runnable: list[str]) -> None:
+    config, _ = load(runnable[0], "datasets=[{path: rows.jsonl, type: alpaca}]", "test_datasets=[{path: rows.jsonl}]")
+    assert config.data.train_files == config.data.val_files == ("rows.jsonl",)
 
 
 def test_the_tables_agree_with_the_schema_and_with_each_other() -> None:
@@ -92,6 +123,16 @@ def test_the_tables_agree_with_the_schema_and_with_each_other() -> None:
         (["fsdp_config={transformer_layer_cls_to_wrap: X}"], "model.strategy", "fsdp2"),
         (["deepspeed=null", "fp16=false", "push_to_hub=false", "optim=adamw_torch"], "optim.lr", 1e-5),
         (["model.revision=null"], "model.revision", None),
+        (["label_smoothing_factor=0.1"], "optim.label_smoothing", 0.1),
+        (["loss_type=dft"], "optim.loss", "dft"),
+        (["loss_type=nll"], "optim.loss", "ce"),
+        (["use_eaft=true"], "optim.loss", "eaft"),
+        (["val_set_size=0.05", "data.val_files=null"], "data.val_fraction", 0.05),
+        (["val_size=3", "data.val_files=null"], "data.val_fraction", 3),
+        (["val_set_size=0"], "data.val_fraction", 0),
+        (["truncation_mode=keep_start"], "data.truncation", "right"),
+        (["data.enable_thinking_default=false"], "data.apply_chat_template_kwargs", {"enable_thinking": False}),
+        (["model.lora.rank=8"], "model.lora_rank", 8),
     ],
 )
 def test_what_a_name_means(overrides: list[str], key: str, expected: object, runnable: list[str]) -> None:
@@ -117,7 +158,10 @@ def test_a_step_of_other_trainers_is_micro_batch_times_accumulation_times_ranks(
         ("save_strategy=sometimes", ['save_strategy="sometimes" is not possible here', "trainer.save_freq says when"]),
         ("fp16=true", ["fp16=true is not possible here", "bf16 or fp32"]),
         ("rl=dpo", ['rl="dpo" is not possible here', "docs/rl.md"]),
-        ("label_smoothing_factor=0.1", ["label_smoothing_factor=0.1", "cross entropy"]),
+        ("label_smoothing_factor=7", ["optim.label_smoothing=7 must be"]),
+        ("loss_type=mse", ['loss_type="mse" is not possible here', "optim.loss=dft", "optim.label_smoothing"]),
+        ("dataset_mixture={datasets: [a]}", ["data.mixture mixes files"]),
+        ("datasets=[{path: a.jsonl, field_messages: x}]", ["datasets=", "data.mixture takes entries"]),
         ("optimizer=came_pytorch", ['optimizer="came_pytorch"', "optim.name"]),
         ("optim=adamw_8bit", ["optim=adamw_8bit does not exist", "adamw"]),
         ("model.revision=v1", ['model.revision="v1" would be ignored', "is a directory"]),
