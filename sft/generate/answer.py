@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, TextStreamer
 
 from sft.config.visible import visible
-from sft.data.chat.template import apply
+from sft.data.chat.apply import apply
 from sft.errors import InputError
 from sft.model.pretrained import load_config, weight_files
 from sft.model.text_part import model_class

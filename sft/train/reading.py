@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sft.config import SftConfig
+from sft.data.chat.apply import chat_template
 from sft.data.chat.framing import beginning_and_end, check_bos_once, check_bos_written, with_bos
-from sft.data.chat.template import chat_template
 from sft.data.chat.templates import NAMES, add_missing_tokens, check_default, find_template, named_templates
 from sft.data.chat.tokenizer import rust_tokenizer
 from sft.data.chat.variables import remarks

@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from sft.data.cache.arrow import lists_to_arrow, to_arrow
+from sft.data.chat.apply import EndlessTemplateError
 from sft.data.chat.documents import encode_documents
 from sft.data.chat.encode import encode_batch
 from sft.data.chat.messages import READ_KEYS, is_data, is_silent
-from sft.data.chat.template import EndlessTemplateError
 from sft.data.chat.tokenizer import template_fingerprint, tokenizer_fingerprint
 from sft.data.chat.values import is_empty, plain
 from sft.data.chat.weights import WEIGHT_KEYS, message_weights

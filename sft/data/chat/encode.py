@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sft.data.chat.apply import chat_template
 from sft.data.chat.proof import MaskError
 from sft.data.chat.render import Rendering, render, template_options
-from sft.data.chat.template import chat_template, turn_shapes
+from sft.data.chat.template import turn_shapes
 from sft.data.chat.tokenizer import rust_tokenizer, template_fingerprint, tokenizer_fingerprint
 from sft.data.chat.tokens import characters_of_tokens, tokens_of
 from sft.data.chat.weights import weighted

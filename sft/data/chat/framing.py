@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sft.data.chat.template import apply, turn_shapes
+from sft.data.chat.apply import apply
+from sft.data.chat.template import turn_shapes
 from sft.errors import InputError
 
 PROBE = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "reply"}]

@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from sft.data.chat.template import TurnShape, apply
+from sft.data.chat.apply import apply
+from sft.data.chat.template import TurnShape
 from sft.errors import InputError
 
 Around = tuple[str, str]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sft.data.chat.apply import chat_template
 from sft.data.chat.calls import clean_tools, refuse_tools_twice
 from sft.data.chat.details import character_weights, placed
 from sft.data.chat.messages import REASONING_KEYS, clean_messages
@@ -18,7 +19,7 @@ from sft.data.chat.proof import (
     thoughts_left_out,
     thoughts_never_opened,
 )
-from sft.data.chat.template import chat_template, reasoning_key, turn_shapes
+from sft.data.chat.template import reasoning_key, turn_shapes
 from sft.data.chat.turns import ChatInTemplate, Span, behind_prefill
 from sft.data.chat.variables import refuse_unread
 from sft.data.chat.weights import message_weights

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from sft.data.chat.apply import apply
 from sft.data.chat.messages import REASONING_KEYS
 from sft.data.chat.plain import around_questions, first_reply, is_plain, places_of_replies
 from sft.data.chat.proof import (
@@ -29,7 +30,7 @@ from sft.data.chat.proof import (
     check_tools_are_shown,
 )
 from sft.data.chat.spelling import last_place
-from sft.data.chat.template import TurnShape, TurnShapes, apply, shows_tools
+from sft.data.chat.template import TurnShape, TurnShapes, shows_tools
 from sft.errors import InputError
 
 LONGEST_MARKUP = 200

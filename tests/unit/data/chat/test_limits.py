@@ -6,9 +6,9 @@ import pytest
 
 from sft.data.cache.workers import map_in_order
 from sft.data.chat import limits
+from sft.data.chat.apply import EndlessTemplateError, apply
 from sft.data.chat.encode import encode_batch
 from sft.data.chat.limits import TemplateLimitError, limited
-from sft.data.chat.template import EndlessTemplateError, apply
 from sft.data.types import Conversation
 from sft.errors import InputError
 from tests.assets import CHATML, tiny_tokenizer

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from sft.data.chat import render as rendering
 from sft.data.chat import turns
+from sft.data.chat.apply import apply
 from sft.data.chat.plain import is_plain
-from sft.data.chat.template import apply
 from sft.errors import InputError
 from tests.assets import CHATML, tiny_tokenizer
 from tests.chats import assistant, every_family, hard_texts, user

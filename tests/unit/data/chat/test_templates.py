@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sft.data.chat.apply import wants_parts
 from sft.data.chat.encode import MaskError, encode, encode_batch, stop_token_ids
 from sft.data.types import Conversation, RowCounts, Supervision
 from sft.errors import InputError
@@ -465,3 +466,23 @@ def test_a_prompt_is_never_taken_back_to_the_middle_of_a_tag():
     assert spoken(encode([user("a"), assistant("b")], tokenizer), tokenizer) == [["b" + stop]]
     thinking = encode([user("a"), assistant("b", reasoning_content="t")], tokenizer)
     assert spoken(thinking, tokenizer) == [["<think>t\n</think>\n\nb" + stop]]
+
+
+def test_a_template_that_shows_only_parts_is_given_parts():
+    tokenizer = tiny_tokenizer((TEMPLATES / "smolvlm_style.jinja").read_text())
+    tokenizer.add_special_tokens({"eos_token": "<end_of_utterance>"})
+    messages = [user("Why?"), assistant("So it is 42."), user("And?"), assistant("Then 35.")]
+    (sample,) = encode(messages, tokenizer)
+    assert spoken([sample], tokenizer) == [[" So it is 42.<end_of_utterance>", " Then 35.<end_of_utterance>"]]
+    in_parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+    text = tokenizer.apply_chat_template(in_parts, tokenize=False)
+    assert tokenizer.decode(sample.input_ids) == text and "User: And?<end_of_utterance>" in text
+    assert encode(in_parts, tokenizer)[0].input_ids.tolist() == sample.input_ids.tolist()
+
+
+def test_a_template_that_shows_text_is_given_text():
+    either = CHATML.replace("message.content", "(message.content if message.content is string else 'x'.type)")
+    for template in (CHATML, either, "{{ messages[0].type }}"):
+        assert not wants_parts(tiny_tokenizer(template), template)
+    template = (TEMPLATES / "smolvlm_style.jinja").read_text()
+    assert wants_parts(tiny_tokenizer(template), template)
