@@ -7,8 +7,8 @@ import re
 import pytest
 
 from sft.data.chat import limits
+from sft.data.chat.apply import EndlessTemplateError
 from sft.data.chat.encode import encode_batch
-from sft.data.chat.template import EndlessTemplateError
 from sft.data.types import Conversation
 from tests.assets import CHATML, tiny_model_dir, tiny_tokenizer, write_jsonl
 from tests.chats import assistant, user
