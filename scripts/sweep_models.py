@@ -82,6 +82,11 @@ PER_LAYER |= {"vocab_size_per_layer_input": VOCAB_SIZE}
 
 INDEXED = {"num_key_value_heads": 4, "index_head_dim": 16, "index_n_heads": 2}
 
+SHARED = {"num_hidden_layers": 4, "layer_types": ["linear_attention", "hybrid"] * 2, "mamba_d_state": 8}
+"""Two of its layers are one: their attention and MLP have the same weights."""
+
+MROPE = {"rope_parameters": ROPE | {"mrope_section": [2, 3, 3]}}
+
 OF_FAMILY: dict[str, dict[str, Any]] = {
     "axk2": INDEXED,
     "bailing_hybrid": LINEAR,
@@ -100,7 +105,10 @@ OF_FAMILY: dict[str, dict[str, Any]] = {
     "gemma3n_text": PER_LAYER | {"laurel_rank": 8, "activation_sparsity_pattern": [0.0, 0.0]},
     "gemma4_text": PER_LAYER | {"global_head_dim": 16},
     "glm4_moe": {"partial_rotary_factor": 0.5},
+    "glm4v_moe_text": {"rope_parameters": ROPE | {"partial_rotary_factor": 0.5, "mrope_section": [1, 1, 2]}},
+    "glm4v_text": MROPE,
     "glm_moe_dsa": INDEXED,
+    "glm_ocr_text": MROPE,
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
     "gpt_oss": SLIDING,
     "gptj": {"rotary_dim": 8},
@@ -131,13 +139,15 @@ OF_FAMILY: dict[str, dict[str, Any]] = {
     },
     "olmo3": SLIDING,
     "opt": {"do_layer_norm_before": True},
+    "qwen2_5_vl_text": MROPE,
+    "qwen2_vl_text": MROPE,
     "qwen3_5_moe_text": DELTA,
     "qwen3_5_text": DELTA,
     "qwen3_next": DELTA,
     "recurrent_gemma": {"lru_width": 64, "attention_window_size": 8, "block_types": ["recurrent", "attention"]},
     "smollm3": {"no_rope_layers": [1, 0]},
-    "zamba": {"layer_types": ["mamba", "hybrid"]},
-    "zamba2": {"layer_types": ["mamba", "hybrid"], "mamba_ngroups": 1, "n_mamba_heads": 8, "mamba_d_state": 16},
+    "zamba": SHARED,
+    "zamba2": SHARED | {"mamba_ngroups": 1, "n_mamba_heads": 8, "mamba_d_state": 16, "adapter_rank": 4},
     "zaya": {"num_experts_per_tok": 1},
 }
 """What a family needs beside SIZES to be small, or to have all its kinds of layers."""

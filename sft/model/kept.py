@@ -19,6 +19,7 @@ from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from sft.model.attention.interface import attention_function
 from sft.model.attention.kernels import Samples, Scores
+from sft.model.logits import to_keep
 from sft.model.precision import fp32_modules
 from sft.model.pretrained import largest_of
 from sft.model.quantised import is_packed, load_operators
@@ -119,7 +120,7 @@ def _measure(model: PreTrainedModel, layers: list[torch.nn.Module], compute_dtyp
                 model,
                 weights | buffers,
                 (),
-                {"input_ids": ids, "position_ids": ids, "use_cache": False, "logits_to_keep": 1, **row},
+                {"input_ids": ids, "position_ids": ids, "use_cache": False, **to_keep(model, 1), **row},
             )
     finally:
         for hook in hooks:

@@ -20,7 +20,7 @@ from sft.model.dequantise import stored_weights
 from sft.model.names import named_weights
 from sft.model.precision import keep_in_fp32
 from sft.model.quantised import box_of_whole, fill, is_packed, load_operators
-from sft.model.text_part import attention_of_text, freeze_all_but_text, model_class
+from sft.model.text_part import attention_of_text, freeze_all_but_text, language_model, model_class
 from sft.model.vocabulary import fill_with_mean_rows, vocabulary_weights
 from sft.parallel.shards import local_box, local_part
 
@@ -43,7 +43,9 @@ def build_skeleton(
         separate_samples(model)
         if attention.kernel not in ("sdpa", "blocked"):
             hide_lengths(model)
-        if not type(model).__module__.startswith("transformers."):  # their own say what they do
+        theirs = type(model).__module__.startswith("transformers.")  # they say what they do
+        says_so = theirs and language_model(model)._supports_attention_backend
+        if not says_so and "row_of_mixers" not in vars(model):  # of those, prove_separation finds out
             expect_calls(model, len(decoder_layers(model)))
     if attention.kernel == "flex":
         from sft.model.attention.flex import make_masks_first  # costs a second of imports
@@ -73,7 +75,7 @@ def _build(config: PretrainedConfig, attention: Choice, dtype: torch.dtype, trus
 def decoder_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
     """Return the repeated blocks of the model, in order: what is sharded and checkpointed one at a time."""
     blocks = set(model._no_split_modules or ())
-    inside = model.get_decoder() if model.config.get_text_config() is not model.config else model
+    inside = language_model(model)
     layers = [module for module in inside.modules() if type(module).__name__ in blocks]
     nested = {id(part) for layer in layers for part in layer.modules() if part is not layer}  # Mamba names mixers, too
     layers = [layer for layer in layers if id(layer) not in nested]

@@ -7,6 +7,7 @@ by stubs.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -36,6 +37,16 @@ def note_loss_kernel(model: PreTrainedModel, name: str) -> None:
     vars(model)["loss_kernel"] = LOSS_KERNELS[name]
     if LOSS_KERNELS[name] != BY_TORCH and vars(model)["logit_form"] is None:
         log.warning("model.loss_kernel=%s has no effect: the loss is computed from whole logits.", name)
+
+
+def to_keep(model: torch.nn.Module, columns: int | torch.Tensor) -> dict[str, Any]:
+    """Return the argument that asks `model` for the logits of these columns alone; none if its forward takes none.
+
+    A forward that takes any argument may ignore this one, too: who asks must be ready for logits of all columns.
+    """
+    taken = inspect.signature(model.forward).parameters.values()
+    knows = any(each.name == "logits_to_keep" or each.kind is each.VAR_KEYWORD for each in taken)
+    return {"logits_to_keep": columns} if knows else {}
 
 
 def learn_logit_form(model: PreTrainedModel) -> LogitForm | None:
@@ -89,8 +100,8 @@ def _logits_of(model: PreTrainedModel, head: torch.nn.Linear, x: torch.Tensor) -
         return model(
             input_ids=torch.zeros(1, 3, dtype=torch.int64),
             position_ids=torch.arange(3)[None],
-            logits_to_keep=torch.tensor([0, 2]),
             use_cache=False,
+            **to_keep(model, torch.tensor([0, 2])),
         ).logits
     finally:
         for module, _ in stubs:

@@ -49,6 +49,11 @@ def attention_of_text(config: PretrainedConfig, implementation: str) -> str | di
     return {"": implementation, **dict.fromkeys(inner, implementation)}
 
 
+def language_model(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the part of `model` that reads text: all of it, where it reads nothing else."""
+    return model if model.config.get_text_config() is model.config else model.get_decoder()
+
+
 def freeze_all_but_text(model: PreTrainedModel) -> None:
     """Freeze what lies outside the language model of a `model` that has such parts; no other model is changed."""
     if model.config.get_text_config() is model.config:

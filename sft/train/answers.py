@@ -205,7 +205,7 @@ class _Together:
         token = torch.zeros(1, 1, dtype=torch.int64, device=device)
         try:
             while True:
-                self._model(input_ids=token, use_cache=False, logits_to_keep=1)
+                self._model(input_ids=token, use_cache=False)
         except _AllSaid:
             return
 

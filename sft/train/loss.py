@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sft.model.head import WHOLE_LOGITS_CHUNK, linear_ce_sum, token_losses
 from sft.model.loss_form import BY_TORCH, CROSS_ENTROPY, LogitForm, LossForm
+from sft.model.logits import to_keep
 from sft.types import IGNORE_INDEX, Batch
 
 
@@ -100,17 +101,19 @@ def supervised_logits(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tenso
     """Return (logits [N, V], labels [N], loss_weights [N]) of the columns that carry labels.
 
     The model itself is asked for them (`logits_to_keep`), so that whatever it does after its LM head -
-    soft-capping, scaling - is done here too.
+    soft-capping, scaling - is done here too. Of one that answers with all columns (xLSTM), theirs are taken.
     """
-    return _forward(model, batch).logits.flatten(0, 1), *_supervised(batch)
+    logits, columns = _forward(model, batch).logits, batch.supervised_columns
+    kept = logits if logits.shape[1] == len(columns) else logits[:, columns]
+    return kept.flatten(0, 1), *_supervised(batch)
 
 
 def _forward(model: torch.nn.Module, batch: Batch) -> Any:
     return model(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
-        logits_to_keep=batch.supervised_columns,
         use_cache=False,
+        **to_keep(model, batch.supervised_columns),
         **batch.boundaries,
     )
 

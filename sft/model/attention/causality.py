@@ -1,4 +1,4 @@
-"""Prove that no token sees a later one, where a model brings an attention of its own.
+"""Prove that no token sees a later one, where a model brings an attention or masks of its own.
 
 Everything relies on it: padding stands behind a sample, and a token that saw the next one would learn to copy.
 """
@@ -10,6 +10,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from sft.errors import InputError
+from sft.model.text_part import language_model
 
 TOKENS, KEPT = 12, 8
 TOLERANCE = 1e-2
@@ -20,9 +21,12 @@ TOLERANCE = 1e-2
 def prove_causality(model: PreTrainedModel, device: torch.device) -> None:
     """Raise InputError if later tokens change what `model` says of earlier ones. Every rank calls it.
 
-    Models whose attention is one of ours pass untried, and so do hybrids: prove_separation tries them.
+    Models whose attention is one of ours pass untried, for it refuses what is not causal; so do packed hybrids, which
+    prove_separation tries. transformers' own looks ahead where a model's masks say so (PaliGemma's, or Gemma 3 with
+    use_bidirectional_attention).
     """
-    if model._supports_attention_backend or "row_of_mixers" in vars(model):
+    ours = str(model.config.get_text_config()._attn_implementation).startswith(("packed_", "padded_"))
+    if (ours and language_model(model)._supports_attention_backend) or "row_of_mixers" in vars(model):
         return
     was_training = model.training
     model.eval()

@@ -22,7 +22,7 @@ from sft.model.attention.kernels import Kernel, Samples, Scores
 
 HARMLESS = {
     *("position_ids", "cache_position", "past_key_values", "use_cache", "return_dict", "num_items_in_batch"),
-    *("output_attentions", "output_hidden_states", "output_router_logits"),
+    *("output_attentions", "output_hidden_states", "output_router_logits", "logits_to_keep"),
 }
 """Arguments that models pass down to their attention, and that change nothing in it while training."""
 

@@ -1,12 +1,13 @@
 """The loss against the definition, written out; and gradients, parameter by parameter, across layouts."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from sft.data.order.collate import collate
 from sft.model.logits import learn_logit_form
@@ -14,7 +15,7 @@ from sft.model.loss_form import LossForm
 from sft.train.loss import _by_source, token_ce_sum, token_ce_sum_and_hits
 from sft.types import Sample
 from tests.assets import boundaries, tiny_model_dir
-from tests.models import Watch, load_sharded
+from tests.models import SIZES, Watch, load_sharded
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +171,32 @@ def test_whole_logits_remain_for_models_that_need_them(tmp_path, world_of_one, s
     vars(model)["logit_form"] = None
     monkeypatch.setattr("sft.train.loss.WHOLE_LOGITS_CHUNK", 7)
     assert token_ce_sum(model, batch)[0].item() == pytest.approx(fused, rel=1e-6)
+
+
+class AnyArgument(LlamaForCausalLM):
+    """As xLSTM's: what is not known is taken, and ignored."""
+
+    def forward(self, input_ids, position_ids, use_cache, **ignored):
+        ignored.pop("logits_to_keep", None)
+        return super().forward(input_ids=input_ids, position_ids=position_ids, use_cache=use_cache)
+
+
+class NoOtherArgument(LlamaForCausalLM):
+    """As that of much code that came with a model."""
+
+    def forward(self, input_ids, position_ids, use_cache):
+        return super().forward(input_ids=input_ids, position_ids=position_ids, use_cache=use_cache)
+
+
+@pytest.mark.parametrize("kind", [AnyArgument, NoOtherArgument])
+def test_a_model_that_answers_with_all_logits_is_asked_for_fewer(samples, kind):
+    torch.manual_seed(0)
+    model = kind(LlamaConfig(**SIZES)).eval()
+    samples = [Sample(samples[1].input_ids % SIZES["vocab_size"], samples[1].loss_weights)]
+    expected = by_definition(model, samples).item()
+    assert learn_logit_form(model) is None
+    batch = collate(samples, packed=False, pad_id=0)
+    assert token_ce_sum(model, batch)[0].item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_nothing_is_as_large_as_all_logits(tmp_path, world_of_one, monkeypatch):

@@ -1,8 +1,15 @@
-"""A model whose tokens see later ones is refused before the first step."""
+"""A model whose tokens see later ones is refused before the first step, be it by its attention or by its masks."""
 
 import pytest
 import torch
-from transformers import BioGptConfig, BioGptForCausalLM, CpmAntConfig, CpmAntForCausalLM
+from transformers import (
+    BioGptConfig,
+    BioGptForCausalLM,
+    CpmAntConfig,
+    CpmAntForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+)
 
 from sft.errors import InputError
 from sft.model.attention import prove_causality
@@ -22,6 +29,16 @@ def test_attention_that_looks_back_passes():
     model = BioGptForCausalLM(config).train()
     prove_causality(model, CPU)
     assert model.training
+
+
+def test_masks_that_look_ahead_are_refused():
+    """The attention is transformers' sdpa, as on padded rows; the configuration says what may be seen."""
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 16}
+    settings = sizes | {"num_key_value_heads": 2, "intermediate_size": 32, "initializer_range": 0.5}
+    prove_causality(Gemma3ForCausalLM(Gemma3TextConfig(**settings)), CPU)
+    ahead = Gemma3ForCausalLM(Gemma3TextConfig(**settings, use_bidirectional_attention=True))
+    with pytest.raises(InputError, match="Gemma3ForCausalLM looks at tokens that come later"):
+        prove_causality(ahead, CPU)
 
 
 def test_attention_that_looks_ahead_is_refused():
