@@ -82,10 +82,10 @@ PER_LAYER |= {"vocab_size_per_layer_input": VOCAB_SIZE}
 
 INDEXED = {"num_key_value_heads": 4, "index_head_dim": 16, "index_n_heads": 2}
 
-SHARED = {"num_hidden_layers": 4, "layer_types": ["linear_attention", "hybrid"] * 2, "mamba_d_state": 8}
-"""Two of its layers are one: their attention and MLP have the same weights."""
+SHARED = {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2, "mamba_d_state": 8}
+"""Attention and MLP of two of its layers have the same weights."""
 
-MROPE = {"rope_parameters": ROPE | {"mrope_section": [2, 3, 3]}}
+MROPE = {"rope_parameters": ROPE | {"mrope_section": []}}  # sweep_vision.py divides it
 
 OF_FAMILY: dict[str, dict[str, Any]] = {
     "axk2": INDEXED,
@@ -105,7 +105,7 @@ OF_FAMILY: dict[str, dict[str, Any]] = {
     "gemma3n_text": PER_LAYER | {"laurel_rank": 8, "activation_sparsity_pattern": [0.0, 0.0]},
     "gemma4_text": PER_LAYER | {"global_head_dim": 16},
     "glm4_moe": {"partial_rotary_factor": 0.5},
-    "glm4v_moe_text": {"rope_parameters": ROPE | {"partial_rotary_factor": 0.5, "mrope_section": [1, 1, 2]}},
+    "glm4v_moe_text": {"rope_parameters": ROPE | {"partial_rotary_factor": 0.5, "mrope_section": []}},
     "glm4v_text": MROPE,
     "glm_moe_dsa": INDEXED,
     "glm_ocr_text": MROPE,

@@ -52,8 +52,10 @@ def write_vision_model(kind: str, directory: Path) -> None:
 
 def text_config_of(kind: str) -> dict[str, Any]:
     """Return the settings of a small text model, as part of another configuration."""
-    settings = config_of(kind).to_dict()
+    config = config_of(kind)
+    settings = config.to_dict() | {"head_dim": getattr(config, "head_dim", None) or SIZES["head_dim"]}
     rope = settings.get("rope_parameters")
-    if isinstance(rope, dict) and "mrope_section" in rope:
-        rope["mrope_section"] = [2, 3, 3]
+    if isinstance(rope, dict) and "mrope_section" in rope:  # how many pairs of dims tell time, height and width
+        pairs = int(settings["head_dim"] * rope.get("partial_rotary_factor", 1)) // 2
+        rope["mrope_section"] = [pairs - 2 * (3 * pairs // 8), 3 * pairs // 8, 3 * pairs // 8]
     return settings

@@ -221,7 +221,8 @@ class ModelConfig:
     base_dtype: Literal["bf16", "nf4"]
     lora_rank: CountOrZero
     lora_alpha: Count
-    target_modules: Modules
+    target_modules: Modules | None
+    target_parameters: Names | None
     lora_dropout: Dropout
     use_rslora: Flag
     use_dora: Flag

@@ -31,6 +31,7 @@ ALIASES = {
     "lora_alpha": "model.lora_alpha",
     "lora_dropout": "model.lora_dropout",
     "lora_target_modules": "model.target_modules",
+    "lora_target_parameters": "model.target_parameters",
     "lora_modules_to_save": "model.modules_to_save",
     "use_rslora": "model.use_rslora",
     "use_dora": "model.use_dora",

@@ -267,7 +267,7 @@ FOREIGN: dict[str, Foreign] = {
     **no_effect(MULTIMODAL, "image_min_pixels image_do_pan_and_scan crop_to_patches video_max_pixels "
         "video_min_pixels video_fps video_maxlen audio_sampling_rate freeze_vision_tower "
         "freeze_multi_modal_projector freeze_language_model image_resize_algorithm"),
-    **not_offered(ADAPTERS, "lora_target_parameters lora_fan_in_fan_out lora_rank_pattern lora_alpha_pattern "
+    **not_offered(ADAPTERS, "lora_fan_in_fan_out lora_rank_pattern lora_alpha_pattern "
         "peft_layers_to_transform peft_layers_pattern peft_layer_replication peft_trainable_token_indices "
         "peft_ensure_weight_tying loftq_config loftq_bits lora_on_cpu peft gptq pissa_init oft_rank module_dropout "
         "use_llama_pro create_new_adapter mixture_of_depths shift_attn s2_attention use_unsloth use_unsloth_gc "

@@ -211,6 +211,8 @@ def in_mode(config: SftConfig, mode: str) -> SftConfig:
     changes: dict[str, Any] = {"lora_rank": 0 if mode == "full" else config.model.lora_rank or RANK_OF_LORA}
     if hasattr(config.model, "base_dtype"):
         changes["base_dtype"] = "nf4" if mode == "QLoRA" else "bf16"
+    if mode != "LoRA":
+        changes["target_parameters"] = None
     return replace(config, model=replace(config.model, **changes))
 
 

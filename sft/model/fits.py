@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sft.errors import InputError
+from sft.parallel.fsdp import class_name
 from sft.parallel.world import log
 
 SPARE_POSITIONS = 8  # that some tables of learned positions have beyond what config.json says (OPT: 2)
@@ -45,14 +46,14 @@ def refuse_misfit_samples(
     rows = len(embedding.weight)
     if max(vocabulary, default=0) >= rows:
         for each in samples:
-            _refuse_ids_beyond(rows, each, type(model).__name__)
+            _refuse_ids_beyond(rows, each, class_name(model))
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(positions, int):
         return
     longest = max((int(each.lengths.max()) for each in samples if len(each)), default=0)
     if longest > positions and _has_table_of(positions, model):
         raise InputError(
-            f"data.max_length={max_length}: the longest sample has {longest} tokens, and {type(model).__name__} has a "
+            f"data.max_length={max_length}: the longest sample has {longest} tokens, and {class_name(model)} has a "
             f"table of {positions} positions (max_position_embeddings); set data.max_length={positions}."
         )
     if max_length > positions:
@@ -61,7 +62,7 @@ def refuse_misfit_samples(
             "sample has %d tokens.",
             max_length,
             positions,
-            type(model).__name__,
+            class_name(model),
             longest,
         )
 

@@ -24,6 +24,7 @@ from sft.model.precision import fp32_modules
 from sft.model.pretrained import largest_of
 from sft.model.quantised import is_packed, load_operators
 from sft.parallel.activation import stays_with_selective
+from sft.parallel.fsdp import class_name
 from sft.parallel.world import log
 
 TOKENS = 256
@@ -51,7 +52,7 @@ def kept_for_backward(model: PreTrainedModel, layers: list[torch.nn.Module], com
     except Exception as error:  # the code of an architecture may look at values, and says so in its own words
         log.info(
             "memory: %s cannot run without values (%s); what its layers keep is estimated by their widths",
-            type(model).__name__,
+            class_name(model),
             str(error).partition("\n")[0],
         )
         return by_widths(model.config.get_text_config(), compute_dtype.itemsize, len(layers))

@@ -22,6 +22,7 @@ from sft.model.precision import keep_in_fp32
 from sft.model.quantised import box_of_whole, fill, is_packed, load_operators
 from sft.model.text_part import attention_of_text, freeze_all_but_text, language_model, model_class
 from sft.model.vocabulary import fill_with_mean_rows, vocabulary_weights
+from sft.parallel.fsdp import class_name
 from sft.parallel.shards import local_box, local_part
 
 
@@ -76,12 +77,12 @@ def decoder_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
     """Return the repeated blocks of the model, in order: what is sharded and checkpointed one at a time."""
     blocks = set(model._no_split_modules or ())
     inside = language_model(model)
-    layers = [module for module in inside.modules() if type(module).__name__ in blocks]
+    layers = [module for module in inside.modules() if class_name(module) in blocks]
     nested = {id(part) for layer in layers for part in layer.modules() if part is not layer}  # Mamba names mixers, too
     layers = [layer for layer in layers if id(layer) not in nested]
     layers = layers or _longest_list(inside)
     if not layers:
-        raise InputError(f"{type(model).__name__} does not say which of its modules are decoder layers.")
+        raise InputError(f"{class_name(model)} does not say which of its modules are decoder layers.")
     return layers
 
 
@@ -157,9 +158,9 @@ def refuse_misfits(model: PreTrainedModel, directory: Path, conversion: Conversi
         return
     if grown:
         raise InputError(
-            f"data.chat_template needs new tokens, and {type(model).__name__} cannot be given rows for them here "
+            f"data.chat_template needs new tokens, and {class_name(model)} cannot be given rows for them here "
             f"({'; '.join(conversion.problems)}); set data.chat_template=instruction_response, which needs none."
         )
     raise InputError(
-        f"the weights in {directory} do not fit {type(model).__name__}:\n  " + "\n  ".join(conversion.problems)
+        f"the weights in {directory} do not fit {class_name(model)}:\n  " + "\n  ".join(conversion.problems)
     )

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from sft.errors import InputError
 from sft.model.attention.choice import why_not
 from sft.model.loss_form import BY_TORCH, LOSS_KERNELS, LogitForm
+from sft.parallel.fsdp import class_name
 from sft.parallel.world import log
 
 LOGITS_AS_LARGE_AS = 30.0
@@ -78,7 +79,7 @@ def _proven_form(model: PreTrainedModel) -> LogitForm | None:
 
 
 def _give_up(model: PreTrainedModel, reason: str) -> None:
-    log.info("%s: the loss is computed from whole logits, not fused with the LM head: %s", type(model).__name__, reason)
+    log.info("%s: the loss is computed from whole logits, not fused with the LM head: %s", class_name(model), reason)
 
 
 def _logits_of(model: PreTrainedModel, head: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:

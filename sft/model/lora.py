@@ -6,10 +6,11 @@
     s = alpha / R, or alpha / sqrt(R) with rsLoRA                                     (Kalajdzievski 2023)
     W' = m·(W + s·BA) / ‖W + s·BA‖ with DoRA, norm of each row, m [O] trained as well (Liu et al. 2024)
 
-Shapes: O and I outputs and inputs of a linear module, R the rank.
+Shapes: O and I outputs and inputs of a linear module, R the rank, E experts whose matrices are one parameter.
 
 peft exchanges the targeted modules inside the model and nothing else: the model keeps its class and its forward, a
 frozen weight its name but for `.base_layer`. So sharding, loading, loss and optimizer need not know of adapters.
+Experts are no modules; there, peft adds s·BA to the weight [E, O, I] while the module around it computes.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
 from safetensors.torch import save_file
@@ -35,8 +37,18 @@ from transformers.pytorch_utils import Conv1D
 
 from sft.errors import InputError
 from sft.files import let_others_read
-from sft.model.lora_targets import MAX_NAMES_SHOWN, few, find_module_to_save, find_targets, is_expert_to_peft
+from sft.model.adapter import Adapter
+from sft.model.lora_targets import (
+    MAX_NAMES_SHOWN,
+    few,
+    find_module_to_save,
+    find_parameters,
+    find_targets,
+    is_expert_to_peft,
+    parameters_of_experts,
+)
 from sft.model.names import stored_name
+from sft.parallel.fsdp import class_name
 from sft.parallel.shards import StoredTensors, local_box, local_part, whole_tensor
 from sft.parallel.world import log, on_main_rank
 
@@ -58,15 +70,18 @@ def add_adapters(
     use_dora: bool,
     modules_to_save: Sequence[str],
     dtype: torch.dtype,
+    target_parameters: Sequence[str] = (),
 ) -> None:
     """Give the skeleton adapters and freeze the rest; modules_to_save stay trainable as a whole.
 
     base: name or path of the model, for whoever opens the adapter later. targets: `all-linear` (all but the LM
-    head), names, or a regular expression over full names. dtype: of everything that trains.
+    head), names, or a regular expression over full names. target_parameters: experts, by the ends of their names.
+    dtype: of everything that trains.
 
     Raises InputError for a target that is not in the model, or cannot have an adapter.
     """
-    adapted = find_targets(model, targets)
+    adapted = find_targets(model, targets) if targets else []
+    experts = find_parameters(model, target_parameters)
     kept = sorted({name for target in modules_to_save for name in find_module_to_save(model, target)})
     if both := [name for name in adapted if any(f"{name}.".startswith(f"{module}.") for module in kept)]:
         raise InputError(f"model.modules_to_save trains {few(both)} as a whole; take it out of model.target_modules.")
@@ -76,27 +91,31 @@ def add_adapters(
         r=rank,
         lora_alpha=alpha,
         target_modules=adapted,  # by full name; peft shortens them where that means the same
+        target_parameters=list(target_parameters) or None,
         lora_dropout=dropout,
         use_rslora=use_rslora,
         use_dora=use_dora,
-        fan_in_fan_out=isinstance(model.get_submodule(adapted[0]), Conv1D),
+        fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in adapted),
     )
     try:
         inject_adapter_in_model(config, model, NAME, low_cpu_mem_usage=True)
     except ValueError as error:  # peft knows modules of some architectures that it cannot adapt
         raise InputError(f"model.target_modules: {error}") from error
-    found = sorted(name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
-    assert found == adapted, "peft adapted other modules than we asked for"
+    found = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    wrappers = _adapted_experts(model)
+    weights = sorted(_weight_of_experts(name, layer) for name, layer in wrappers.items())
+    assert sorted(set(found) - wrappers.keys()) == adapted, "peft adapted other modules than we asked for"
+    assert weights == experts, "peft adapted other parameters than we asked for"
     # Our own doing: peft would keep a second, frozen copy of each of these modules.
     for name in kept:
         model.get_submodule(name).requires_grad_(True)
     config.modules_to_save = kept or None  # full names: to peft `norm` is also the end of `q_norm`
     config.target_modules = sorted(config.target_modules or ())  # a set: another order in every process
-    vars(model)["adapter_spelling"] = _spelled_for_peft(model, config, adapted)
+    vars(model)["adapter_spelling"] = _spelled_for_peft(model, config, found)
     for weight in model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.to(dtype)
-    _say_what_trains(model, len(adapted))
+    _say_what_trains(model, len(adapted), experts)
 
 
 @torch.no_grad()
@@ -109,18 +128,18 @@ def start_adapters(model: PreTrainedModel, *, seed: int, adapter: str | None, st
     if adapter is not None:
         _load_adapter(model, Path(adapter))
         return
-    for name, layer in _adapted_modules(model).items():
+    for name, layer in (_adapted_modules(model) | _adapted_experts(model)).items():
         a, b = _weight(layer.lora_A[NAME]), _weight(layer.lora_B[NAME])
         digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
-        whole = torch.empty(a.shape)  # small enough to draw everywhere: R x I
+        whole = torch.empty(a.shape)  # small enough to draw everywhere: R x I, for every expert
         if start == "gaussian":
-            torch.nn.init.normal_(whole, std=1 / len(whole), generator=generator)
+            torch.nn.init.normal_(whole, std=1 / layer.r[NAME], generator=generator)
         else:
             torch.nn.init.kaiming_uniform_(whole, a=math.sqrt(5), generator=generator)
         local_part(a).copy_(whole[local_box(a).slices()])
         local_part(b).zero_()
-        if NAME in layer.lora_magnitude_vector:
+        if isinstance(layer, LoraLinear) and NAME in layer.lora_magnitude_vector:
             _start_magnitude(layer)
 
 
@@ -133,39 +152,23 @@ def _start_magnitude(layer: LoraLinear) -> None:
     local_part(magnitude).copy_(local_part(norm))
 
 
-@dataclass(frozen=True)
-class Adapter:
-    """The adapter of one module, whole and in fp32 on the CPU."""
-
-    a: torch.Tensor  # [R, I]
-    b: torch.Tensor  # [O, R]
-    magnitude: torch.Tensor | None  # [O], DoRA only
-    scaling: float
-    transposed: bool  # the module keeps its weight as [I, O] (GPT-2's Conv1D)
-
-    def merged_into(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Return the weight that does alone what `weight` and adapter do together; made in fp32, cast once."""
-        rows = weight.float().T if self.transposed else weight.float()
-        rows = rows + self.scaling * (self.b @ self.a)
-        if self.magnitude is not None:
-            norm = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-            rows = rows * (self.magnitude / norm).float()[:, None]
-        return (rows.T if self.transposed else rows).to(dtype).contiguous()
-
-
 def adapters(model: PreTrainedModel) -> dict[str, Callable[[], Adapter]]:
     """How to get the adapter of a weight, by the weight's name; to call one is a collective."""
-    return {f"{name}.weight": partial(_gather, layer) for name, layer in _adapted_modules(model).items()}
+    wrappers = _adapted_experts(model).items()
+    experts = {_weight_of_experts(name, layer): partial(_gather, layer) for name, layer in wrappers}
+    return experts | {f"{name}.weight": partial(_gather, layer) for name, layer in _adapted_modules(model).items()}
 
 
-def _gather(layer: LoraLinear) -> Adapter:
+def _gather(layer: LoraLinear | ParamWrapper) -> Adapter:
     magnitude = _weight(layer.lora_magnitude_vector[NAME]) if NAME in layer.lora_magnitude_vector else None
     return Adapter(
         a=whole_tensor(_weight(layer.lora_A[NAME]), torch.float32),
         b=whole_tensor(_weight(layer.lora_B[NAME]), torch.float32),
         magnitude=None if magnitude is None else whole_tensor(magnitude, torch.float32),
         scaling=layer.scaling[NAME],
-        transposed=layer.fan_in_fan_out,
+        # peft's word for a parameter that is kept as [E, O, I], and not as [E, I, O]
+        transposed=layer.fan_in_fan_out if isinstance(layer, LoraLinear) else not layer._did_swap_in_out_features,
+        experts=None if isinstance(layer, LoraLinear) else layer.num_experts,
     )
 
 
@@ -211,7 +214,9 @@ def _load_adapter(model: PreTrainedModel, directory: Path) -> None:
     if missing := sorted(wanted.keys() - stored.parts.keys()):
         problems.append(f"it lacks {few(missing)}")
     if unexpected := sorted(stored.parts.keys() - wanted.keys()):
-        problems.append(f"model.target_modules and model.modules_to_save leave out its {few(unexpected)}")
+        problems.append(
+            "model.target_modules, model.target_parameters and model.modules_to_save leave out its " + few(unexpected)
+        )
     if not problems:
         problems = [f"{key} has another shape" for key in wanted if stored.shape(key) != tuple(wanted[key].shape)]
     if problems:
@@ -230,7 +235,7 @@ def _what_makes_an_adapter() -> list[tuple[str, str]]:
     names = {"r": "lora_rank", "lora_alpha": "lora_alpha", "use_rslora": "use_rslora", "use_dora": "use_dora"}
     where_from = {"base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version", "auto_mapping"}
     which_modules = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"}
-    free = where_from | which_modules | {"lora_dropout", "init_lora_weights"}
+    free = where_from | which_modules | {"target_parameters", "lora_dropout", "init_lora_weights"}
     return [
         (field.name, f"model.{names[field.name]}" if field.name in names else field.name)
         for field in fields(LoraConfig)
@@ -275,8 +280,8 @@ def _spelled_for_peft(model: PreTrainedModel, config: LoraConfig, names: Sequenc
         old[name] = next(iter(reverted)).removesuffix(".weight")
     if old and (unnamed := lost(old)):
         raise InputError(
-            f"model.target_modules: peft would not find the adapters of {few(unnamed)} again in an adapter file of "
-            f"{type(model).__name__}; leave them out."
+            f"model.target_modules, model.target_parameters: peft would not find the adapters of {few(unnamed)} again "
+            f"in an adapter file of {class_name(model)}; leave them out."
         )
     return old
 
@@ -289,23 +294,38 @@ def _adapted_modules(model: PreTrainedModel) -> dict[str, LoraLinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
 
 
+def _adapted_experts(model: PreTrainedModel) -> dict[str, ParamWrapper]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, ParamWrapper)}
+
+
+def _weight_of_experts(name: str, layer: ParamWrapper) -> str:
+    """Return what a model directory calls the parameter that a wrapper of this name adapts."""
+    weight = stored_name(f"{name}.{layer.parameter_name}")
+    assert weight is not None, f"{name} is a part of an adapter"
+    return weight
+
+
 def _weight(module: torch.nn.Module) -> torch.Tensor:
     assert isinstance(module.weight, torch.Tensor)
     return module.weight
 
 
-def _say_what_trains(model: PreTrainedModel, modules: int) -> None:
+def _say_what_trains(model: PreTrainedModel, modules: int, adapted_experts: Sequence[str]) -> None:
     total = sum(weight.numel() for weight in model.parameters())
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     log.info(
-        "LoRA: %.2f M of %.0f M parameters train (%.2f %%), adapters on %d modules",
+        "LoRA: %.2f M of %.0f M parameters train (%.2f %%), adapters on %d modules%s",
         trained / 1e6,
         total / 1e6,
         100 * trained / total,
         modules,
+        f" and on {len(adapted_experts)} parameters of experts" if adapted_experts else "",
     )
-    if experts := [name for name, weight in model.named_parameters() if weight.ndim == 3]:
-        log.info("LoRA: experts are no linear modules and get no adapters; %s stay frozen", few(experts))
+    if experts := [name for name in parameters_of_experts(model) if name not in adapted_experts]:
+        log.info(
+            "LoRA: experts are no linear modules and get adapters by model.target_parameters; %s stay frozen",
+            few(experts),
+        )
     linear = [name for name, module in model.named_modules() if type(module) is torch.nn.Linear]
     if dense := [name for name in linear if is_expert_to_peft(model, name)]:
         log.info("LoRA: peft takes dense layers for experts where they share a name; %s stay frozen", few(dense))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Container, Sequence
 from difflib import get_close_matches
 from functools import cache
 
@@ -14,8 +15,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sft.errors import InputError
+from sft.model.names import stored_name
 from sft.model.source_code import is_read_raw
 from sft.model.text_part import parts_beside_text
+from sft.parallel.fsdp import class_name
 from sft.parallel.world import log
 
 LINEAR = (torch.nn.Linear, Conv1D)
@@ -30,14 +33,15 @@ def find_targets(model: PreTrainedModel, targets: str | Sequence[str]) -> list[s
     beside = tuple(f"{name}." for name in parts_beside_text(model))
     modules = {name: module for name, module in model.named_modules() if name and not f"{name}.".startswith(beside)}
     linear = [name for name, module in modules.items() if _is_plain(module)]
+    shared = _sharing_weights(model)
     if targets == "all-linear":
-        skipped = {name: reason for name in modules if (reason := _why_not(model, name))}
+        skipped = {name: reason for name in modules if (reason := _why_not(model, name, shared))}
         for reason in sorted(set(skipped.values())):
             log.info("LoRA: %s %s; skipped", few([name for name in skipped if skipped[name] == reason]), reason)
         usual = [name for name in linear if name not in skipped and modules[name] is not head]
         found = [name for name in usual if not is_expert_to_peft(model, name)]
         if not found:
-            raise InputError(f"model.target_modules=all-linear: {type(model).__name__} has no module to adapt.")
+            raise InputError(f"model.target_modules=all-linear: {class_name(model)} has no module to adapt.")
         return sorted(found)
     one = isinstance(targets, str)
     patterns = {targets: targets} if one else {target: rf"(.*\.)?{re.escape(target)}" for target in targets}
@@ -57,14 +61,14 @@ def find_targets(model: PreTrainedModel, targets: str | Sequence[str]) -> list[s
                     f"model.target_modules: {target!r} means {name} ({type(modules[name]).__name__}), but only linear "
                     f"modules get adapters: {few(_leaves(linear))}."
                 )
-            if (reason := _why_not(model, name)) and "router" not in reason:
+            if (reason := _why_not(model, name, shared)) and "router" not in reason:
                 raise InputError(
                     f"model.target_modules: {target!r} means {name}, which {reason}, so an adapter of it would not "
-                    "count; leave it out."
+                    "count as one of this module; leave it out."
                 )
             if is_expert_to_peft(model, name):
                 raise InputError(
-                    f"model.target_modules: peft takes every {target!r} of {type(model).__name__} for a part of its "
+                    f"model.target_modules: peft takes every {target!r} of {class_name(model)} for a part of its "
                     "experts, which are no linear modules and get no adapters; leave it out."
                 )
             if modules[name] is head and model.config.tie_word_embeddings:
@@ -76,22 +80,62 @@ def find_targets(model: PreTrainedModel, targets: str | Sequence[str]) -> list[s
     return sorted(set(found))
 
 
+def parameters_of_experts(model: PreTrainedModel) -> list[str]:
+    """Return the names, in a model directory, of the parameters that hold a matrix for each of several experts."""
+    beside = tuple(f"{name}." for name in parts_beside_text(model))
+    return [
+        str(stored_name(name))
+        for name, weight in model.named_parameters()
+        if weight.ndim == 3 and min(weight.shape[:2]) > 1 and not name.startswith(beside)
+        # torch's own modules have weights of three dims for other reasons
+        if not type(model.get_submodule(name.rpartition(".")[0])).__module__.startswith("torch.")
+    ]
+
+
+def find_parameters(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
+    """Return the full names of the parameters of experts that `targets` mean, each a full name or the end of one.
+
+    Raises InputError for a target that means none, or another parameter as well.
+    """
+    experts, found = parameters_of_experts(model), set()
+    for target in targets:
+        hits = [name for name, _ in model.named_parameters() if name == target or name.endswith(f".{target}")]
+        wrong = [name for name in hits if name not in experts]
+        if wrong or not hits:
+            means = f"means {few(wrong)}, which is no parameter of experts" if wrong else "is no parameter of the model"
+            kinds = sorted({".".join(name.split(".")[-2:]) for name in experts})
+            there = f"there are {few(kinds)}" if kinds else f"{class_name(model)} has none of experts, leave it out"
+            raise InputError(f"model.target_parameters: {target!r} {means}; {there}.")
+        found |= set(hits)
+    return sorted(found)
+
+
 def plain_linear(model: PreTrainedModel) -> list[str]:
     """Return the full names of all linear modules that are no routers and whose weights nobody else reads."""
     named = [name for name, module in model.named_modules() if type(module) is torch.nn.Linear]
-    return [name for name in named if not _why_not(model, name) and not GATE.fullmatch(name.rpartition(".")[2])]
+    shared = _sharing_weights(model)
+    return [name for name in named if not _why_not(model, name, shared) and not GATE.fullmatch(name.rpartition(".")[2])]
 
 
-def _why_not(model: PreTrainedModel, name: str) -> str:
+def _sharing_weights(model: PreTrainedModel) -> set[str]:
+    """Return the linear modules whose weight is that of another linear module, too (layers of Zamba)."""
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, LINEAR)}
+    owners = Counter(id(module.weight) for module in linear.values())
+    return {name for name, module in linear.items() if owners[id(module.weight)] > 1}
+
+
+def _why_not(model: PreTrainedModel, name: str, shared: Container[str]) -> str:
     """Return why a linear module should have no adapter; empty if nothing speaks against it."""
     module, (parent_name, _, leaf) = model.get_submodule(name), name.rpartition(".")
     if not isinstance(module, LINEAR):
         return ""
     if not _is_plain(module):
-        return f"is no plain linear layer but a {type(module).__name__}"
+        return f"is no plain linear layer but a {class_name(module)}"
     parent = model.get_submodule(parent_name)
     if leaf in ("gate", "router") and any("experts" in sibling for sibling, _ in parent.named_children()):
         return "is a router"
+    if name in shared:
+        return "has its weight in common with another layer"
     return "has its weight read by what is around it" if is_read_raw(model, name) else ""
 
 

@@ -11,6 +11,7 @@ import torch
 from sft.errors import InputError
 
 ADAPTER = re.compile(r"\.lora_(A|B|magnitude_vector)\.")  # parts of the modules that peft puts around `.base_layer`
+AROUND = re.compile(r"(\.base_layer)+\.")  # several, where several parameters of a module have adapters
 
 
 def named_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -56,7 +57,7 @@ def aliases(model: torch.nn.Module) -> dict[str, str]:
 
 def stored_name(name: str) -> str | None:
     """Return what a model directory calls a tensor of the model; None for an adapter's, which it does not hold."""
-    return None if ADAPTER.search(name) else name.replace(".base_layer.", ".")
+    return None if ADAPTER.search(name) else AROUND.sub(".", name)
 
 
 def _state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -67,8 +68,11 @@ def _state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def shown_name(name: str) -> str:
-    """Return the name of a parameter without what peft and compilation put around its module."""
-    return name.replace(".base_layer.", ".").replace("_orig_mod.", "")
+    """Return the name of a parameter without what peft and compilation put around its module; no two have the same.
+
+    Of an adapter, `.base_layer` tells which of several parameters of a module it belongs to.
+    """
+    return (name if ADAPTER.search(name) else AROUND.sub(".", name)).replace("_orig_mod.", "")
 
 
 def matching(knob: str, pattern: str, names: Iterable[str]) -> list[str]:

@@ -151,11 +151,12 @@ def adapter_settings(model: ModelConfig) -> dict[str, Any]:
     return {
         "rank": model.lora_rank,
         "alpha": model.lora_alpha,
-        "targets": model.target_modules if isinstance(model.target_modules, str) else list(model.target_modules),
+        "targets": model.target_modules if isinstance(model.target_modules, str) else list(model.target_modules or ()),
         "dropout": model.lora_dropout,
         "use_rslora": model.use_rslora,
         "use_dora": model.use_dora,
         "modules_to_save": list(model.modules_to_save or ()),
+        **({"target_parameters": list(model.target_parameters)} if model.target_parameters else {}),
     }
 
 

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sft.model.source_code import is_read_raw
+from sft.parallel.fsdp import class_name
 from sft.parallel.world import log
 
 
@@ -49,7 +50,7 @@ def say_what_is_rounded(model: PreTrainedModel, dtype: torch.dtype) -> None:
     named = [name for name, weight in model.named_parameters() if pattern.search(name) and id(weight) not in apart]
     if named and dtype != torch.float32:
         kinds = sorted({".".join(name.split(".")[-2:]) for name in named})
-        log.info("%s keeps in fp32, and here computes in %s: %s", type(model).__name__, dtype, ", ".join(kinds))
+        log.info("%s keeps in fp32, and here computes in %s: %s", class_name(model), dtype, ", ".join(kinds))
 
 
 def _kept(model: PreTrainedModel) -> re.Pattern[str]:

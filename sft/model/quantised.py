@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 
 from sft.errors import InputError
 from sft.model.precision import fp32_modules
+from sft.parallel.fsdp import class_name
 from sft.parallel.shards import Box, local_box, local_part
 from sft.parallel.world import log
 
@@ -106,7 +107,7 @@ def quantise(model: PreTrainedModel, chosen: Sequence[Chosen], *, recompute_expe
             f"the rows of its frozen matrices have {', '.join(map(str, sorted(set(rows))))}" if rows else "it has none"
         )
         raise InputError(
-            f"model.base_dtype=nf4: no frozen weight of {type(model).__name__} can be kept in blocks of {BLOCK} "
+            f"model.base_dtype=nf4: no frozen weight of {class_name(model)} can be kept in blocks of {BLOCK} "
             f"numbers of a row; {found}. Leave model.base_dtype=bf16."
         )
     log.info("%s", _told(packed, rows))

@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 from transformers.utils.output_capturing import OutputRecorder
 
 from sft.errors import InputError
+from sft.parallel.fsdp import class_name
 from sft.parallel.world import ALL_RANKS, log
 from sft.types import Batch
 
@@ -170,7 +171,7 @@ def _coefficient_of(model: PreTrainedModel) -> float:
 
 def _why_unbalanced(model: PreTrainedModel) -> str | None:
     """Return why transformers' load-balancing loss is not that of `model`; None if it is."""
-    name = type(model).__name__
+    name = class_name(model)
     if not _routers(model):
         return f"{name} has no routers that transformers tells of"
     modules = [sys.modules[kind.__module__] for kind in type(model).__mro__ if kind.__module__ in sys.modules]

@@ -11,6 +11,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 
+def class_name(module: torch.nn.Module) -> str:
+    """Return the name that a module's author gave its class: fully_shard makes another, with FSDP in front."""
+    return next(kind.__name__ for kind in type(module).__mro__ if not issubclass(kind, FSDPModule))
+
+
 @dataclass(frozen=True)
 class Sharding:
     """How the weights are spread, and which memory each rank gives so that it waits less for the others."""
@@ -70,17 +75,34 @@ def shard(
 def join_layers(
     layers: Sequence[torch.nn.Module], min_group_params: int
 ) -> list[torch.nn.Module | list[torch.nn.Module]]:
-    """Group neighbouring layers, in order, until a group holds min_group_params parameters."""
+    """Group neighbouring layers, in order, until a group holds min_group_params parameters.
+
+    Layers that share weights are neighbours wherever they stand: FSDP2 knows a weight in one group only.
+    """
     groups: list[torch.nn.Module | list[torch.nn.Module]] = []
     joined: list[torch.nn.Module] = []
     parameters = 0
-    for layer in layers:
-        joined.append(layer)
-        parameters += sum(weight.numel() for weight in layer.parameters())
-        if parameters >= min_group_params or layer is layers[-1]:
-            groups.append(joined if len(joined) > 1 else layer)
+    sharing = _sharing_weights(layers)
+    for number, same in enumerate(sharing):
+        joined += same
+        parameters += sum(weight.numel() for weight in same[0].parameters())
+        if parameters >= min_group_params or number == len(sharing) - 1:
+            groups.append(joined if len(joined) > 1 else joined[0])
             joined, parameters = [], 0
     return groups
+
+
+def _sharing_weights(layers: Sequence[torch.nn.Module]) -> list[list[torch.nn.Module]]:
+    """Return the layers in order, each in a list with those that share weights with it (Zamba's attention)."""
+    lists: list[list[torch.nn.Module]] = []
+    of_weight: dict[torch.nn.Parameter, list[torch.nn.Module]] = {}
+    for layer in layers:
+        same = next((of_weight[weight] for weight in layer.parameters() if weight in of_weight), None)
+        if same is None:
+            lists.append(same := [])
+        same.append(layer)
+        of_weight |= dict.fromkeys(layer.parameters(), same)
+    return lists
 
 
 def begin_micro_batch(model: torch.nn.Module, sharding: Sharding, *, is_last: bool) -> None:

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from sft.errors import InputError
+from sft.parallel.fsdp import class_name
 from sft.types import IGNORE_INDEX, Batch, Counts
 
 LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
@@ -90,7 +91,7 @@ def exchange_heads(model: PreTrainedModel, group: dist.ProcessGroup) -> None:
     model.set_attn_implementation(name)
     if model.config._attn_implementation != name:  # transformers only warns, and every rank would attend to its part
         raise InputError(
-            f"ulysses_sequence_parallel_size={group.size()}: the attention of {type(model).__name__} cannot be "
+            f"ulysses_sequence_parallel_size={group.size()}: the attention of {class_name(model)} cannot be "
             "exchanged, because the model does not call it through transformers' AttentionInterface; use 1."
         )
 

@@ -23,7 +23,9 @@ def parameter_groups(model: torch.nn.Module, optim: OptimConfig, apart: Set[str]
     Matrices decay, vectors (norms, biases) do not, unless the group says so. Raises InputError for a pattern that
     matches nothing, and for a parameter that two patterns match.
     """
-    trainable = {shown_name(name): weight for name, weight in model.named_parameters() if weight.requires_grad}
+    named = [(shown_name(name), weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    trainable = dict(named)
+    assert len(trainable) == len(named), "two parameters have the same name, so that one would not train"
     asked_of = _assign(trainable, optim.groups)
     divided: dict[tuple[Any, ...], dict[str, Any]] = {}
     for name, weight in sorted(trainable.items(), key=lambda item: item[1].ndim < 2):  # stable: matrices first

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from sft.model.head import WHOLE_LOGITS_CHUNK, linear_ce_sum, token_losses
-from sft.model.loss_form import BY_TORCH, CROSS_ENTROPY, LogitForm, LossForm
 from sft.model.logits import to_keep
+from sft.model.loss_form import BY_TORCH, CROSS_ENTROPY, LogitForm, LossForm
 from sft.types import IGNORE_INDEX, Batch
 
 

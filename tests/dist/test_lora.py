@@ -63,6 +63,38 @@ def test_any_split_gives_the_same_losses(base, run_all):
         assert curve(one["plain", "padded"]) != pytest.approx(curve(one[kind, "padded"]), rel=1e-3), kind
 
 
+SPARSE = {
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},  # kept as [E, O, I]
+    "gpt_oss": {"num_local_experts": 3, "num_experts_per_tok": 2},  # kept as [E, I, O]
+}
+
+
+@pytest.mark.parametrize("family", SPARSE)
+def test_adapters_of_experts_on_any_split(family, base, run_all, tmp_path):
+    """One loss, and at the end a model that is base and adapter."""
+    source = tiny_model_dir(tmp_path / family, kind=family, **SPARSE[family])
+    names = "model.target_parameters=[experts.gate_up_proj,experts.down_proj]"
+    run = [*base, f"model.partial_pretrain={source}", *LORA, names, "model.lora_rank=2"]
+    sp = ["use_remove_padding=true", "ulysses_sequence_parallel_size=2", "data.micro_batch_size_per_gpu=1"]
+    splits = {
+        "padded": [*run, "data.micro_batch_size_per_gpu=1"],
+        "packed": [*run, "use_remove_padding=true"],
+        "checkpointed": [*run, "use_remove_padding=true", "model.enable_gradient_checkpointing=true"],
+        "sp": [*run, *sp],
+    }
+    reference = curve(run_all([splits["padded"]], 1)[0])
+    for split, metrics in zip(splits, run_all(list(splits.values()), 2), strict=True):
+        assert curve(metrics) == pytest.approx(reference, rel=1e-5), split
+    done = tmp_path / "call_1" / "run_0"
+    before, after = load_file(source / "model.safetensors"), load_file(done / "model.safetensors")
+    assert {n: (t.shape, t.dtype) for n, t in before.items()} == {n: (t.shape, t.dtype) for n, t in after.items()}
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if "_proj" in name and "bias" not in name}
+    adapter = str(done / "lora_adapter")
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(source), adapter)
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(done)), logits(adapted), rtol=0, atol=1e-5)
+
+
 def test_a_head_that_trains_beside_the_adapters_or_has_one(base, run_all, tmp_path):
     """Trained whole it goes on to be fused with the loss; with an adapter on it, whole logits are computed."""
     model = f"model.partial_pretrain={tiny_model_dir(tmp_path / 'untied', tie=False)}"

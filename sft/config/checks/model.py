@@ -55,7 +55,8 @@ def model_warnings(model: ModelConfig) -> Iterator[str]:
 def _lora_problems(model: ModelConfig) -> Iterator[str]:
     start = model.init_lora_weights
     if not model.lora_rank:
-        for key in ("lora_adapter_path", "lora_dropout", "use_rslora", "use_dora", "modules_to_save"):
+        kinds = ("use_rslora", "use_dora", "modules_to_save", "target_parameters")
+        for key in ("lora_adapter_path", "lora_dropout", *kinds):
             if value := getattr(model, key):
                 yield f"model.{key}={shown(value)} would be ignored: model.lora_rank=0 trains no adapter; set the rank."
         if start is not True:
@@ -76,6 +77,10 @@ def _lora_problems(model: ModelConfig) -> Iterator[str]:
         yield f"model.init_lora_weights={shown(start)} would be ignored: model.lora_adapter_path has the weights."
     if model.base_dtype == "nf4" and model.use_dora:
         yield "model.use_dora=true needs the norms of whole weights, and model.base_dtype=nf4 has none; leave one out."
+    if not model.target_modules and not model.target_parameters:
+        yield "model.target_modules=null and model.target_parameters=null leave nothing to adapt; name one of them."
+    if model.target_parameters:
+        yield from _problems_of_adapted_experts(model)
     if isinstance(model.target_modules, str):
         try:
             re.compile(model.target_modules)
@@ -85,6 +90,22 @@ def _lora_problems(model: ModelConfig) -> Iterator[str]:
         yield (
             f"model.lora_adapter_path={shown(model.lora_adapter_path)} is no directory"
             f"{from_here(Path(model.lora_adapter_path))}; give the one that holds adapter_config.json."
+        )
+
+
+def _problems_of_adapted_experts(model: ModelConfig) -> Iterator[str]:
+    """peft adds A and B to a weight before its module computes: there is nothing else that they could be put around."""
+    for key, reason in {
+        "lora_dropout": "drops inputs of adapters, and those of model.target_parameters have none of their own",
+        "use_dora": "cannot be put on model.target_parameters (peft has none for matrices of experts)",
+        "compile": "cannot compile what model.target_parameters exchanges in every forward",
+    }.items():
+        if value := getattr(model, key):
+            yield f"model.{key}={shown(value)} {reason}; leave one out."
+    if model.base_dtype == "nf4":
+        yield (
+            "model.target_parameters adds adapters to whole weights, and model.base_dtype=nf4 keeps those of experts "
+            "in 4 bits; leave one out."
         )
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from sft.errors import InputError
 from sft.model.text_part import language_model
+from sft.parallel.fsdp import class_name
 
 TOKENS, KEPT = 12, 8
 TOLERANCE = 1e-2
@@ -43,7 +44,7 @@ def prove_causality(model: PreTrainedModel, device: torch.device) -> None:
             module.reshard()
     model.train(was_training)
     if (before - after).abs().max() > TOLERANCE * before.std():
-        name = type(model).__name__.removeprefix("FSDP")
+        name = class_name(model)
         raise InputError(
             f"{name} looks at tokens that come later, so it would see the answers that it is to learn, and the padding "
             "behind them; it is not trained here."

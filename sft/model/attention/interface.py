@@ -19,6 +19,7 @@ from sft.errors import InputError
 from sft.model.attention import kernels
 from sft.model.attention.choice import Choice
 from sft.model.attention.kernels import Kernel, Samples, Scores
+from sft.parallel.fsdp import class_name
 
 HARMLESS = {
     *("position_ids", "cache_position", "past_key_values", "use_cache", "return_dict", "num_items_in_batch"),
@@ -135,7 +136,7 @@ def _refuse(module: torch.nn.Module, unknown: list[str], *, masked: bool, causal
     ]
     way_out = "use_remove_padding=false with " if packed else ""
     raise InputError(
-        f"attention: {type(module).__name__} {'; '.join(obstacles) or 'does not pass on where the samples end'}; "
+        f"attention: {class_name(module)} {'; '.join(obstacles) or 'does not pass on where the samples end'}; "
         f"set {way_out}model.attn_implementation=sdpa."
     )
 
@@ -165,7 +166,7 @@ def expect_calls(model: PreTrainedModel, at_least: int) -> None:
         compiled = any(hasattr(module.forward, "_torchdynamo_orig_callable") for module in model.modules())
         if _calls - before < at_least and not compiled:
             raise InputError(
-                f"use_remove_padding=true: {type(model).__name__} computed attention {at_least} times and asked for it "
+                f"use_remove_padding=true: {class_name(model)} computed attention {at_least} times and asked for it "
                 f"only {_calls - before} times through transformers' AttentionInterface, so samples would see each "
                 "other; set use_remove_padding=false."
             )

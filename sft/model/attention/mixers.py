@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from sft.errors import InputError
 from sft.model.attention.choice import PLAIN_LAYERS
+from sft.parallel.fsdp import class_name
 from sft.parallel.ulysses import gather_tokens
 from sft.parallel.world import ALL_RANKS, log, sum_over
 
@@ -60,7 +61,7 @@ def separate_samples(model: PreTrainedModel) -> None:
     for module in mixers.values():
         # A list of lengths is no part of a compiled graph: every new one would compile it again.
         module.forward = torch.compiler.disable(_sample_by_sample(module.forward, row))
-    log.info("%s: %d layers that mix tokens get one sample at a time", type(model).__name__, len(mixers))
+    log.info("%s: %d layers that mix tokens get one sample at a time", class_name(model), len(mixers))
 
 
 def share_rows(model: PreTrainedModel, group: dist.ProcessGroup) -> None:
@@ -93,7 +94,7 @@ def prove_separation(model: PreTrainedModel, device: torch.device) -> None:
 def _mixers(model: PreTrainedModel) -> Iterator[tuple[str, torch.nn.Module]]:
     for name, module in model.named_modules():
         has_convolution = any(isinstance(child, torch.nn.Conv1d) for child in module.children())
-        is_linear_attention = "LightningAttention" in type(module).__name__
+        is_linear_attention = "LightningAttention" in class_name(module)
         if (has_convolution or is_linear_attention) and not any(part in name for part in ("vision", "audio")):
             yield name, module
 
@@ -228,6 +229,6 @@ class _Replay:
 
 def _refuse(model: PreTrainedModel, why: str) -> None:
     raise InputError(
-        f"use_remove_padding=true: {type(model).__name__} has layers that mix tokens in another way than attention, "
+        f"use_remove_padding=true: {class_name(model)} has layers that mix tokens in another way than attention, "
         f"{why}; set use_remove_padding=false."
     )

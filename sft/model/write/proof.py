@@ -21,6 +21,7 @@ from sft.model.text_part import model_class
 from sft.model.vocabulary import vocabulary_weights
 from sft.model.write.growing_file import DTYPES
 from sft.model.write.weights import adapters_of, plan_of
+from sft.parallel.fsdp import class_name
 from sft.parallel.shards import StoredTensors
 from sft.parallel.world import log
 
@@ -55,13 +56,13 @@ def prove_export(model: PreTrainedModel, source: Path) -> None:
         problems += shortened("adapted, but not written", sorted(adapters_of(model).keys() - merged))
     if problems:
         raise InputError(
-            f"{type(model).__name__} of {source} could be trained, but not written as it was read; nothing is trained:"
+            f"{class_name(model)} of {source} could be trained, but not written as it was read; nothing is trained:"
             "\n  " + "\n  ".join(problems)
         )
     if conversion.unread:
         log.info(
             "%s has no place for %d tensors of %s; they are copied into the trained model as they are: %s.",
-            type(model).__name__,
+            class_name(model),
             len(conversion.unread),
             source,
             ", ".join(shortened("", conversion.unread)).removeprefix(": "),

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from transformers import PreTrainedModel
 
 from sft.errors import InputError
+from sft.model.adapter import Adapter
 from sft.model.conversion import Conversion, Group, conversion_of
 from sft.model.dequantise import stored_weights
 from sft.model.load import refuse_misfits
@@ -28,9 +29,6 @@ from sft.model.write.growing_file import DTYPES, GrowingFile
 from sft.model.write.side_files import side_file_bytes
 from sft.parallel.shards import StoredTensors, whole_tensor
 from sft.parallel.world import on_every_rank, on_main_rank
-
-if TYPE_CHECKING:
-    from sft.model.lora import Adapter
 
 MAX_FILE_BYTES = 5 * 10**9
 ROOM_FOR_HEADERS = 10**6

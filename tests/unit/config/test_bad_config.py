@@ -213,6 +213,21 @@ def test_the_loss_kernel_of_triton_does_not_know_every_loss(runnable: list[str])
     load_config([*runnable, "model.loss_kernel=triton", "optim.loss=dft"])
 
 
+@pytest.mark.parametrize(
+    "override", ["model.base_dtype=nf4", "model.use_dora=true", "model.lora_dropout=0.1", "model.compile=true"]
+)
+def test_adapters_of_experts_go_with_few_other_things(override: str, runnable: list[str]) -> None:
+    asked = [*runnable, "model.lora_rank=4", "model.target_parameters=[experts.down_proj]"]
+    assert load_config(asked).model.target_parameters == ("experts.down_proj",)
+    (problem,) = problems_of([*asked, override])
+    assert override.partition("=")[0] in problem and "model.target_parameters" in problem
+
+
+def test_an_adapter_needs_something_to_adapt(runnable: list[str]) -> None:
+    (problem,) = problems_of([*runnable, "model.lora_rank=4", "model.target_modules=null"])
+    assert "leave nothing to adapt" in problem
+
+
 def test_a_format_without_messages_and_multiturn_contradict_each_other(runnable: list[str]) -> None:
     (problem,) = problems_of([*runnable, "data.format=alpaca", "data.multiturn.enable=true"])
     assert "data.format=alpaca" in problem and "data.multiturn.enable=false" in problem

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, Qwen3MoeC
 from sft.data.order.collate import collate
 from sft.errors import InputError
 from sft.model import lora
+from sft.model.adapter import Adapter
 from sft.model.load import build_skeleton, load_weights
 from sft.model.lora_targets import _computes_as_linear
 from sft.model.names import named_weights, trained_weights
@@ -97,7 +98,7 @@ def test_doras_norms_are_those_of_fp64(transposed: bool) -> None:
     )
     lora._start_magnitude(layer)
     torch.testing.assert_close(layer.lora_magnitude_vector[lora.NAME].weight.double(), exact, rtol=1e-7, atol=0)
-    nothing = lora.Adapter(torch.zeros(1, 14_336), torch.zeros(8, 1), torch.ones(8), 1.0, transposed)
+    nothing = Adapter(torch.zeros(1, 14_336), torch.zeros(8, 1), torch.ones(8), 1.0, transposed, experts=None)
     merged = nothing.merged_into(weight, torch.float32)
     found = (merged.T if transposed else merged).double()
     torch.testing.assert_close(found, rows.double() / exact[:, None], rtol=3e-7, atol=0)
@@ -274,7 +275,10 @@ def test_the_adapter_says_what_it_is(untied: Path, tmp_path: Path) -> None:
         ({"rank": 8}, "model.lora_rank is 4 there and 8 here"),
         ({"alpha": 8}, "model.lora_alpha is 16 there and 8 here"),
         ({"use_rslora": True}, "model.use_rslora is False there"),
-        ({"targets": ["q_proj"]}, "model.target_modules and model.modules_to_save leave out its base_model.model."),
+        (
+            {"targets": ["q_proj"]},
+            "model.target_parameters and model.modules_to_save leave out its base_model.model.",
+        ),
         ({"modules_to_save": ["norm"]}, "it lacks base_model.model.model.norm.weight"),
     ],
 )
@@ -345,7 +349,7 @@ def test_experts_are_not_adapted_and_that_is_said(tmp_path: Path, caplog: pytest
     with caplog.at_level("INFO", logger="sft"):
         model = adapted(source)
     assert "LoRA: 0.00 M of 0 M parameters train" in caplog.text
-    assert "experts are no linear modules and get no adapters" in caplog.text
+    assert "experts are no linear modules and get adapters by model.target_parameters; model.layers.0" in caplog.text
     assert "share a name; model.layers.1.mlp.gate_proj" in caplog.text
     with pytest.raises(InputError, match="peft takes every 'up_proj'"):
         adapted(source, targets=["q_proj", "up_proj"])
@@ -361,6 +365,69 @@ def test_experts_are_not_adapted_and_that_is_said(tmp_path: Path, caplog: pytest
     assert load_file(source / "model.safetensors").keys() == load_file(tmp_path / "run" / "model.safetensors").keys()
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     torch.testing.assert_close(logits(merged), logits(model), rtol=0, atol=1e-5)
+
+
+EXPERTS = {
+    "qwen3_moe": {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]},
+    "mixtral": {"target_parameters": ["gate_up_proj", "down_proj"], "targets": [], "use_rslora": True},
+    "gpt_oss": {"target_parameters": ["model.layers.1.mlp.experts.down_proj"]},  # kept as [E, I, O]
+    "granitemoe": {"target_parameters": ["experts.down_proj"]},
+}
+
+
+def sparse_model_dir(kind: str, directory: Path) -> Path:
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    sizes = ODD | HEADS | experts | {"head_dim": 8, "initializer_range": 0.2}
+    known = AutoConfig.for_model(kind).to_dict() | {"head_dim": 8}
+    return random_model_dir(AutoConfig.for_model(kind, **{k: v for k, v in sizes.items() if k in known}), directory)
+
+
+@pytest.mark.parametrize("kind", EXPERTS)
+def test_experts_get_adapters_that_peft_opens_and_that_merge(kind: str, tmp_path: Path) -> None:
+    source, settings = sparse_model_dir(kind, tmp_path / "base"), EXPERTS[kind]
+    model = adapted(source, **settings)
+    base = AutoModelForCausalLM.from_pretrained(source)
+    torch.testing.assert_close(logits(model), logits(base), rtol=0, atol=0)
+    prove_export(model, source)
+    disturb(model)
+    trained = logits(model)
+    assert (trained - logits(base)).abs().max() > 0.05
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / "config.json").write_text((source / "config.json").read_text())
+    write_weights(model, source, tmp_path / "merged", write=True)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits(merged), trained, rtol=0, atol=1e-5)
+    assert load_file(source / "model.safetensors").keys() == load_file(tmp_path / "merged/model.safetensors").keys()
+
+    lora.save_adapter(model, tmp_path / "adapter", write=True)
+    opened = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(source), str(tmp_path / "adapter"))
+    torch.testing.assert_close(logits(opened), trained, rtol=0, atol=1e-6)
+    torch.testing.assert_close(logits(opened.merge_and_unload()), trained, rtol=0, atol=1e-5)
+    again = adapted(source, adapter=tmp_path / "adapter", **settings)
+    torch.testing.assert_close(logits(again), trained, rtol=0, atol=0)
+    with pytest.raises(InputError, match="is another adapter than the one configured"):
+        adapted(source, adapter=tmp_path / "adapter", **settings | {"target_parameters": [], "targets": ["q_proj"]})
+
+
+def test_parameters_that_are_no_experts_are_refused(tmp_path: Path, untied: Path) -> None:
+    source = sparse_model_dir("qwen3_moe", tmp_path)
+    for target, fragment in {
+        "gate.weight": "means model.layers.0.mlp.gate.weight, .* which is no parameter of experts; there are experts.d",
+        "experts.up_proj": "'experts.up_proj' is no parameter of the model; there are experts.down_proj, experts.gate_",
+    }.items():
+        with pytest.raises(InputError, match=rf"model\.target_parameters: .*{fragment}"):
+            adapted(source, target_parameters=[target])
+    with pytest.raises(InputError, match="has none of experts, leave it out"):
+        adapted(untied, target_parameters=["gate_up_proj"])
+
+
+def test_a_gaussian_start_goes_by_the_rank_of_one_expert(tmp_path: Path) -> None:
+    source = sparse_model_dir("qwen3_moe", tmp_path)
+    model = adapted(source, target_parameters=["experts.gate_up_proj"], rank=4)
+    lora.start_adapters(model, seed=1, adapter=None, start="gaussian")
+    drawn = model.get_parameter("model.layers.0.mlp.experts.lora_A.default.weight")
+    assert drawn.shape == (4 * 4, 32)
+    assert drawn.std().item() == pytest.approx(1 / 4, rel=0.1)
 
 
 ODD = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "pad_token_id": 0}

@@ -10,7 +10,7 @@ from sft.model.load import build_skeleton, decoder_layers, load_weights
 from sft.model.lora import add_adapters
 from sft.model.place import own_ends
 from sft.model.pretrained import load_config
-from sft.parallel.fsdp import Sharding, begin_micro_batch, join_layers, shard
+from sft.parallel.fsdp import Sharding, begin_micro_batch, class_name, join_layers, shard
 from sft.parallel.mesh import build_mesh
 from tests.assets import attention_on_cpu, tiny_model_dir
 
@@ -49,6 +49,22 @@ def test_layers_are_joined_until_they_hold_enough(minimum, sizes):
     joined = [group if isinstance(group, list) else [group] for group in join_layers(layers, minimum)]
     assert [len(group) for group in joined] == sizes
     assert [layer for group in joined for layer in group] == layers
+
+
+def test_a_class_keeps_the_name_that_its_author_gave_it(directory, world_of_one):
+    model = sharded(directory, Sharding(torch.float32))
+    assert type(model).__name__ == "FSDPQwen3ForCausalLM"
+    assert class_name(model) == "Qwen3ForCausalLM"
+    assert decoder_layers(model) == list(model.model.layers)
+    assert class_name(torch.nn.Linear(1, 1)) == "Linear"
+
+
+def test_layers_that_share_weights_are_one_group():
+    """As Zamba's; with what is between them where the groups are larger."""
+    layers = [torch.nn.Linear(5, 2, bias=False) for _ in range(4)]
+    layers[3].weight = layers[1].weight
+    assert join_layers(layers, 0) == [layers[0], [layers[1], layers[3]], layers[2]]
+    assert join_layers(layers, 21) == [[layers[0], layers[1], layers[3], layers[2]]]
 
 
 def test_a_group_is_gathered_at_once(directory, world_of_one):

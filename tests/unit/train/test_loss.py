@@ -1,6 +1,5 @@
 """The loss against the definition, written out; and gradients, parameter by parameter, across layouts."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +14,7 @@ from sft.model.loss_form import LossForm
 from sft.train.loss import _by_source, token_ce_sum, token_ce_sum_and_hits
 from sft.types import Sample
 from tests.assets import boundaries, tiny_model_dir
-from tests.models import SIZES, Watch, load_sharded
+from tests.models import Watch, load_sharded
 
 
 @pytest.fixture(scope="module")
