@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from sft.config.mappings import dotted
+
 HASHES = {
     "data": "the rows, or how they become tokens: files, tokenizer or template have other contents",
     "model": "the files of model.partial_pretrain have other contents",
@@ -22,7 +24,7 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str,
     """Return a line for each key of the fingerprint that differs; none for `data` where the tokens are the same."""
     same_tokens = TOKENS in theirs and theirs[TOKENS] == ours.get(TOKENS)
     passed_over = {TOKENS, "data"} if same_tokens else {TOKENS}
-    theirs, ours = flat(theirs), flat(ours)
+    theirs, ours = dotted(theirs), dotted(ours)
     return {
         key: f"{key}: the checkpoint has {theirs.get(key)!r}, this run {ours.get(key)!r}"
         for key in sorted((theirs.keys() | ours.keys()) - passed_over)
@@ -49,15 +51,6 @@ def changes(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, str
         key: f"{key}: {_shown(theirs[key])} -> {_shown(ours[key])}"
         for key in ours
         if key in theirs and theirs[key] != ours[key]
-    }
-
-
-def flat(nested: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested keys as dotted ones: {"lora": {"rank": 4}} -> {"lora.rank": 4}."""
-    return {
-        f"{key}.{inner}" if inner else key: told
-        for key, value in nested.items()
-        for inner, told in (flat(value).items() if isinstance(value, Mapping) and value else [("", value)])
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,24 @@ from sft.config.problems import ConfigError, from_here
 PRESET = "experiment"
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def dotted(nested: Mapping[str, Any], *, whole: Container[str] = (), prefix: str = "") -> dict[str, Any]:
     """Return nested keys as dotted ones: {"optim": {"lr": 1e-5}} -> {"optim.lr": 1e-5}.
 
-    The value of a key of the schema stays whole, be it a dict or not.
+    whole: dotted keys whose values stay as they are, be they mappings
     """
     flat: dict[str, Any] = {}
-    for name, value in values.items():
+    for name, value in nested.items():
         key = f"{prefix}{name}"
-        if isinstance(value, Mapping) and value and key not in expectations():
-            flat |= flatten(value, f"{key}.")
+        if isinstance(value, Mapping) and value and key not in whole:
+            flat |= dotted(value, whole=whole, prefix=f"{key}.")
         else:
             flat[key] = value
     return flat
+
+
+def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested values as dotted keys of the schema, each with its whole value."""
+    return dotted(values, whole=expectations())
 
 
 def as_overrides(values: Mapping[str, Any]) -> list[str]:

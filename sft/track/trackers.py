@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlparse
 
+from sft.config.mappings import dotted
 from sft.errors import InputError
 
 CLOSING_PATIENCE_S = 30.0
@@ -42,15 +43,7 @@ class TrackedRun:
 
     def flat_config(self) -> dict[str, Any]:
         """Return the configuration with dotted keys: {"optim.lr": 1e-5, ...}."""
-        return dict(_flat(self.config))
-
-
-def _flat(config: Mapping[str, Any], prefix: str = ""):
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+        return dotted(self.config)
 
 
 class Tracker(Protocol):

@@ -14,8 +14,8 @@ import torch
 from transformers import PreTrainedModel
 
 from sft import checkpoint
-from sft.checkpoint.changes import flat
 from sft.config import SftConfig, TrainerConfig
+from sft.config.mappings import dotted
 from sft.config.secrets import redacted, without_secrets
 from sft.data.chat.encode import stop_token_ids
 from sft.data.chat.tokenizer import template_fingerprint
@@ -230,5 +230,5 @@ def settings_of_run(config: SftConfig) -> dict[str, Any]:
     """Return the settings that decide how a run goes on, dotted, for a later one to say what it changed."""
     decide = ("data.", "model.", "optim.", "trainer.total_", "use_remove_padding", "ulysses_sequence_parallel_size")
     nowhere = ("data.cache_dir", "data.num_workers")
-    settings = flat(without_secrets(asdict(config)))
+    settings = dotted(without_secrets(asdict(config)))
     return {key: value for key, value in settings.items() if key.startswith(decide) and key not in nowhere}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.config.door import changed_keys
+from sft.config.mappings import dotted
 from sft.config.secrets import without_secrets
 from sft.config.visible import code_span
 from sft.files import replace_file
@@ -191,13 +192,10 @@ def command_of(argv: list[str], ranks_per_node: str | None) -> list[str]:
     return [*launcher, "-m", "sft.fsdp_sft_trainer", *argv[1:]]
 
 
-def settings_of(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def settings_of(config: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that decide the model, with dotted keys; without paths of this machine."""
-    told: dict[str, Any] = {}
-    for name, value in without_secrets(config).items():
-        key = f"{prefix}{name}"
-        if isinstance(value, dict) and value:
-            told |= settings_of(value, f"{key}.")
-        elif key.startswith(ON_THE_CARD) and not key.endswith(NOT_ON_THE_CARD) and value not in (None, {}, ()):
-            told[key] = Path(value).name if isinstance(value, str) and value.startswith("/") else value
-    return told
+    return {
+        key: Path(value).name if isinstance(value, str) and value.startswith("/") else value
+        for key, value in dotted(without_secrets(config)).items()
+        if key.startswith(ON_THE_CARD) and not key.endswith(NOT_ON_THE_CARD) and value not in (None, {}, ())
+    }

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from sft.checkpoint import load
-from sft.checkpoint.changes import changes, differences, explained, flat
+from sft.checkpoint.changes import changes, differences, explained
 from sft.checkpoint.manifest import CheckpointError
 from tests.runs import ABOUT, start_run
 
@@ -29,10 +29,6 @@ def test_equal_tokens_are_the_same_data():
     assert differences({"data": "a", "tokens": "x"}, {"data": "b", "tokens": "x"}) == {}
     assert "data" in differences({"data": "a"}, {"data": "b", "tokens": "x"}), "of an older checkpoint nobody knows"
     assert differences({"data": "a"}, {"data": "a", "tokens": "x"}) == {}
-
-
-def test_nested_settings():
-    assert flat({"a": {"b": {"c": 1}, "d": {}}, "e": [2]}) == {"a.b.c": 1, "a.d": {}, "e": [2]}
 
 
 def test_a_resume_says_or_refuses(tmp_path, world_of_one, caplog, monkeypatch):

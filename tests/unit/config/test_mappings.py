@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.config import ConfigError, cli, config_to_yaml, load_config
-from sft.config.mappings import as_overrides
+from sft.config.mappings import as_overrides, dotted
 
 TEMPLATE = "{% for m in messages %}'{{ m.content }}' \"said\" \\n\n{% endfor %}\\"
 
@@ -110,3 +110,9 @@ def test_evaluation_reads_a_run(here: Path, runnable: list[str]) -> None:
     _, overrides = take_options(["run", "data.val_files=rows.jsonl"])
     (config,) = configs_of(*overrides)
     assert (config.model.partial_pretrain, config.data.val_files) == ("run", ("rows.jsonl",))
+
+
+def test_nested_keys_become_dotted_ones() -> None:
+    nested = {"a": {"b": {"c": 1}, "d": {}}, "e": [2]}
+    assert dotted(nested) == {"a.b.c": 1, "a.d": {}, "e": [2]}
+    assert dotted(nested, whole={"a.b"}) == {"a.b": {"c": 1}, "a.d": {}, "e": [2]}
