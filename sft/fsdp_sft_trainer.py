@@ -126,7 +126,7 @@ def run(config: SftConfig, head_start: HeadStart | None = None) -> RunResult:
     check_loggers(list(config.trainer.logger))
     inputs = read_inputs(config, world, head_start)
     run_dir = Path(config.trainer.default_local_dir)
-    with process_group(world, timedelta(seconds=config.trainer.timeout_s)), sole_use_of(run_dir, world):
+    with process_group(world, timedelta(seconds=config.trainer.timeout_s)), sole_use_of(run_dir):
         job = build(config, world, inputs)
         result = fit(job)
         del inputs, job  # they hold the model, which must be gone before the process group is: see process_group

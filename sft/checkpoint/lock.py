@@ -12,13 +12,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sft.errors import InputError
-from sft.parallel.world import World, on_main_rank
+from sft.parallel.world import on_main_rank
 
 LOCK = ".lock"
 
 
 @contextmanager
-def sole_use_of(run_dir: Path, world: World) -> Iterator[None]:
+def sole_use_of(run_dir: Path) -> Iterator[None]:
     """Hold `run_dir` for the length of a run. Raises InputError on all ranks if another job holds it.
 
     The kernel releases the lock of a process that is gone, however it went: a stale lock file blocks nobody.

@@ -94,7 +94,7 @@ def conversion_of(
     """
     weights = named_weights(model)
     parts = _ModelParts(model, weights)
-    groups, unexpected = _group(model, stored, parts)
+    groups, unexpected = _group(stored, parts)
     other_names = aliases(model)
     firsts = {name: group for group in groups for name in group.weights}
     kept, repeated = [], {}
@@ -121,7 +121,7 @@ def conversion_of(
     return conversion
 
 
-def _group(model: PreTrainedModel, stored: StoredTensors, parts: _ModelParts) -> tuple[list[Group], dict[str, str]]:
+def _group(stored: StoredTensors, parts: _ModelParts) -> tuple[list[Group], dict[str, str]]:
     """Return (the groups; stored tensors that become no weight, with the name that they would have in the model).
 
     The same decisions, in the same order, as transformers' convert_and_load_state_dict_in_model.
