@@ -114,7 +114,7 @@ def test_trl_takes_optimizer_steps_from_the_run_directory(
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "report.json").read_text())

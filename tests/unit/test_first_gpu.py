@@ -29,7 +29,7 @@ def result(tmp_path_factory):
     """What the script wrote on this machine."""
     path = tmp_path_factory.mktemp("first_gpu") / "result.json"
     call = [sys.executable, str(SCRIPTS / "first_gpu.py"), "--small", "--out", str(path), "--stages", *HERE, "trl"]
-    done = subprocess.run(call, env=clean_environment(), capture_output=True, text=True, timeout=290, check=False)
+    done = subprocess.run(call, env=clean_environment(), capture_output=True, text=True, timeout=500, check=False)
     last = (done.stdout.splitlines() or [""])[-1]
     assert (done.returncode, last) == (0, f"written to {path}; not done: nothing; wrong: nothing"), done.stderr[-2000:]
     return json.loads(path.read_text())
