@@ -20,7 +20,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -30,6 +29,7 @@ from sft.model.head import CHUNK, WEIGHT_ROWS, WHOLE_LOGITS_CHUNK
 from sft.model.kept import Kept, kept_for_backward
 from sft.model.loss_form import BY_TORCH, LossKernel
 from sft.model.quantised import PACKED_BYTES, as_whole, is_packed
+from sft.parallel.host_memory import limit_bytes
 
 
 @dataclass(frozen=True)
@@ -306,8 +306,4 @@ def device_bytes(device: torch.device) -> int:
     """Return the bytes that one rank may use: of its GPU, or its share of what this container or computer has."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        if Path(file).is_file() and (text := Path(file).read_text().strip()).isdecimal():
-            limit = min(limit, int(text))
-    return limit // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return limit_bytes() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -6,6 +6,7 @@ several times as long as the copy. And a GPU copies by itself, without waiting, 
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Mapping
 from contextlib import suppress
@@ -35,6 +36,15 @@ CGROUP_FILES = (
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
 )
 """Of version 2 and 1: the limit, what is used, and in memory.stat beside it what of this is files."""
+
+
+def limit_bytes(root: Path = Path("/")) -> int:
+    """Return the bytes of memory that this computer has, or that this container may use, if those are fewer."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for limit, _, _ in CGROUP_FILES:
+        with suppress(OSError, ValueError):  # no such file, or "max"
+            limits.append(int((root / "sys/fs/cgroup" / limit).read_text()))
+    return min(limits)
 
 
 def resident_bytes(root: Path = Path("/")) -> int:

@@ -26,6 +26,7 @@ from sft.config import SftConfig
 from sft.config.secrets import presentable
 from sft.errors import InputError
 from sft.model.pretrained import find_model, weight_files
+from sft.parallel.host_memory import limit_bytes
 from sft.parallel.world import World, log
 from sft.train.reading import open_tokenizer, tokenise_data
 
@@ -95,7 +96,7 @@ def read_weights_ahead(config: SftConfig) -> threading.Thread | None:
         return None
     with suppress(InputError, OSError):  # a directory that is no model: the run says so
         files = weight_files(source)
-        if sum(file.stat().st_size for file in files) < SHARE_OF_MEMORY * memory_bytes():
+        if sum(file.stat().st_size for file in files) < SHARE_OF_MEMORY * limit_bytes():
             thread = threading.Thread(target=read_through, args=(files,), daemon=True)
             thread.start()
             return thread
@@ -111,11 +112,6 @@ def read_through(files: Iterable[Path]) -> int:
                 while read := file.readinto(piece):
                     count += read
     return count
-
-
-def memory_bytes() -> int:
-    """Return the memory of this machine in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _say(line: str) -> None:

@@ -154,8 +154,8 @@ def test_the_weights_are_not_read_where_that_would_do_no_good(base, tmp_path, mo
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     elif why_not == "another rank":
         monkeypatch.setenv("LOCAL_RANK", "1")
-    elif why_not == "no memory":
-        monkeypatch.setattr(head_start, "SHARE_OF_MEMORY", 0)
+    elif why_not == "no memory":  # a small container
+        monkeypatch.setattr(head_start, "limit_bytes", lambda: 1000)
     else:
         elsewhere = str(tmp_path if why_not == "no weights" else "org/name")
         config = replace(config, model=replace(config.model, partial_pretrain=elsewhere))

@@ -5,7 +5,7 @@ import gc
 import pytest
 import torch
 
-from sft.parallel.host_memory import HostMemory, _lock_pages, available_bytes, resident_bytes
+from sft.parallel.host_memory import HostMemory, _lock_pages, available_bytes, limit_bytes, resident_bytes
 
 
 def some_tensors():
@@ -145,7 +145,14 @@ def test_what_is_left_of_the_memory_is_that_of_the_computer_within_the_container
 
 
 def test_this_computer_has_some():
-    assert 2**20 < available_bytes() < 2**50
+    assert 2**20 < available_bytes() < limit_bytes() < 2**50
+
+
+@pytest.mark.parametrize("file", ["memory.max", "memory/memory.limit_in_bytes"])
+def test_a_container_has_what_it_may_use_and_the_whole_computer_without_a_limit(tmp_path, file):
+    whole = limit_bytes(tmp_path)
+    assert limit_bytes(computer(tmp_path / "small", {GROUP + file: "2000000"})) == 2_000_000
+    assert limit_bytes(computer(tmp_path / "free", {GROUP + file: "max"})) == whole > 10**8
 
 
 def test_what_this_process_holds_grows_by_what_it_takes(tmp_path):
