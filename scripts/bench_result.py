@@ -25,11 +25,11 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def write_result(name: str, device: str, result: dict[str, Any]) -> Path:
-    """Write benchmarks/<name>_<device>_<date>.json: the facts of the run, then the result."""
+def write_result(name: str, device: str, result: dict[str, Any], *, out: Path | None = None) -> Path:
+    """Write `out`, or else benchmarks/<name>_<device>_<date>.json: the facts of the run, then the result."""
     facts = facts_of_run(device)
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}_{device}_{facts['date']}.json"
+    path = out or RESULTS / f"{name}_{device}_{facts['date']}.json"
     path.write_text(json.dumps(facts | result, indent=2) + "\n")
     return path
 

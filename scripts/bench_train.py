@@ -222,6 +222,7 @@ def main() -> None:
     parser.add_argument("--who", nargs="+", choices=everybody, default=everybody, help="contestants (default all)")
     parser.add_argument("--ours", nargs="+", default=(), metavar="KEY=VALUE", help="settings of ours")
     parser.add_argument("--rivals", type=Path, metavar="PYTHON", help="the Python of an environment that has TRL")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write figures there, and no picture")
     parser.add_argument("--venv", type=Path, default=Path(tempfile.gettempdir()) / "bench_data_rivals")
     arguments = parser.parse_args()
     alone, shape = not set(arguments.who) & set(RIVAL_SETTINGS), SHAPES[arguments.shape]
@@ -259,8 +260,10 @@ def main() -> None:
     }
     result = {"first_losses": gate, "contestants": figures, "ratios": ratios(figures), "growth": grown}
     device = DEVICE if DEVICE == "cpu" else torch.cuda.get_device_name().lower().replace(" ", "-")
-    path = write_result("train" if arguments.shape == "tiny" else f"train_{arguments.shape}", device, made | result)
-    draw(figures, PICTURES / f"{path.stem}.png")
+    name = "train" if arguments.shape == "tiny" else f"train_{arguments.shape}"
+    path = write_result(name, device, made | result, out=arguments.out)
+    if arguments.out is None:
+        draw(figures, PICTURES / f"{path.stem}.png")
     print(table(figures))
     print(json.dumps(result["ratios"], indent=2))
     print(f"written to {path}")

@@ -1,11 +1,11 @@
 """The first ten minutes on a new kind of GPU: what is right, what is fast, and what the estimates are worth there.
 
     python scripts/first_gpu.py [--out benchmarks/first_gpu_<device>_<date>.json] [--stages limits right ...]
-                                [--wheels DIR] [--rivals PYTHON] [--small]
+                                [--wheels DIR | --fill DIR] [--rivals PYTHON] [--small]
 
 One process until its last stages. Each stage has an alarm, and its numbers are on the disk as soon as they are taken: a
 cut at any time loses one, and the same command goes on behind it. --wheels: where this machine has no network, a folder
-with wheels of what is missing (docs/performance.md says how to fill it). --rivals: a python that has TRL.
+with wheels of what is missing; --fill DIR fills it elsewhere. --rivals: a python that has TRL.
 On a CPU, and with --small, the shapes are small: that only shows that it runs.
 """
 
@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
+import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,15 +28,32 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-NEEDED = ("hydra", "omegaconf", "pydantic", "rich", "pyarrow", "accelerate", "safetensors", "filelock", "peft")
+NEEDED = {
+    **{"hydra": "hydra-core", "omegaconf": "omegaconf", "pydantic": "pydantic", "rich": "rich", "pyarrow": "pyarrow"},
+    **{"accelerate": "accelerate", "peft": "peft", "matplotlib": "matplotlib"},
+    **{"pytest": "pytest", "pytest_timeout": "pytest-timeout"},
+}
+"""Modules that a python with torch and transformers may lack, and the packages that bring them."""
+BELOW = (
+    *("antlr4-python3-runtime", "annotated-types", "pydantic-core", "typing-inspection"),
+    *("markdown-it-py", "mdurl", "pygments", "psutil", "iniconfig", "pluggy"),
+    *("contourpy", "cycler", "fonttools", "kiwisolver", "pillow", "pyparsing", "python-dateutil", "tzdata"),
+)
+"""What those need in turn, and neither torch nor transformers brings."""
 
 
 def bring_wheels(folder: Path) -> None:
     """Install from `folder` what this project needs and this python lacks; no network is asked."""
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
-        names = ["hydra-core" if name == "hydra" else name for name in missing]
-        pip = [sys.executable, "-m", "pip", "install", "--no-index", "--find-links", str(folder), *names]
+    if missing := [package for module, package in NEEDED.items() if find_spec(module) is None]:
+        pip = [sys.executable, "-m", "pip", "install", "--no-index", "--find-links", str(folder), *missing]
         subprocess.run(pip, check=True)
+
+
+def fill_with_wheels(folder: Path) -> None:
+    """Put into `folder` what `bring_wheels` may need: on a machine with a network, by the same version of python."""
+    constraints = HERE.parent / "constraints-oldest.txt"
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(folder)]
+    subprocess.run([*pip, "--constraint", str(constraints), *NEEDED.values(), *BELOW], check=True)
 
 
 def arguments() -> argparse.Namespace:
@@ -41,6 +61,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--stages", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--wheels", type=Path)
+    parser.add_argument("--fill", type=Path)
     parser.add_argument("--rivals", type=Path)
     parser.add_argument("--small", action="store_true")
     return parser.parse_args()
@@ -151,19 +172,41 @@ class Plan:
 
     def tests(self, note: Any) -> None:
         """Run tests/gpu, which need a CUDA device and skip without."""
-        call = [sys.executable, "-m", "pytest", "-q", "-x", str(HERE.parent / "tests" / "gpu")]
-        done = subprocess.run(call, cwd=HERE.parent, capture_output=True, text=True)
-        note("last lines", done.stdout.strip().splitlines()[-5:])
+        from stages import lines_of
+
+        counts: Counter[str] = Counter()
+        call = [
+            sys.executable,
+            "-u",
+            "-m",
+            "pytest",
+            "-v",
+            "-p",
+            "no:cacheprovider",
+            str(HERE.parent / "tests" / "gpu"),
+        ]
+        for line in lines_of(call, HERE.parent):
+            if ended := re.match(r"(tests/\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED)", line):
+                counts[ended[2].lower()] += 1
+                note("tests so far", {**counts, "right": not counts["failed"] + counts["error"]})
+                if ended[2] in ("FAILED", "ERROR"):
+                    note(ended[1], "failed")
 
     def trl(self, note: Any) -> None:
-        """Train the same packed rows by TRL, where a python that has it was named."""
-        if self.rivals is None:
-            note("left out", "no --rivals")
-            return
-        call = [sys.executable, str(HERE / "bench_train.py"), "--shape", "qwen3-0.6b", "--rounds", "1"]
-        call += ["--who", "ours", "trl_packed", "--rivals", str(self.rivals)]
-        done = subprocess.run(call, cwd=HERE.parent, capture_output=True, text=True)
-        note("last lines", (done.stdout + done.stderr).strip().splitlines()[-12:])
+        """Train by the command line, and the same packed rows by TRL where a python that has it was named."""
+        from stages import lines_of
+
+        who = ["ours", *(["trl_packed"] if self.rivals else [])]
+        with tempfile.TemporaryDirectory() as home:
+            call = [sys.executable, "-u", str(HERE / "bench_train.py"), "--who", *who, "--out", f"{home}/figures.json"]
+            call += ["--shape", "tiny" if self.small else "qwen3-0.6b", "--rounds", "1"]
+            call += ["--rivals", str(self.rivals)] if self.rivals else []
+            call += ["--steps", "1", "--rows", "100"] if self.small else []
+            for line in lines_of(call, HERE.parent):
+                if line.startswith("round"):
+                    note(line.split()[2], line)
+            for name, figures in json.loads(Path(home, "figures.json").read_text())["contestants"].items():
+                note(name, figures)
 
     @contextmanager
     def _job(self, name: str, *overrides: str) -> Iterator[tuple[Any, list[Any]]]:
@@ -182,6 +225,8 @@ class Plan:
 
 def main() -> None:
     asked = arguments()
+    if asked.fill:
+        return fill_with_wheels(asked.fill)
     if asked.wheels:
         bring_wheels(asked.wheels)
     sys.path.insert(0, str(HERE.parent))  # the project need not be installed

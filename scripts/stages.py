@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,6 +96,22 @@ def run_stages(stages: Sequence[Stage], results: Results) -> list[str]:
         results.put(stage.name, state=state, seconds=round(time.perf_counter() - began, 1))
         print(f"{stage.name}: {state}, {results.told['stages'][stage.name]['seconds']} s", flush=True)
     return [stage.name for stage in stages if not results.is_done(stage.name)]
+
+
+def lines_of(call: Sequence[str], folder: Path) -> Iterator[str]:
+    """Run a command and yield what it says, line by line; it ends with the stage. Raises RuntimeError if it fails."""
+    last: deque[str] = deque(maxlen=12)
+    process = subprocess.Popen(call, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            last.append(line.rstrip())
+            yield line.rstrip()
+        if process.wait():
+            raise RuntimeError("\n".join(last))
+    finally:
+        process.kill()
+        process.wait()
 
 
 @contextmanager

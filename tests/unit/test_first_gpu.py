@@ -4,14 +4,18 @@ import json
 import subprocess
 import sys
 import time
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.launch import clean_environment
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-HERE = ("limits", "right", "train", "memory", "flex", "command")
+HERE = ("limits", "right", "train", "memory", "flex", "command", "tests")
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +32,7 @@ def stages():
 def result(tmp_path_factory):
     """What the script wrote on this machine."""
     path = tmp_path_factory.mktemp("first_gpu") / "result.json"
-    call = [sys.executable, str(SCRIPTS / "first_gpu.py"), "--small", "--out", str(path), "--stages", *HERE, "trl"]
+    call = [sys.executable, str(SCRIPTS / "first_gpu.py"), "--small", "--out", str(path), "--stages", *HERE]
     done = subprocess.run(call, env=clean_environment(), capture_output=True, text=True, timeout=500, check=False)
     last = (done.stdout.splitlines() or [""])[-1]
     assert (done.returncode, last) == (0, f"written to {path}; not done: nothing; wrong: nothing"), done.stderr[-2000:]
@@ -36,7 +40,7 @@ def result(tmp_path_factory):
 
 
 def test_every_stage_runs_here(result):
-    assert {name: told["state"] for name, told in result["stages"].items()} == dict.fromkeys((*HERE, "trl"), "done")
+    assert {name: told["state"] for name, told in result["stages"].items()} == dict.fromkeys(HERE, "done")
     assert result["facts"]["versions"]["torch"] and result["facts"]["small"] is True
 
 
@@ -62,6 +66,70 @@ def test_steps_are_timed_profiled_and_set_against_the_estimate(result):
 
 def test_the_command_line_resumes_to_the_same_losses(result):
     assert result["stages"]["command"]["found"]["resumed at step 10"] == {"equal_losses": 20, "of": 20, "right": True}
+
+
+def test_tests_of_the_gpu_are_counted(result):
+    """Where there is no GPU, all of them skip."""
+    counts = result["stages"]["tests"]["found"]["tests so far"]
+    assert counts["right"] and counts["skipped"] > 50 and set(counts) == {"right", "skipped"}
+
+
+@pytest.mark.parametrize("rivals", [None, "python_with_trl"])
+def test_the_contest_with_trl_is_noted_round_by_round(stages, rivals, monkeypatch):
+    """Without the contest itself, whose every run is a start of the trainer: scripts/bench_train.py."""
+    import first_gpu
+
+    called = []
+
+    def contest(call, _):
+        called.extend(call)
+        yield "round 1: ours            450 tokens/s"
+        Path(call[call.index("--out") + 1]).write_text(json.dumps({"contestants": {"ours": {"tokens_per_s": 450}}}))
+
+    monkeypatch.setattr(stages, "lines_of", contest)
+    noted = []
+    first_gpu.Plan(small=True, rivals=rivals and Path(rivals)).trl(lambda *what: noted.append(what))
+    assert noted == [("ours", "round 1: ours            450 tokens/s"), ("ours", {"tokens_per_s": 450})]
+    assert ("trl_packed" in called) == ("--rivals" in called) == (rivals is not None)
+
+
+def test_a_command_is_heard_line_by_line_and_ends_with_its_stage(stages, tmp_path):
+    talks = [sys.executable, "-uc", "import time; print('one'); print('two'); time.sleep(60)"]
+    heard = []
+    began = time.monotonic()
+
+    def listen(note):
+        for line in stages.lines_of(talks, tmp_path):
+            heard.append(line)
+
+    results = stages.Results(tmp_path / "r.json", {})
+    assert stages.run_stages([stages.Stage("talk", 3, listen)], results) == ["talk"]
+    assert heard == ["one", "two"] and time.monotonic() - began < 30
+    with pytest.raises(RuntimeError, match="no such thing"):
+        list(stages.lines_of([sys.executable, "-c", "raise SystemExit('no such thing')"], tmp_path))
+
+
+def test_the_wheels_are_all_that_a_python_with_torch_and_transformers_lacks(stages):
+    """What the packages need in turn, by what the installed ones say of themselves."""
+    import first_gpu
+
+    carried = {canonicalize_name(name) for name in (*first_gpu.NEEDED.values(), *first_gpu.BELOW)}
+    there = needed_by({"torch", "transformers"})
+    assert needed_by({canonicalize_name(name) for name in first_gpu.NEEDED.values()}) - there <= carried
+    project = tomllib.loads((SCRIPTS.parent / "pyproject.toml").read_text())["project"]
+    ours = {canonicalize_name(Requirement(text).name) for text in project["dependencies"]}
+    assert ours - there <= carried
+
+
+def needed_by(packages):
+    """These packages, and all that they need on this system without extras."""
+    found, new = set(), set(packages)
+    while new:
+        found |= new
+        wanted = [Requirement(text) for name in new for text in metadata.requires(name) or ()]
+        wanted = [each for each in wanted if each.marker is None or each.marker.evaluate({"extra": ""})]
+        new = {canonicalize_name(each.name) for each in wanted} - found
+    return found
 
 
 def test_a_stage_that_fails_or_is_late_does_not_stop_the_others(stages, tmp_path):

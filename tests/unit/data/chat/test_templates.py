@@ -290,8 +290,12 @@ def served_and_sampled(name: str, messages: list[dict[str, Any]], *turns: int, *
     tokenizer = family_named(name).tokenizer()
     samples = encode(messages, tokenizer, **options)
     assert len(samples) == len(turns)
+    # gpt-oss's template calls it so; transformers 5.17 does not say it under that name yet.
+    served = [
+        {"thinking": turn["reasoning_content"], **turn} if "reasoning_content" in turn else turn for turn in messages
+    ]
     for sample, k in zip(samples, turns, strict=True):
-        prompt = tokenizer.apply_chat_template(messages[:k], add_generation_prompt=True, tokenize=False, **options)
+        prompt = tokenizer.apply_chat_template(served[:k], add_generation_prompt=True, tokenize=False, **options)
         ids = tokenizer.encode(prompt, add_special_tokens=False)
         end = np.flatnonzero(sample.loss_weights)[-1] + 1
         assert sample.input_ids[: len(ids)].tolist() == ids
