@@ -24,6 +24,7 @@ from sft.model.attention import Choice
 from sft.model.memory import ModelSize, estimate, gigabytes
 from sft.model.place import build_bare_model
 from sft.model.pretrained import load_config
+from sft.model.quantised import CAN_SHARD_BYTES
 from sft.parallel.ulysses import refuse_impossible_split
 from sft.train.forecast import Forecast
 from sft.train.forecast_memory import ROOM, load_of, look_ahead, size_of
@@ -108,7 +109,7 @@ class Fit:
             for (way, on), needed in self.needs.items()
             if on == ranks and needed <= ROOM * device_gb * 1e9 and self._shares_steps_evenly(ranks // way.sp_size)
         ]
-        modes = list(modes_of(self.config))
+        modes = list(modes_of())
         return min(
             (way for way in fitting if modes.index(way.mode) >= modes.index(mode_of(self.config))),
             key=lambda way: (
@@ -173,7 +174,7 @@ def fit_of(
     supervised_tokens: of every sample
     """
     sizes: dict[str, ModelSize] = {}
-    for mode in modes_of(config):
+    for mode in modes_of():
         model, _ = build_bare_model(in_mode(config, mode), source, attention, tokens=tokens)
         sizes[mode] = size_of(config, model)
     architecture = load_config(source, trust_remote_code=config.model.trust_remote_code)
@@ -190,12 +191,12 @@ def fit_of(
     return Fit(config, dict(sorted(needs.items(), key=lambda item: order[item[0][0]])))
 
 
-def modes_of(config: SftConfig) -> Iterator[str]:
+def modes_of() -> Iterator[str]:
     """Yield the modes that can be tried here, those that train the most weights first."""
     yield "full"
     if find_spec("peft") is not None:
         yield "LoRA"
-        if hasattr(config.model, "base_dtype"):
+        if CAN_SHARD_BYTES:
             yield "QLoRA"
 
 
@@ -203,14 +204,15 @@ def mode_of(config: SftConfig) -> str:
     """Return the mode that the configuration asks for."""
     if not config.model.lora_rank:
         return "full"
-    return "QLoRA" if getattr(config.model, "base_dtype", "bf16") != "bf16" else "LoRA"
+    return "QLoRA" if config.model.base_dtype != "bf16" else "LoRA"
 
 
 def in_mode(config: SftConfig, mode: str) -> SftConfig:
     """Return `config` changed to a mode."""
-    changes: dict[str, Any] = {"lora_rank": 0 if mode == "full" else config.model.lora_rank or RANK_OF_LORA}
-    if hasattr(config.model, "base_dtype"):
-        changes["base_dtype"] = "nf4" if mode == "QLoRA" else "bf16"
+    changes: dict[str, Any] = {
+        "lora_rank": 0 if mode == "full" else config.model.lora_rank or RANK_OF_LORA,
+        "base_dtype": "nf4" if mode == "QLoRA" else "bf16",
+    }
     if mode != "LoRA":
         changes["target_parameters"] = None
     return replace(config, model=replace(config.model, **changes))
