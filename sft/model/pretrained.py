@@ -57,8 +57,9 @@ def load_config(directory: Path, *, trust_remote_code: bool, dequantise: bool = 
     """Return the architecture of a model directory. Raises InputError for one whose weights are quantised."""
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"model.partial_pretrain={directory}: no usable config.json there ({error}).") from error
+    except Exception as error:  # checked values, code that came with the model: whatever they say is about this file
+        told = str(error) if isinstance(error, OSError | ValueError | KeyError) else f"{type(error).__name__}: {error}"
+        raise InputError(f"model.partial_pretrain={directory}: no usable config.json there ({told}).") from error
     if complaint := complaint_about_quantisation(quantisation_of(directory), dequantise):
         raise InputError(f"model.partial_pretrain={directory} {complaint}")
     for part in (config, config.get_text_config()):
@@ -90,8 +91,18 @@ def weight_files(directory: Path) -> list[Path]:
                 f"model.partial_pretrain={directory} lacks {', '.join(absent)}, which {index.name} names; "
                 "download it again."
             )
+        if single.is_file() and single.name not in names:
+            raise InputError(
+                f"model.partial_pretrain={directory} holds two models: {single.name}, which transformers would open, "
+                f"and the files that {index.name} names; move one of them away."
+            )
         return sorted(directory / name for name in names)
     files = [single] if single.is_file() else sorted(directory.glob("*.safetensors"))
+    if dangling := [path.name for path in files if not path.is_file()]:
+        raise InputError(
+            f"model.partial_pretrain={directory}: {', '.join(dangling)} links to a file that is not there; copy the "
+            "model with its files (cp -L), or download it again."
+        )
     if not files:
         others = sorted(path.name for path in directory.glob("*.bin")) or "no weights at all"
         raise InputError(

@@ -133,6 +133,8 @@ class StoredTensors:
     def _add_whole_tensors_of(self, file: Path) -> None:
         with safe_open(file, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+                if name in self.parts:
+                    raise InputError(f"{name} is in {self.parts[name][0].file} and in {file}; only one can be meant.")
                 view = tensors.get_slice(name)
                 shape = tuple(view.get_shape())
                 self.parts[name] = [StoredPart(file, name, Box((0,) * len(shape), shape))]

@@ -20,7 +20,7 @@ from sft.model.liger import refuse_without_liger
 from sft.model.logits import refuse_loss_kernel
 from sft.model.place import build_bare_model
 from sft.model.pretrained import find_model, load_config
-from sft.model.write.proof import prove_export
+from sft.model.write.proof import prove_export, prove_generation_settings
 from sft.parallel.ulysses import refuse_impossible_split
 from sft.parallel.world import World, log, on_every_rank
 from sft.train.head_start import HeadStart
@@ -58,6 +58,7 @@ def read_inputs(config: SftConfig, world: World, head_start: HeadStart | None = 
     tokenizer, chat_template, new_tokens = open_tokenizer(config, source)
     model, grown = build_bare_model(config, source, attention, tokens=max(new_tokens.values(), default=-1) + 1)
     prove_export(model, source)
+    prove_generation_settings(source)
     if head_start:
         head_start.wait()
     train, val = open_data(config, tokenizer, world)

@@ -45,6 +45,11 @@ def model_warnings(model: ModelConfig) -> Iterator[str]:
     directory = Path(model.partial_pretrain)
     if model.dequantise and (directory / "config.json").is_file() and not quantisation_of(directory):
         yield "model.dequantise=true has no effect: the model is not quantised."
+    if (directory / "adapter_config.json").is_file():
+        yield (
+            f"model.partial_pretrain={shown(model.partial_pretrain)} holds an adapter beside the model; the model is "
+            "trained without it. To go on training the adapter: model.lora_adapter_path."
+        )
     if model.gradient_checkpointing_kind != "full" and not model.enable_gradient_checkpointing:
         yield (
             f"model.gradient_checkpointing_kind={model.gradient_checkpointing_kind} has no effect: "
@@ -117,6 +122,11 @@ def _complaint_about_model(model: str, needs_weights: bool, dequantise: bool) ->
         if HUB_ID.fullmatch(model):
             return None
         return f"is neither a directory{from_here(path)} nor a hub id org/name; download the model or mend the path."
+    if base := _base_of_adapter(path):
+        return (
+            f"is an adapter, not a model; give the model that it was trained on ({base}), and the adapter as "
+            "model.lora_adapter_path."
+        )
     found = f"found {_few(sorted(inside.name for inside in path.iterdir()))}"
     if not (path / "config.json").is_file():
         return f"has no config.json ({found}); give a directory that save_pretrained wrote."
@@ -125,6 +135,17 @@ def _complaint_about_model(model: str, needs_weights: bool, dequantise: bool) ->
     if not needs_weights or any(path.glob("*.safetensors")):
         return None
     return f"has no *.safetensors ({found}); convert other weights with save_pretrained, they can carry code."
+
+
+def _base_of_adapter(directory: Path) -> str | None:
+    """Return the model that an adapter of peft in `directory` belongs to; None where there is none, or a model, too."""
+    weights = {path.name for path in directory.glob("*.safetensors")}
+    try:
+        settings = json.loads((directory / "adapter_config.json").read_text())
+    except (OSError, ValueError):
+        return None
+    is_adapter = isinstance(settings, dict) and weights <= {"adapter_model.safetensors"}
+    return str(settings.get("base_model_name_or_path") or "which it does not say") if is_adapter else None
 
 
 def quantisation_of(directory: Path) -> dict[str, Any]:

@@ -6,11 +6,12 @@ the start, from names and shapes alone, and held against the source's own files.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from sft.errors import InputError
 from sft.model.conversion import shortened
@@ -51,6 +52,14 @@ def prove_export(model: PreTrainedModel, source: Path) -> None:
         *shortened("invented", sorted(will_be.keys() - expected.keys())),
         *shortened("changed", changed),
     ]
+    whole_numbers = [
+        name
+        for group in conversion.groups
+        for name in group.stored
+        if not expected[name][1].is_floating_point
+        and conversion.parts.weights[next(iter(group.weights))].is_floating_point()
+    ]
+    problems += shortened("rounded to whole numbers, in which the files have them", whole_numbers)
     if has_adapters(model):
         merged = {name for group in conversion.groups for name in group.weights}
         problems += shortened("adapted, but not written", sorted(adapters_of(model).keys() - merged))
@@ -74,6 +83,21 @@ def prove_export(model: PreTrainedModel, source: Path) -> None:
                 f"the files hold two different ones, and one would be lost; if the model is not tied, write "
                 f"tie_word_embeddings=false there, and otherwise save it again without {second}."
             )
+
+
+def prove_generation_settings(source: Path) -> None:
+    """Raise InputError for a generation_config.json with which transformers would not open the written model."""
+    file = source / "generation_config.json"
+    if not file.is_file():
+        return
+    try:
+        if not isinstance(json.loads(file.read_text()), dict):
+            raise ValueError("it is no JSON object")
+        GenerationConfig.from_pretrained(source)
+    except Exception as error:  # transformers checks values in many ways
+        raise InputError(
+            f"{file} would keep the trained model from being opened ({error}); mend it, or take it out."
+        ) from error
 
 
 def loading_report(directory: Path, *, trust_remote_code: bool) -> list[str]:

@@ -223,6 +223,18 @@ def test_adapters_of_experts_go_with_few_other_things(override: str, runnable: l
     assert override.partition("=")[0] in problem and "model.target_parameters" in problem
 
 
+def test_an_adapter_is_no_model(here: Path, runnable: list[str]) -> None:
+    model = here / "model"
+    (model / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    warnings: list[str] = []
+    load_config(runnable, warn=warnings.append)
+    assert ["holds an adapter beside the model" in warning for warning in warnings] == [True]
+    for file in model.glob("*.safetensors"):
+        file.rename(model / "adapter_model.safetensors")
+    (problem,) = problems_of(runnable)
+    assert "is an adapter, not a model; give the model that it was trained on (org/base)" in problem
+
+
 def test_an_adapter_needs_something_to_adapt(runnable: list[str]) -> None:
     (problem,) = problems_of([*runnable, "model.lora_rank=4", "model.target_modules=null"])
     assert "leave nothing to adapt" in problem

@@ -189,7 +189,37 @@ def cut(directory):
     file.write_bytes(file.read_bytes()[:-1000])
 
 
+def indexed(directory, *files):
+    """Let an index name these files, each with all of the model; returns them."""
+    paths = [directory / file for file in files]
+    for path in paths:
+        path.write_bytes((directory / "model.safetensors").read_bytes())
+    weight_map = {str(number): file for number, file in enumerate(files)}
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return paths
+
+
+def twice(directory):
+    indexed(directory, "a.safetensors", "b.safetensors")
+    (directory / "model.safetensors").unlink()
+
+
+def linked(directory):
+    (directory / "model.safetensors").unlink()
+    (directory / "model.safetensors").symlink_to(directory / "blobs" / "0")
+
+
+def set_in_config(directory, **settings):
+    file = directory / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+
 BAD_DIRECTORIES = {
+    "two models": (lambda d: indexed(d, "a.safetensors"), r"holds two models: model\.safetensors, which transformers"),
+    "a tensor twice": (twice, r"weight is in .*a\.safetensors and in .*b\.safetensors; only one can be meant"),
+    "a link to nothing": (linked, r"model\.safetensors links to a file that is not there; copy"),
+    "a text for a number": (lambda d: set_in_config(d, hidden_size="64"), r"no usable config\.json there \(Strict"),
+    "no dtype of torch": (lambda d: set_in_config(d, dtype="auto"), r"no usable config\.json there \(AttributeError"),
     "cut short": (cut, r"model\.safetensors is no whole safetensors file .* download it again"),
     "empty": (lambda d: (d / "model.safetensors").write_bytes(b""), r"model\.safetensors is no whole .* again"),
     "a pointer of Git LFS": (
