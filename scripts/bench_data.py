@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--rows-for-memory", type=int, default=0, help="also measure the memory for so many short rows")
     parser.add_argument("--data", type=Path, help="rows of your own, a jsonl file with messages")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer of your own; its template needs {%% generation %%}")
-    parser.add_argument("--venv", type=Path, default=Path(tempfile.gettempdir()) / "bench_data_rivals")
+    parser.add_argument("--venv", type=Path, default=Path(__file__).parent.parent / "build" / "bench" / "rivals")
     parser.add_argument("--ours", nargs=2, type=Path, help=argparse.SUPPRESS)  # ROWS TOKENIZER: be the contestant
     arguments = parser.parse_args()
     if arguments.ours:

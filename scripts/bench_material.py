@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Con
 
 SEED = 1
 VOCAB_SIZE = 6400
-RIVALS = ("trl==1.16.*", f"torch=={torch.__version__.split('+')[0]}", "datasets", "transformers", "peft")
+RIVALS = ("trl==1.16.*", "datasets", "peft")
+"""What they need beside our own torch and transformers."""
 
 CHAT_TEMPLATE = (
     "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\n' }}"
@@ -92,9 +94,15 @@ def make_model(path: Path, architecture: dict[str, Any], device: str = "cpu") ->
 
 
 def make_venv(path: Path) -> Path:
-    """Return the Python of the rivals' environment; made by pip, which needs a network, unless it is there."""
-    python = path / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(path)], check=True)
+    """Return the Python of the rivals' environment; made by pip, which needs a network, unless it is whole already.
+
+    It sees our own packages: rivals run with the same torch and transformers, and nothing is loaded twice.
+    """
+    python, ready = path / "bin" / "python", path / "ready"
+    if not ready.exists():  # a cut may have left a part of it
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(path)], check=True)
+        packages = path / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+        (packages / "ours.pth").write_text(sysconfig.get_path("purelib") + "\n")
         subprocess.run([str(python), "-m", "pip", "install", "-q", *RIVALS], check=True)
+        ready.touch()
     return python

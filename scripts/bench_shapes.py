@@ -31,6 +31,18 @@ SHAPES = {
         max_length=2048,
         micro_batch=2,
     ),
+    "qwen3-width": Shape(  # four layers of Qwen3-0.6B
+        QWEN
+        | {
+            "vocab_size": 6400,
+            "hidden_size": 1024,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 16,
+        },
+        max_length=2048,
+        micro_batch=2,
+    ),
     "qwen3-0.6b": Shape(
         QWEN | {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16},
         max_length=8192,

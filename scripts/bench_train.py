@@ -1,6 +1,6 @@
 """Tokens per second, memory and time to the first step: ours against TRL's SFTTrainer, on the same rows and model.
 
-    python scripts/bench_train.py [--shape tiny|qwen3-0.6b|qwen2.5-1.5b|8b-lora] [--rounds 3] [--steps 10] [--growth]
+    python scripts/bench_train.py [--shape tiny qwen3-width ...] [--rounds 3] [--steps 10] [--minutes 10] [--growth]
                                   [--who ours trl_default ...] [--rivals PYTHON] [--ours model.compile=true ...]
 
 Model (random weights), tokenizer and rows are made from a seed. Contestants take turns, each run in a process of its
@@ -15,31 +15,39 @@ own, each round in another order:
 Before anything is timed, all train two steps on the same sixteen conversations, and must report the same losses.
 Tokens are real tokens, padding is none. "Tuned" is the faster of trl_packed and trl_padded. --growth then shows what
 more samples, longer ones and more ranks cost us; what a checkpoint costs, bench_save.py shows. Writes
-benchmarks/train_<device>_<date>.json, and a picture.
+benchmarks/train_<device>_<date>.json, and a picture; `bench_train_figures.py` puts them into docs/performance.md.
+
+Every run is written down in build/bench/ at once. The same command goes on behind a cut, or behind --minutes, after
+which nothing more is begun and the result holds the rounds that are there.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from bench_material import SEED, make_model, make_rows, make_tokenizer
-from bench_result import PICTURES, write_result
+from bench_result import PICTURES, facts_of_run, write_result
 from bench_rivals import RIVAL_SETTINGS, fastest_attention, find_rivals, versions_of
 from bench_shapes import SHAPES, Shape
 from bench_train_figures import Run, draw, ratios, summary, table
 from bench_train_growth import growth
+from stages import OutOfTime, Results
 
 ROOT = Path(__file__).parent.parent
+KEPT = ROOT / "build" / "bench"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LR = 1e-4
 GATE_ROWS, GATE_TOLERANCE = 16, 0.01
@@ -180,14 +188,33 @@ def _first_line(path: Path, process: subprocess.Popen[bytes]) -> float | None:
         time.sleep(0.01)
 
 
-def check_losses(bench: Bench, rows: Path) -> dict[str, list[float]]:
+class Kept:
+    """The runs of one contest: of this process, and of those before it that were cut."""
+
+    def __init__(self, settings: dict[str, Any], deadline: float):
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        KEPT.mkdir(parents=True, exist_ok=True)
+        self.results = Results(KEPT / f"train_{settings['shape']}_{digest[:12]}.json", settings)
+        self._deadline = deadline
+
+    def runs(self, name: str, work: Callable[[], list[Run]]) -> list[Run]:
+        """Return what `work` finds, or found in an earlier process. Raises OutOfTime where it would begin too late."""
+        if not self.results.is_done(name):
+            if time.monotonic() > self._deadline:
+                raise OutOfTime
+            self.results.put(name, state="done", runs=[asdict(run) for run in work()])
+        return [Run(**told) for told in self.results.told["stages"][name]["runs"]]
+
+
+def check_losses(bench: Bench, rows: Path, kept: Kept) -> dict[str, list[float]]:
     """Return the losses of two steps on the same samples, by contestant. Raises SystemExit unless they agree."""
     few = bench.scratch / "gate.jsonl"
     few.write_text("".join(rows.read_text().splitlines(keepends=True)[:GATE_ROWS]))
-    losses = {
-        who: bench.run(who, few, steps=2, samples=GATE_ROWS, cache=bench.scratch / f"gate_{who}").losses
-        for who in bench.who
-    }
+
+    def two_steps(who: str) -> list[Run]:
+        return [bench.run(who, few, steps=2, samples=GATE_ROWS, cache=bench.scratch / f"gate_{who}")]
+
+    losses = {who: kept.runs(f"gate {who}", lambda who=who: two_steps(who))[0].losses for who in bench.who}
     first = bench.who[0]
     for who, others in losses.items():
         if any(abs(b / a - 1) > GATE_TOLERANCE for a, b in zip(losses[first], others, strict=True)):
@@ -195,78 +222,105 @@ def check_losses(bench: Bench, rows: Path) -> dict[str, list[float]]:
     return losses
 
 
-def contest(bench: Bench, rows: Path, *, rounds: int, steps: int, samples: int) -> dict[str, dict[str, list[Run]]]:
-    """{contestant: {"cold": runs, "warm": runs}}; the warm ones are one step long, on the token cache of the cold."""
-    runs: dict[str, dict[str, list[Run]]] = {who: {"cold": [], "warm": []} for who in bench.who}
-    names = list(runs)
+def contest(
+    bench: Bench, rows: Path, kept: Kept, *, rounds: int, steps: int, samples: int
+) -> Iterator[tuple[str, Run, Run]]:
+    """Yield (contestant, cold run, warm run); the warm ones are one step long, on the token cache of the cold."""
+
+    def cold_and_warm(who: str) -> list[Run]:
+        with tempfile.TemporaryDirectory(dir=bench.scratch) as cache:
+            return [bench.run(who, rows, steps=n, samples=samples, cache=Path(cache)) for n in (steps, 1)]
+
+    names = bench.who
     for k in range(rounds):
         for who in names[k % len(names) :] + names[: k % len(names)]:
-            with tempfile.TemporaryDirectory(dir=bench.scratch) as cache:
-                cold = bench.run(who, rows, steps=steps, samples=samples, cache=Path(cache))
-                warm = bench.run(who, rows, steps=1, samples=samples, cache=Path(cache))
-            runs[who]["cold"].append(cold)
-            runs[who]["warm"].append(warm)
+            cold, warm = kept.runs(f"round {k + 1} {who}", lambda who=who: cold_and_warm(who))
             told = f"first step {cold.first_step_s:5.1f} s, warm {warm.first_step_s:5.1f} s"
             print(f"round {k + 1}: {who:13} {cold.tokens_per_s:9,.0f} tokens/s, {told}", flush=True)
-    return runs
+            yield who, cold, warm
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="tiny" if DEVICE == "cpu" else "qwen3-0.6b")
-    parser.add_argument("--rows", type=int, default=2000, help="conversations to make (default 2000)")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=10, help="steps of a run, the first three not timed (default 10)")
-    parser.add_argument("--growth", action="store_true", help="also more samples, longer ones, more ranks")
-    everybody = (*OURS, *RIVAL_SETTINGS)
-    parser.add_argument("--who", nargs="+", choices=everybody, default=everybody, help="contestants (default all)")
-    parser.add_argument("--ours", nargs="+", default=(), metavar="KEY=VALUE", help="settings of ours")
-    parser.add_argument("--rivals", type=Path, metavar="PYTHON", help="the Python of an environment that has TRL")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write figures there, and no picture")
-    parser.add_argument("--venv", type=Path, default=Path(tempfile.gettempdir()) / "bench_data_rivals")
-    arguments = parser.parse_args()
-    alone, shape = not set(arguments.who) & set(RIVAL_SETTINGS), SHAPES[arguments.shape]
-    rivals = None if alone else find_rivals(arguments.rivals, arguments.venv)
-    rivals_versions, rival_attention = rivals and versions_of(rivals), rivals and fastest_attention(rivals)
-    with tempfile.TemporaryDirectory() as scratch:
-        rows, model = Path(scratch) / "rows.jsonl", Path(scratch) / "model"
-        make_rows(rows, arguments.rows)
-        make_tokenizer(model, rows)
-        make_model(model, shape.architecture, DEVICE)
-        bench = Bench(
-            model, Path(scratch), shape, rivals, warm_up=3, who=tuple(arguments.who), overrides=tuple(arguments.ours)
-        )
-        # As many samples as fill the rivals' micro-batch of packed rows: make_rows says 339 tokens in the mean.
-        samples = max(1, round(shape.max_length * shape.micro_batch / 339))
-        load_before = os.getloadavg()
-        gate = check_losses(bench, rows)
-        runs = contest(bench, rows, rounds=arguments.rounds, steps=arguments.steps, samples=samples)
-        grown = growth(bench, rows, samples, DEVICE) if arguments.growth else None
-    figures = {who: summary(those) for who, those in runs.items()}
-    made = {
-        "shape": arguments.shape,
+def measure(name: str, arguments: argparse.Namespace, rivals: Path | None, deadline: float) -> bool:
+    """Measure one shape and write the result. Returns whether it has all its rounds."""
+    shape = SHAPES[name]
+    # As many samples as fill the rivals' micro-batch of packed rows: make_rows says 339 tokens in the mean.
+    samples = max(1, round(shape.max_length * shape.micro_batch / 339))
+    settings = {
+        "shape": name,
         "architecture": shape.architecture,
         "rows": arguments.rows,
         "samples_per_step": samples,
         "max_length": shape.max_length,
         "rows_per_micro_batch": shape.micro_batch,
-        "rounds": arguments.rounds,
         "steps": arguments.steps,
         "seed": SEED,
         "settings_of_ours": list(arguments.ours),
-        "rivals": rivals_versions,
-        "rival_attention": rival_attention,
-        "loadavg": {"before": load_before, "after": os.getloadavg()},
+        "rivals": rivals and versions_of(rivals),
+        "rival_attention": rivals and fastest_attention(rivals),
     }
+    kept = Kept(settings | {"commit": facts_of_run(DEVICE)["commit"], "who": list(arguments.who)}, deadline)
+    runs: dict[str, dict[str, list[Run]]] = {who: {"cold": [], "warm": []} for who in arguments.who}
+    load_before, complete, gate, grown = os.getloadavg(), False, None, None
+    with tempfile.TemporaryDirectory() as scratch:
+        rows, model = Path(scratch) / "rows.jsonl", Path(scratch) / "model"
+        make_rows(rows, arguments.rows)
+        make_tokenizer(model, rows)
+        make_model(model, shape.architecture, DEVICE)
+        bench = Bench(model, Path(scratch), shape, rivals, 3, tuple(arguments.who), tuple(arguments.ours))
+        try:
+            gate = check_losses(bench, rows, kept)
+            of_rounds = contest(bench, rows, kept, rounds=arguments.rounds, steps=arguments.steps, samples=samples)
+            for who, cold, warm in of_rounds:
+                runs[who]["cold"].append(cold)
+                runs[who]["warm"].append(warm)
+            complete = True
+        except OutOfTime:
+            print(f"{name}: {arguments.minutes:g} minutes are over; the same command goes on", flush=True)
+        if arguments.growth and complete:
+            grown = growth(bench, rows, samples, DEVICE)
+    if not all(of_one["cold"] for of_one in runs.values()):
+        return False
+    figures = {who: summary(those) for who, those in runs.items()}
+    rounds = {who: len(those["cold"]) for who, those in runs.items()}
+    load = {"before": load_before, "after": os.getloadavg()}
     result = {"first_losses": gate, "contestants": figures, "ratios": ratios(figures), "growth": grown}
     device = DEVICE if DEVICE == "cpu" else torch.cuda.get_device_name().lower().replace(" ", "-")
-    name = "train" if arguments.shape == "tiny" else f"train_{arguments.shape}"
-    path = write_result(name, device, made | result, out=arguments.out)
+    told = settings | {"rounds": rounds, "loadavg": load} | result
+    path = write_result("train" if name == "tiny" else f"train_{name}", device, told, out=arguments.out)
     if arguments.out is None:
         draw(figures, PICTURES / f"{path.stem}.png")
     print(table(figures))
     print(json.dumps(result["ratios"], indent=2))
     print(f"written to {path}")
+    if complete:
+        kept.results.path.unlink()  # who asks again wants to measure again
+    return complete
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["tiny" if DEVICE == "cpu" else "qwen3-0.6b"])
+    parser.add_argument("--rows", type=int, default=2000, help="conversations to make (default 2000)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=10, help="steps of a run, the first three not timed (default 10)")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="begin no run after so long (default: no limit)"
+    )
+    parser.add_argument("--growth", action="store_true", help="also more samples, longer ones, more ranks")
+    everybody = (*OURS, *RIVAL_SETTINGS)
+    parser.add_argument("--who", nargs="+", choices=everybody, default=everybody, help="contestants (default all)")
+    parser.add_argument("--ours", nargs="+", default=(), metavar="KEY=VALUE", help="settings of ours")
+    parser.add_argument("--rivals", type=Path, metavar="PYTHON", help="the Python of an environment that has TRL")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write figures of one shape there, and no picture")
+    parser.add_argument("--venv", type=Path, default=KEPT / "rivals", help="where pip makes one otherwise")
+    arguments = parser.parse_args()
+    if arguments.out and len(arguments.shape) > 1:
+        parser.error("--out takes the figures of one shape")
+    deadline = time.monotonic() + 60 * arguments.minutes
+    alone = not set(arguments.who) & set(RIVAL_SETTINGS)
+    rivals = None if alone else find_rivals(arguments.rivals, arguments.venv)
+    complete = [measure(name, arguments, rivals, deadline) for name in arguments.shape]
+    raise SystemExit(0 if all(complete) else "not complete: the same command goes on")
 
 
 if __name__ == "__main__":
