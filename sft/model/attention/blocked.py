@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
@@ -32,9 +32,23 @@ def blocked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, samples: Samples,
     """See kernels.py for the signature. In bf16, gradients are more exact than those of torch's own kernel for CPUs."""
     asked = {"softcap": scores.softcap is not None, "sinks": scores.sinks is not None, "dropout": scores.dropout > 0}
     refuse_left_out("blocked", **asked)
-    if samples.max_seqlen > LONGEST * q.shape[2]:
-        return sdpa(q, k, v, samples, scores)
-    return _attend(q.to(v.dtype), k.to(v.dtype), v, samples.cu_seqlens, scores.scale, scores.window)
+    q, k, longest = q.to(v.dtype), k.to(v.dtype), LONGEST * q.shape[2]
+    if samples.max_seqlen <= longest:
+        return _attend(q, k, v, samples.cu_seqlens, scores.scale, scores.window)
+    lengths = samples.lengths or samples.cu_seqlens.diff().tolist()
+    outputs, start = [], 0
+    for are_long, run in groupby(lengths, lambda length: length > longest):
+        part = _row_of(tuple(run))
+        begin, start = start, start + int(part.cu_seqlens[-1])
+        attend = sdpa if are_long else blocked
+        outputs.append(attend(q[begin:start], k[begin:start], v[begin:start], part, scores))
+    return torch.cat(outputs)
+
+
+@lru_cache(maxsize=64)
+def _row_of(lengths: tuple[int, ...]) -> Samples:
+    ends = torch.tensor((0, *lengths)).cumsum(0)
+    return Samples(lengths, ends.to(torch.int32), max(lengths))
 
 
 @dataclass(frozen=True)

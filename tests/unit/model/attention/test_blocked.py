@@ -97,14 +97,17 @@ def test_spans_hold_whole_samples_and_blocks_are_full():
     assert [[block.end - block.begin for block in span.blocks] for span in spans][:2] == [[4], [16, 16, 8]]
 
 
-def test_samples_that_leave_the_caches_go_to_torch(monkeypatch):
+def test_samples_that_leave_the_caches_go_to_torch_and_the_others_do_not(monkeypatch):
     asked = []
-    monkeypatch.setattr(room, "sdpa", lambda *arguments: asked.append(arguments) or kernels.sdpa(*arguments))
-    monkeypatch.setattr(room, "LONGEST", 2)
-    for length, times in ((48, 0), (49, 1)):
-        inputs, row = tensors(tokens=length), samples(length)
-        assert error(blocked(*inputs, row, Scores(0.3)), exact_results(inputs, row, Scores(0.3))[0]) < 1e-6
-        assert len(asked) == times
+    monkeypatch.setattr(room, "sdpa", lambda q, *rest: asked.append(len(q)) or kernels.sdpa(q, *rest))
+    monkeypatch.setattr(room, "LONGEST", 1)  # 24 tokens
+    inputs, row = tensors(), samples(*LENGTHS)
+    found, expected = results(blocked, inputs, row, Scores(0.3)), exact_results(inputs, row, Scores(0.3))
+    assert max(map(error, found, expected)) < 1e-6
+    assert asked == [40, 32] == [length for length in LENGTHS if length > 24]
+    inputs, row = tensors(tokens=75), Samples(None, boundaries(25, 25, 25)["cu_seqlens"], 25)
+    assert error(blocked(*inputs, row, Scores(0.3)), exact_results(inputs, row, Scores(0.3))[0]) < 1e-6
+    assert asked[2:] == [75]
 
 
 def test_other_matmuls_stay_exact():
