@@ -107,7 +107,12 @@ def explaining_disk(what: str, way_out: str) -> Iterator[None]:
 
 
 def append_whole(file: io.FileIO, content: bytes) -> None:
-    """Write at the position of an unbuffered file; where the disk takes only a part of it, the file ends before it."""
+    """Write at the position of an unbuffered file; where the disk takes only a part of it, the file ends before it.
+
+    Raises FileNotFoundError where the file was deleted meanwhile: what is written into it then, nobody ever sees.
+    """
+    if os.fstat(file.fileno()).st_nlink == 0:
+        raise FileNotFoundError(errno.ENOENT, "deleted while it was written", file.name)
     start, rest = file.tell(), memoryview(content)
     try:
         while rest:

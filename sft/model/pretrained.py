@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 from transformers import AutoConfig, PretrainedConfig
@@ -78,8 +79,18 @@ def largest_of(config: PretrainedConfig, name: str) -> int:
 
 def weight_files(directory: Path) -> list[Path]:
     """Return the safetensors files that make the model: those of the index, or the only one; others may lie beside
-    them.
+    them. Raises InputError where there is none, or one that this user may not read.
     """
+    files = _weight_files(directory)
+    if closed := [path.name for path in files if not os.access(path, os.R_OK)]:
+        raise InputError(
+            f"model.partial_pretrain={directory}: {', '.join(closed)} cannot be read by this user (Permission denied); "
+            "check the permissions."
+        )
+    return files
+
+
+def _weight_files(directory: Path) -> list[Path]:
     index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
     if index.is_file():
         try:

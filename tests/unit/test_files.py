@@ -131,6 +131,18 @@ def test_metrics_are_on_the_disk_when_asked_for(tmp_path, disk):
     RunLog(total_steps=1, log_freq=1).sync()  # of a rank that logs nothing
 
 
+def test_a_log_that_was_deleted_is_switched_off_with_a_warning(tmp_path):
+    metrics, log = MetricsFile(tmp_path / "metrics.jsonl", keep_up_to_step=0), TrainingLog(tmp_path / "training.log")
+    run_log = RunLog(total_steps=2, log_freq=1, recorders={"metrics.jsonl": metrics}, training_log=log)
+    run_log.log(1, {"train/loss": 0.5})
+    (tmp_path / "metrics.jsonl").unlink()
+    run_log.log(2, {"train/loss": 0.5})
+    run_log.log(3, {"train/loss": 0.5})
+    run_log.close()
+    said = (tmp_path / "training.log").read_text()
+    assert said.count("metrics.jsonl is off for the rest of this run: FileNotFoundError(2, 'deleted while") == 1
+
+
 def test_only_what_a_disk_says_is_explained(tmp_path):
     told = r"^a file cannot be written \(File too large\). Make room.$"
     with files_limited_to(0), pytest.raises(MishapError, match=told), explaining_disk("a file", "Make room."):

@@ -115,7 +115,13 @@ def _problems_of_adapted_experts(model: ModelConfig) -> Iterator[str]:
 
 
 def _complaint_about_model(model: str, needs_weights: bool, dequantise: bool) -> str | None:
-    path = Path(model)
+    try:
+        return _complaint_about_place(Path(model), model, needs_weights, dequantise)
+    except PermissionError as error:
+        return f"cannot be looked into by this user ({error.filename}: {error.strerror}); check its permissions."
+
+
+def _complaint_about_place(path: Path, model: str, needs_weights: bool, dequantise: bool) -> str | None:
     if path.is_file():
         return "is a file; give the directory around it."
     if not path.is_dir():

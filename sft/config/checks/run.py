@@ -137,16 +137,21 @@ def _custom_class_problems(data: DataConfig) -> Iterator[str]:
         yield f"data.custom_cls.path={shown(path)} is no python file{from_here(Path(path))}; give the path of a *.py."
 
 
+def _complaint_about_run_dir(run_dir: Path) -> str | None:
+    try:
+        standing = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists() or path.is_symlink())
+        if not standing.exists():
+            return f"{standing} is a link to {standing.readlink()}, which does not exist."
+        if not standing.is_dir():
+            return f"{standing} is a file; give a directory."
+    except PermissionError as error:
+        return f"{error.filename} cannot be looked into by this user."
+    return None if os.access(standing, os.W_OK) else f"{standing} cannot be written by this user."
+
+
 def _trainer_problems(trainer: TrainerConfig) -> Iterator[str]:
-    run_dir = Path(trainer.default_local_dir)
-    standing = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists() or path.is_symlink())
-    if not standing.exists():
-        led = standing.readlink()
-        yield f"trainer.default_local_dir={shown(str(run_dir))}: {standing} is a link to {led}, which does not exist."
-    elif not standing.is_dir():
-        yield f"trainer.default_local_dir={shown(str(run_dir))}: {standing} is a file; give a directory."
-    elif not os.access(standing, os.W_OK):
-        yield f"trainer.default_local_dir={shown(str(run_dir))}: {standing} cannot be written by this user."
+    if complaint := _complaint_about_run_dir(Path(trainer.default_local_dir)):
+        yield f"trainer.default_local_dir={shown(trainer.default_local_dir)}: {complaint}"
     path = trainer.resume_from_path
     if trainer.resume_mode == "resume_path" and path is None:
         yield (

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -257,6 +260,36 @@ def test_judgement_needs_validations(runnable: list[str]) -> None:
     assert "trainer.early_stop_metric=val/loss and trainer.save_best=true needs validations" in problem
     (problem,) = problems_of([*judged, "trainer.test_freq=0"])
     assert "trainer.test_freq=0 makes none" in problem
+
+
+def test_places_that_this_user_may_not_look_into_are_said(
+    here: Path, runnable: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed, exists, iterdir = here / "closed", Path.exists, Path.iterdir
+    closed.mkdir()
+
+    def refuse(act: Callable[[Path], Any]) -> Callable[[Path], Any]:
+        def acted(path: Path) -> Any:
+            if path.is_relative_to(closed):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return act(path)
+
+        return acted
+
+    monkeypatch.setattr(Path, "exists", refuse(exists))
+    (problem,) = problems_of([*runnable, f"trainer.default_local_dir={closed / 'run'}"])
+    assert "trainer.default_local_dir" in problem and "run cannot be looked into by this user" in problem
+    monkeypatch.setattr(Path, "exists", exists)
+    monkeypatch.setattr(Path, "iterdir", refuse(iterdir))
+    (problem,) = problems_of([*runnable, f"model.partial_pretrain={closed}"])
+    assert "model.partial_pretrain" in problem and "closed: Permission denied); check its permissions" in problem
+
+
+def test_a_run_directory_that_is_a_link_to_nowhere_is_said(here: Path, runnable: list[str]) -> None:
+    (here / "link").symlink_to(here / "nowhere")
+    for place in ("link", "link/run"):
+        (problem,) = problems_of([*runnable, f"trainer.default_local_dir={place}"])
+        assert "link is a link to" in problem and "nowhere, which does not exist" in problem
 
 
 def test_a_dry_run_and_the_other_ranks_need_no_login(runnable: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

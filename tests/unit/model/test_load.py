@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Gemma3TextConfig
 
 from sft.errors import InputError
 from sft.model.load import build_skeleton, decoder_layers, load_weights
-from sft.model.pretrained import load_config
+from sft.model.pretrained import load_config, weight_files
 from sft.model.vocabulary import grow_vocabulary
 from tests.assets import attention_on_cpu, boundaries, tiny_model_dir
 from tests.models import OTHER_FAMILIES, SIZES, load_sharded, model_of_family
@@ -182,6 +182,13 @@ def test_a_snapshot_without_weights_can_be_asked_for(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     assert find_model("org/name") == find_model("org/name", weights=False) == tmp_path
     assert asked == [(False, True), (True, True)]
+
+
+def test_weights_that_this_user_may_not_read_are_said(tmp_path, monkeypatch):
+    tiny_model_dir(tmp_path)
+    monkeypatch.setattr("os.access", lambda path, mode: "model.safetensors" not in str(path))
+    with pytest.raises(InputError, match=r"model\.safetensors cannot be read by this user"):
+        weight_files(tmp_path)
 
 
 def cut(directory):
