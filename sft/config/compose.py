@@ -26,6 +26,7 @@ from sft.config.expectations import expectations
 from sft.config.mappings import PRESET
 from sft.config.problems import ConfigError
 from sft.config.slips import why_unreadable
+from sft.config.values import expand_home
 
 PACKAGE = Path(__file__).resolve().parent.parent
 CONFIG_DIR = next((path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir()), PACKAGE / "conf")
@@ -77,7 +78,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 def force(overrides: Sequence[str], unusable: dict[str, str], config_dirs: Sequence[str | Path] = ()) -> list[str]:
     """Write every value override as `++key=value`; those that cannot be used go to `unusable`."""
     parser, forced = OverridesParser.create(), []
-    for text in (HOME.sub(str(Path.home()), text) for text in overrides):
+    for text in (HOME.sub(lambda _: expand_home("~"), text) for text in overrides):
         try:
             override = parser.parse_override(text)
         except HydraException as error:

@@ -25,6 +25,7 @@ from sft.config.problems import ConfigError, Report, shown
 from sft.config.run_name import fill_names
 from sft.config.schema import SftConfig
 from sft.config.secrets import holds_secret, not_on_a_command_line, without_secrets
+from sft.config.values import expand_home
 
 log = logging.getLogger("sft")
 
@@ -114,7 +115,7 @@ def changed_keys(config: SftConfig) -> set[str]:
 
 def _listed(value: Any) -> Any:
     if isinstance(value, str) and value.startswith("~"):
-        return str(Path(value).expanduser())
+        return expand_home(value)
     return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
 
 

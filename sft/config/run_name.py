@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sft.config.values import expand_home
+
 ROOT = "runs"
 GOES_ON_ANYWAY = re.compile(
     r"data\.(val_\w+|cache_dir|num_workers|micro_batch_size_per_gpu|max_tokens_per_gpu|balance_dp_token)"
@@ -31,7 +33,7 @@ def fill_names(values: dict[str, Any]) -> None:
         directory = values["trainer.default_local_dir"] = f"{ROOT}/{name_of(values)}"
     if not isinstance(directory, str):
         return  # the type is reported elsewhere
-    path = Path(directory).expanduser().absolute()
+    path = Path(expand_home(directory)).absolute()
     if values.get("trainer.project_name") is None:
         values["trainer.project_name"] = path.parent.name or "sft"
     if values.get("trainer.experiment_name") is None:

@@ -3,16 +3,19 @@
 The types describe themselves: an error message and the reference page quote the `description` of a key's type.
 """
 
+import os
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 
 def expand_home(path: str) -> str:
-    """Return a path with its leading ~ replaced by the home directory."""
-    return str(Path(path).expanduser()) if path.startswith("~") else path
+    """Return a path with its leading ~ replaced by the home directory; unchanged where this user has none.
+
+    In a container, a user may have neither HOME nor an entry among the users.
+    """
+    return os.path.expanduser(path)  # noqa: PTH111 - pathlib raises where there is no home
 
 
 def one_or_several(value: Any) -> Any:

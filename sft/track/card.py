@@ -17,6 +17,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from sft.config.secrets import redacted
+from sft.config.values import expand_home
 from sft.config.visible import code_span, visible_line
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -184,4 +185,5 @@ def _shown(value: Any) -> str:
 
 def without_home(text: str) -> str:
     """Write paths below the home directory with ~."""
-    return text.replace(f"{Path.home()}/", "~/")
+    home = expand_home("~").rstrip("/")  # "" where it is the root, as in some containers: that hides nothing
+    return text.replace(f"{home}/", "~/") if home else text

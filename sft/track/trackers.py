@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from urllib.parse import urlparse
 
 from sft.config.mappings import dotted
+from sft.config.values import expand_home
 from sft.errors import InputError
 
 CLOSING_PATIENCE_S = 30.0
@@ -103,12 +104,11 @@ def _has_wandb_key() -> bool:
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    return _netrc_has(host, Path(os.environ.get("NETRC", "~/.netrc")))
+    return _netrc_has(host, Path(expand_home(os.environ.get("NETRC", "~/.netrc"))))
 
 
 def _netrc_has(host: str | None, path: Path) -> bool:
     """Whether a login for `host` (None: for anyone) is stored in the netrc file at `path`."""
-    path = path.expanduser()
     stored = netrc.netrc(str(path)).hosts if path.exists() else {}
     return bool(stored) if host is None else host in stored
 
@@ -137,7 +137,7 @@ class SwanLab:
         import swanlab  # pyright: ignore[reportMissingImports]
 
         self._swanlab = swanlab
-        logged_in = bool(os.environ.get("SWANLAB_API_KEY")) or _netrc_has(None, Path("~/.swanlab/.netrc"))
+        logged_in = bool(os.environ.get("SWANLAB_API_KEY")) or _netrc_has(None, Path(expand_home("~/.swanlab/.netrc")))
         mode = _mode("swanlab", logged_in, f"swanlab sync {run.dir}/swanlog/run-*", say)
         logdir = str(run.dir / "swanlog")
         swanlab.init(project=run.project, experiment_name=run.name, config=dict(run.config), logdir=logdir, mode=mode)

@@ -23,6 +23,7 @@ def check(config: SftConfig, world_size: int, report: Report, needs_weights: boo
     """Report everything about a well-typed configuration that could not run with `world_size` ranks."""
     for problem in (
         *_batch_problems(config, world_size),
+        *_home_problems(config),
         *_data_problems(config.data),
         *model_problems(config.model, needs_weights),
         *optim_problems(config.optim),
@@ -100,6 +101,13 @@ def _batch_problems(config: SftConfig, world_size: int) -> Iterator[str]:
             f"{budget} cannot hold one sample of data.max_length={data.max_length} tokens; "
             f"raise it to at least {-(-data.max_length // sp)}."
         )
+
+
+def _home_problems(config: SftConfig) -> Iterator[str]:
+    places = {"data.cache_dir": config.data.cache_dir, "trainer.default_local_dir": config.trainer.default_local_dir}
+    for key, place in places.items():
+        if place.startswith("~"):  # else it has been replaced
+            yield f"{key}={shown(place)}: this user has no home directory; set HOME, or {key} to a whole path."
 
 
 def _data_problems(data: DataConfig) -> Iterator[str]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from sft.config.checks.data_files import ABOUT_DATA, config_of_directory, files_below
+from sft.config.values import expand_home
 from sft.config.visible import visible_line
 from sft.data.rows import hub, remote
 from sft.data.rows.readers import BINARY, READERS, count_rows
@@ -26,7 +27,7 @@ from sft.errors import InputError
 
 __all__ = ["count_rows", "expand_files", "fingerprint_file", "names_of", "read_rows"]
 
-COPIES = Path("~/.cache/sft/copies").expanduser()
+COPIES = Path(expand_home("~/.cache/sft/copies"))
 """Where files behind an address are copied to, unless data.cache_dir says otherwise."""
 
 SEARCHED_SUFFIXES = (".parquet", ".jsonl")

@@ -285,6 +285,20 @@ def test_places_that_this_user_may_not_look_into_are_said(
     assert "model.partial_pretrain" in problem and "closed: Permission denied); check its permissions" in problem
 
 
+def test_a_user_without_a_home_is_told_what_to_set(runnable: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def nobody(_: int) -> None:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    given = [text for text in runnable if not text.startswith("data.cache_dir=")]
+    (problem,) = problems_of(given)
+    assert problem.endswith("this user has no home directory; set HOME, or data.cache_dir to a whole path.")
+    assert load_config([*given, "data.cache_dir=/tmp/cache"]).data.cache_dir == "/tmp/cache"
+
+
 def test_a_run_directory_that_is_a_link_to_nowhere_is_said(here: Path, runnable: list[str]) -> None:
     (here / "link").symlink_to(here / "nowhere")
     for place in ("link", "link/run"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sft.track.card import is_hub_id, is_untouched, model_card
+from sft.track.card import is_hub_id, is_untouched, model_card, without_home
 from sft.train.result import command_of, settings_of, template_name
 from tests.cards import FACTS
 
@@ -101,3 +101,12 @@ def test_a_card_in_which_somebody_has_written_is_told_from_one_of_ours():
     assert is_untouched(card)
     for edited in (card + "Mine.\n", card.replace("## Use", "## My use"), card.replace(" -->", "f -->"), "", "mine"):
         assert not is_untouched(edited), edited[-90:]
+
+
+@pytest.mark.parametrize(
+    ("home", "shown"), [("/home/me", "~/x of https://a//b"), ("/home/me/", "~/x of https://a//b"), ("/", None)]
+)
+def test_paths_below_home_are_shortened_and_addresses_are_not(monkeypatch, home, shown):
+    monkeypatch.setenv("HOME", home)
+    text = "/home/me/x of https://a//b"
+    assert without_home(text) == (shown or text)
