@@ -24,6 +24,7 @@ from sft.model.routers import watch_routers
 from sft.model.text_part import parts_beside_text
 from sft.model.vocabulary import grow_vocabulary
 from sft.parallel.activation import checkpoint_activations, compile_layers
+from sft.parallel.device import why_one_thread
 from sft.parallel.fsdp import Sharding, shard
 from sft.parallel.mesh import Mesh
 from sft.parallel.offload import offload_activations
@@ -97,6 +98,8 @@ def place(
     layers = decoder_layers(model)
     if sharding.offload and world.device.type == "cpu":
         log.info("model.fsdp_config.cpu_offload=true: without a GPU all of the model is in CPU memory anyway.")
+    elif sharding.offload and (reason := why_one_thread()):
+        log.warning("model.fsdp_config.cpu_offload=true: the optimizer runs on the CPU, and %s", reason)
     if config.model.use_liger:
         use_liger_kernels(model, world.device)
     if mesh.sp_size > 1:

@@ -58,6 +58,17 @@ def why_on_the_cpu() -> str | None:
     return None
 
 
+def why_one_thread() -> str | None:
+    """Return why this process computes on one core although there are more for it; None where it does not."""
+    share = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if os.environ.get("OMP_NUM_THREADS") != "1" or share < 2:
+        return None
+    return (
+        f"OMP_NUM_THREADS=1, which torchrun sets where nothing is set, gives each rank one core of {share}: set "
+        f"OMP_NUM_THREADS={share}, as scripts/train.sh does."
+    )
+
+
 def _cuda_error() -> str:
     try:
         torch.cuda.init()

@@ -52,6 +52,18 @@ def test_a_launcher_may_show_every_rank_one_gpu(machine):
     assert device_of(3) == torch.device("cpu")
 
 
+@pytest.mark.parametrize(
+    ("threads", "ranks", "told"), [("1", 4, "OMP_NUM_THREADS=4"), ("4", 4, None), ("1", 16, None), (None, 4, None)]
+)
+def test_a_rank_that_computes_on_one_core_of_its_share_is_told(threads, ranks, told, monkeypatch):
+    """torchrun sets it; with cpu_offload the optimizer would take minutes."""
+    monkeypatch.setattr(device.os, "sched_getaffinity", lambda _: range(16))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    monkeypatch.setenv("OMP_NUM_THREADS", threads) if threads else monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    said = device.why_one_thread()
+    assert (told in said) if told else said is None
+
+
 def test_two_ranks_on_one_gpu_are_refused_once_they_can_talk():
     refuse_shared_gpus(["a", "b"])
     refuse_shared_gpus([None, None])  # on CPUs
