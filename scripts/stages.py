@@ -26,8 +26,8 @@ GRACE_S = 20
 Note = Callable[[str, Any], None]
 
 
-class OutOfTime(Exception):
-    """The alarm of a stage."""
+class OutOfTime(BaseException):
+    """The alarm of a stage. Not an Exception, which a stage, or what it calls, may note or take for its own."""
 
 
 @dataclass(frozen=True)
