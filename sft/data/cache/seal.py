@@ -10,9 +10,15 @@ SEAL = "sha256.txt"
 """Lines as sha256sum writes them: `sha256sum -c sha256.txt` checks a cache by hand."""
 
 
-def seal(directory: Path, names: tuple[str, ...]) -> None:
-    """Write the hashes of these files beside them; files, hashes and names are on the disk when this returns."""
-    lines = [_line(name, sha256_of(directory / name, durable=True)) for name in names]
+def seal(directory: Path, names: tuple[str, ...], *, durable: bool = True) -> None:
+    """Write the hashes of these files beside them.
+
+    durable: files, hashes and names are on the disk when this returns
+    """
+    lines = [_line(name, sha256_of(directory / name, durable=durable)) for name in names]
+    if not durable:
+        (directory / SEAL).write_text("".join(lines))
+        return
     write_durably(directory / SEAL, "".join(lines).encode())
     sync_directory(directory)
 

@@ -31,6 +31,18 @@ def test_a_second_run_does_not_tokenise(tmp_path, open_file):
     assert len(open_file.said) == 1 and first.directory == again.directory
 
 
+def test_a_small_cache_does_not_wait_for_the_disk(tmp_path, open_file, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    few = open_file(write_jsonl(tmp_path / "few.jsonl", ROWS[:5]))
+    assert synced == [] and cache.problem_of(few.directory, cache.FILES) is None
+    (few.directory / cache.SAMPLES_FILE).write_bytes(b"")  # as a power cut may leave it
+    assert open_file(tmp_path / "few.jsonl").directory == few.directory
+    assert "damaged" in open_file.said[1] and synced == []
+    open_file(write_jsonl(tmp_path / "many.jsonl", ROWS[: cache.ROWS_WORTH_THE_DISK]))
+    assert len(synced) == 5  # samples, facts, seal, their directory, and the one of all caches
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -172,7 +184,8 @@ def test_rows_that_change_while_they_are_tokenised_fill_no_cache(tmp_path, open_
         assert [item.name for item in (tmp_path / "cache").iterdir() if item.is_dir()] == []
 
 
-def test_all_of_a_cache_is_on_the_disk_before_it_has_its_name(tmp_path, open_file, events):
+def test_all_of_a_cache_is_on_the_disk_before_it_has_its_name(tmp_path, open_file, events, monkeypatch):
+    monkeypatch.setattr(cache, "ROWS_WORTH_THE_DISK", 0)
     file = open_file(write_jsonl(tmp_path / "rows.jsonl", ROWS[:5]))
     named = events.index(f"rename {file.key}")
     assert {"samples.arrow", "facts.json", "sha256.txt", f".{file.key}.partial"} <= set(events[:named])
