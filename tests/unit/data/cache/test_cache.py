@@ -193,7 +193,7 @@ def test_all_of_a_cache_is_on_the_disk_before_it_has_its_name(tmp_path, open_fil
 
 
 def test_a_full_disk_is_one_message_and_leaves_nothing(tmp_path, open_file, monkeypatch):
-    def full(*_):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(cache, "seal", full)
