@@ -23,6 +23,11 @@ class Foreign(NamedTuple):
 NOTHING = Reading({})
 
 
+def is_count(value: Any) -> bool:
+    """Return True for a whole number of at least 1."""
+    return type(value) is int and value >= 1
+
+
 def no_effect(reason: str, names: str) -> dict[str, Foreign]:
     """Describe keys (separated by blanks) that may hold anything: none of it matters here."""
     return {name: Foreign(lambda value: NOTHING, reason) for name in names.split()}

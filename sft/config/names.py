@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from sft.config import trainer_aliases, trainers, verl
 from sft.config.expectations import expectations
-from sft.config.foreign import Foreign
+from sft.config.foreign import Foreign, is_count
 from sft.config.problems import Report, choices, multiples_around, shown
 
 ALIASES = (
@@ -193,12 +193,12 @@ class Names:
     def _multiply(self, dp: int) -> None:
         """Set data.train_batch_size to micro-batch x accumulation x dp, which the user gave by other names."""
         steps = next((self._values[name] for name in ACCUMULATION if name in self._values), 1)
-        if self._is_set("data.train_batch_size") or not _is_count(steps):
+        if self._is_set("data.train_batch_size") or not is_count(steps):
             return
         claims = [
             claim._replace(value=claim.value * steps * dp, tail=f": micro-batch x accumulation {steps} x dp={dp}")
             for claim in self._per_device
-            if _is_count(claim.value)
+            if is_count(claim.value)
         ]
         if claims:
             self._agree("data.train_batch_size", claims)
@@ -218,14 +218,14 @@ class Names:
     def _micro_batch_of(self, name: str, steps: Any, dp: int) -> int | None:
         """Return the micro-batch that `steps` of accumulation imply; None, with a problem, if it is no whole number."""
         samples = self._values.get("data.train_batch_size", 0)
-        if not _is_count(steps):
+        if not is_count(steps):
             self._report.problem(f"{name}={shown(steps)} must be a whole number of at least 1.")
-        elif _is_count(samples) and samples % (dp * steps):
+        elif is_count(samples) and samples % (dp * steps):
             self._report.problem(
                 f"{name}={steps} does not divide data.train_batch_size={samples} over dp={dp} (train_batch_size = dp x "
                 f"micro-batch x {name}); try data.train_batch_size={choices(multiples_around(dp * steps, samples))}."
             )
-        elif _is_count(samples):
+        elif is_count(samples):
             return samples // (dp * steps)
         return None
 
@@ -268,7 +268,3 @@ LEAST_SIMILARITY = 0.75
 
 def _other(value: Any, words: Mapping[Any, Any]) -> Any:
     return words[value] if isinstance(value, str | int) and not isinstance(value, bool) and value in words else value
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 1

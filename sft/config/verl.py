@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sft.config.foreign import NOTHING, Foreign, Reading, choice, no_effect, not_offered, only
+from sft.config.foreign import NOTHING, Foreign, Reading, choice, is_count, no_effect, not_offered, only
 
 TODAYS_GROUPS = {"engine=fsdp", "engine=fsdp2", "optim=fsdp", "model=hf_model"}
 """Group files of today's verl. They mean what is chosen here anyway."""
@@ -90,10 +90,6 @@ def _resume_path(value: Any) -> Reading | None:
     return Reading({"trainer.resume_from_path": value}, {"trainer.resume_mode": "resume_path"})
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 1
-
-
 def _is_list(value: Any) -> bool:
     return value is None or isinstance(value, list)
 
@@ -172,8 +168,8 @@ FOREIGN: dict[str, Foreign] = {
            "trainer.default_hdfs_dir"),
     **only(lambda value: value in (None, "cuda", "auto"),
            "GPUs of CUDA are used where there are any (for the CPU: CUDA_VISIBLE_DEVICES='')", "trainer.device"),
-    **only(_is_count, "torchrun --nproc-per-node decides", "trainer.n_gpus_per_node"),
-    **only(_is_count, "torchrun --nnodes decides", "trainer.nnodes"),
+    **only(is_count, "torchrun --nproc-per-node decides", "trainer.n_gpus_per_node"),
+    **only(is_count, "torchrun --nnodes decides", "trainer.nnodes"),
     **not_offered("trainer.profile_steps=[10,12] records these steps (docs/performance.md)",
                   "profiler trainer.profile_interval"),
     **not_offered("heads for several tokens are not trained", "model.mtp"),

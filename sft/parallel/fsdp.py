@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
+
+@contextmanager
+def on_trial(model: torch.nn.Module) -> Iterator[None]:
+    """Call a model without training it: dropout is off meanwhile, and its weights are sharded again afterwards."""
+    was_training = model.training
+    model.eval()
+    yield
+    for module in model.modules():  # without a backward, the root would stay gathered
+        if isinstance(module, FSDPModule):
+            module.reshard()
+    model.train(was_training)
 
 
 def class_name(module: torch.nn.Module) -> str:

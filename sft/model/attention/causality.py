@@ -6,12 +6,11 @@ Everything relies on it: padding stands behind a sample, and a token that saw th
 from __future__ import annotations
 
 import torch
-from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from sft.errors import InputError
 from sft.model.text_part import language_model
-from sft.parallel.fsdp import class_name
+from sft.parallel.fsdp import class_name, on_trial
 
 TOKENS, KEPT = 12, 8
 TOLERANCE = 1e-2
@@ -29,20 +28,15 @@ def prove_causality(model: PreTrainedModel, device: torch.device) -> None:
     ours = str(model.config.get_text_config()._attn_implementation).startswith(("packed_", "padded_"))
     if (ours and language_model(model)._supports_attention_backend) or "row_of_mixers" in vars(model):
         return
-    was_training = model.training
-    model.eval()
     ids = torch.arange(TOKENS, device=device)[None] % model.config.get_text_config().vocab_size
     changed = ids.clone()
     changed[:, KEPT:] = ids[:, : TOKENS - KEPT]
     positions = torch.arange(TOKENS, device=device)[None]
-    before, after = (
-        model(input_ids=each, position_ids=positions, use_cache=False).logits[0, :KEPT].float()
-        for each in (ids, changed)
-    )
-    for module in model.modules():  # without a backward, the root would stay gathered
-        if isinstance(module, FSDPModule):
-            module.reshard()
-    model.train(was_training)
+    with on_trial(model):
+        before, after = (
+            model(input_ids=each, position_ids=positions, use_cache=False).logits[0, :KEPT].float()
+            for each in (ids, changed)
+        )
     if (before - after).abs().max() > TOLERANCE * before.std():
         name = class_name(model)
         raise InputError(

@@ -17,13 +17,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import FSDPModule
 from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel
 
 from sft.errors import InputError
 from sft.model.attention.choice import PLAIN_LAYERS
-from sft.parallel.fsdp import class_name
+from sft.parallel.fsdp import class_name, on_trial
 from sft.parallel.ulysses import gather_tokens
 from sft.parallel.world import ALL_RANKS, log, sum_over
 
@@ -78,15 +77,10 @@ def prove_separation(model: PreTrainedModel, device: torch.device) -> None:
     row: Row | None = vars(model).get("row_of_mixers")
     if row is None:
         return
-    was_training = model.training
-    model.eval()
-    row.by_kernel = device.type == "cuda" and _kernels_separate(model, row, device)
-    if not row.by_kernel and _leaks(model, row, device):
-        _refuse(model, "and a sample changed what the model says of another one in its row")
-    for module in model.modules():  # without a backward, the root would stay gathered
-        if isinstance(module, FSDPModule):
-            module.reshard()
-    model.train(was_training)
+    with on_trial(model):
+        row.by_kernel = device.type == "cuda" and _kernels_separate(model, row, device)
+        if not row.by_kernel and _leaks(model, row, device):
+            _refuse(model, "and a sample changed what the model says of another one in its row")
     how = "their kernels are told where samples end" if row.by_kernel else "they are called once per sample"
     log.info("layers that mix tokens: %s; in a trial, no sample changed another one", how)
 
