@@ -34,6 +34,10 @@ GOOD_VALUES: dict[str, tuple[object, object]] = {
     "model.partial_pretrain": ("org/a", "org/b"),
     "model.enable_gradient_checkpointing": (True, False),
     "model.lora_rank": (8, 16),
+    "model.lora_alpha": (8, 32),
+    "model.lora_dropout": (0.5, 0.25),
+    "model.lora_adapter_path": (".", ".."),
+    "model.target_modules": ("q_proj", "k_proj"),
     "optim.lr": (0.5, 0.25),
     "optim.lr_scheduler": ("wsd", "linear"),
     "optim.warmup_steps_ratio": (0.5, 0.25),
@@ -72,7 +76,8 @@ def test_an_alias_lands_on_its_key_with_one_warning(alias: str, here: Path, runn
     (here / "other.jsonl").touch()
     key = ALIASES[alias]
     value, other = GOOD_VALUES[key]
-    without = [override for override in runnable if not override.startswith(f"{key}=")]
+    needed = ["model.lora_rank=8"] if key in ("model.lora_dropout", "model.lora_adapter_path") else []
+    without = [override for override in runnable if not override.startswith(f"{key}=")] + needed
     config, warnings = load(*without, f"{alias}={typed(value)}")
     assert value_at(config, key) == value
     assert len(warnings) == 1
