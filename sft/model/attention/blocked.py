@@ -9,6 +9,7 @@ For autograd, selective checkpointing and torch.compile all of it is one operato
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -23,9 +24,13 @@ from sft.model.attention.kernels import Samples, Scores, refuse_left_out, sdpa
 BLOCK = 128
 """Queries of a block at most. Fewer make matmuls small; more compute more of the scores that nobody sees."""
 
+NARROW, NARROW_LONG = 64, 4 * BLOCK
+"""Heads below this width are slow by their scores, not by their matmuls: half a block at a time of samples that are
+longer than that keeps scores in the caches."""
+
 LONGEST = 32
-"""Tokens of a sample for each number of a head's width. Scores of longer ones leave the caches: torch's own kernel,
-which never writes them to memory, is faster then, and takes less of it."""
+"""Tokens that a token may see, for each number of a head's width. Scores of longer samples leave the caches: torch's
+own kernel, which never writes them to memory, is faster then, and takes less of it."""
 
 
 def blocked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, samples: Samples, scores: Scores) -> torch.Tensor:
@@ -33,7 +38,7 @@ def blocked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, samples: Samples,
     asked = {"softcap": scores.softcap is not None, "sinks": scores.sinks is not None, "dropout": scores.dropout > 0}
     refuse_left_out("blocked", **asked)
     q, k, longest = q.to(v.dtype), k.to(v.dtype), LONGEST * q.shape[2]
-    if samples.max_seqlen <= longest:
+    if samples.max_seqlen <= longest or (scores.window or math.inf) <= longest:
         return _attend(q, k, v, samples.cu_seqlens, scores.scale, scores.window)
     lengths = samples.lengths or samples.cu_seqlens.diff().tolist()
     outputs, start = [], 0
@@ -71,7 +76,7 @@ class Span:
 
 
 @lru_cache(maxsize=16)  # the layers of a row share them, and so does backward
-def _spans(boundaries: tuple[int, ...], window: int | None) -> list[Span]:
+def _spans(boundaries: tuple[int, ...], window: int | None, *, narrow: bool) -> list[Span]:
     """boundaries: cu_seqlens"""
     ends: list[int] = [0]  # of spans
     for start, end in pairwise(boundaries):
@@ -82,14 +87,12 @@ def _spans(boundaries: tuple[int, ...], window: int | None) -> list[Span]:
     starts = torch.tensor(boundaries[:-1]).repeat_interleave(
         torch.tensor(boundaries).diff()
     )  # [T], of a token's sample
-    return [
-        Span(
-            begin,
-            end,
-            tuple(_block(at, min(at + BLOCK, end), begin, starts, window) for at in range(begin, end, BLOCK)),
-        )
-        for begin, end in pairwise(ends)
-    ]
+    spans = []
+    for begin, end in pairwise(ends):
+        queries = BLOCK // 2 if narrow and end - begin > NARROW_LONG else BLOCK
+        cuts = [*range(begin, end, queries), end]
+        spans.append(Span(begin, end, tuple(_block(*cut, begin, starts, window) for cut in pairwise(cuts))))
+    return spans
 
 
 def _block(begin: int, end: int, span: int, starts: torch.Tensor, window: int | None) -> Block:
@@ -110,7 +113,7 @@ def _attend(
 ) -> torch.Tensor:
     groups = k.shape[1]
     output = q.new_empty(*q.shape[:2], v.shape[2])
-    for span in _spans(tuple(cu_seqlens.tolist()), window):
+    for span in _spans(tuple(cu_seqlens.tolist()), window, narrow=q.shape[2] < NARROW):
         keys, values = (x[span.begin : span.end].transpose(0, 1).contiguous() for x in (k, v))  # [G, L, D]
         exact_keys = keys.float()
         for block in span.blocks:
@@ -132,7 +135,7 @@ def _differentiate(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     groups = k.shape[1]
     d_q, d_k, d_v = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
-    for span in _spans(tuple(cu_seqlens.tolist()), window):
+    for span in _spans(tuple(cu_seqlens.tolist()), window, narrow=q.shape[2] < NARROW):
         whole = slice(span.begin, span.end)
         keys, values = (x[whole].transpose(0, 1).contiguous() for x in (k, v))  # [G, L, D]
         exact_keys, exact_values = keys.float(), values.float()

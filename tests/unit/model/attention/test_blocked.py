@@ -17,6 +17,7 @@ TOKENS, BLOCK = sum(LENGTHS), 16
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     monkeypatch.setattr(room, "BLOCK", BLOCK)
+    monkeypatch.setattr(room, "NARROW_LONG", 2 * BLOCK)
     room._spans.cache_clear()
     yield
     room._spans.cache_clear()
@@ -54,6 +55,7 @@ SHAPES = {
     "one key head": {"kv_heads": 1},
     "narrow values": {"value_width": 10},
     "odd width": {"width": 7, "value_width": 7},
+    "wide heads": {"width": 64, "value_width": 64},
 }
 
 
@@ -92,9 +94,11 @@ def test_no_sample_changes_a_bit_of_another_one():
 
 
 def test_spans_hold_whole_samples_and_blocks_are_full():
-    spans = room._spans((0, *torch.tensor(LENGTHS).cumsum(0).tolist()), None)
-    assert [span.end - span.begin for span in spans] == [4, 40, 16, 15, 2, 17, 32, 5]
-    assert [[block.end - block.begin for block in span.blocks] for span in spans][:2] == [[4], [16, 16, 8]]
+    row = (0, *torch.tensor(LENGTHS).cumsum(0).tolist())
+    for narrow, of_40 in ((False, [16, 16, 8]), (True, [8, 8, 8, 8, 8])):
+        spans = room._spans(row, None, narrow=narrow)
+        assert [span.end - span.begin for span in spans] == [4, 40, 16, 15, 2, 17, 32, 5]
+        assert [[block.end - block.begin for block in span.blocks] for span in spans][:3] == [[4], of_40, [16]]
 
 
 def test_samples_that_leave_the_caches_go_to_torch_and_the_others_do_not(monkeypatch):
@@ -107,6 +111,8 @@ def test_samples_that_leave_the_caches_go_to_torch_and_the_others_do_not(monkeyp
     assert asked == [40, 32] == [length for length in LENGTHS if length > 24]
     inputs, row = tensors(tokens=75), Samples(None, boundaries(25, 25, 25)["cu_seqlens"], 25)
     assert error(blocked(*inputs, row, Scores(0.3)), exact_results(inputs, row, Scores(0.3))[0]) < 1e-6
+    assert asked[2:] == [75]
+    blocked(*inputs, row, Scores(0.3, window=24))  # sees no more than a short sample does
     assert asked[2:] == [75]
 
 
