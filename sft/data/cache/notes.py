@@ -64,10 +64,10 @@ def word_of_builder(cache_dir: Path, number: int) -> Word | None:
 
 def _write(cache_dir: Path) -> None:
     if leaves_notes():
-        _remove_old_notes(cache_dir)
         keys = {"keys": _keys, "whole": sorted(_whole)}
         note = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())} | keys
         with suppress(OSError):  # a cache that was filled beforehand may be read-only: then each rank looks itself
+            _remove_old_notes(cache_dir)
             replace_file(_note(cache_dir), json.dumps(note).encode())
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import json
 import os
 import re
 import threading
@@ -214,12 +215,14 @@ def test_a_cache_that_is_read_only_and_filled_is_used(tmp_path, open_file, one_o
     """By a builder that may write no note; with words of nobody, the others look themselves."""
     path = write_jsonl(tmp_path / "rows.jsonl", ROWS[:5])
     built = open_file(path)
-    next((tmp_path / "cache").glob(".*.note")).unlink()
+    note = next((tmp_path / "cache").glob(".*.note"))
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"pid": 1}))  # an old one, which cannot be removed
 
-    def read_only(*_):
+    def read_only(*_, **__):
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(notes, "replace_file", read_only)
+    monkeypatch.setattr(Path, "unlink", read_only)
     monkeypatch.setattr(cache, "WORD_S", 0.1)
     assert open_file(path) == built == open_file(path, build_here=False)
 
