@@ -2,6 +2,7 @@
 
     python scripts/sweep_families.py                 # all of them, and docs/models.md is written anew
     python scripts/sweep_families.py qwen3 mixtral   # these, and their rows of docs/models.md
+    python scripts/sweep_families.py --modes sp      # one column of it
 
 A mode is right if the losses and gradient norms of all steps are those of a plain loop (sweep_plain.py), the model
 opens afterwards with nothing missing and nothing new, has the names, shapes and dtypes of its source, predicts what
@@ -35,7 +36,7 @@ import transformers
 from safetensors import safe_open
 from sweep_models import ROWS, families, write_model
 from sweep_plain import BETAS, CLIP, LR, STEPS, Course, loss_of, open_model, samples_of, train_plainly
-from sweep_table import Row, read_table, write_table
+from sweep_table import Row, joined, read_table, write_table
 from sweep_vision import FAMILIES as VISION
 from sweep_vision import write_vision_model
 
@@ -140,7 +141,7 @@ def compare(expected: Course, outcome: Outcome, source: Path, out: Path) -> Outc
     found = Course(**outcome.course)
     problems = [*differences(found, expected), *unlike(source, out)]
     if not problems:
-        problems = [*reopened(out, found.after, expected.after)]
+        problems = [*reopened(source, out, found.after, expected.after)]
     return Outcome("wrong", "; ".join(problems)) if problems else outcome
 
 
@@ -148,7 +149,7 @@ def compare_adapted(expected: Course, outcome: Outcome, source: Path, out: Path,
     """Hold a LoRA run against the base model and against peft, and train its adapter on, there and here."""
     found = Course(**outcome.course)
     problems = [*differences(found, Course(expected.losses[:1], [], expected.before, math.nan)), *unlike(source, out)]
-    problems += [] if problems else [*reopened(out, found.after, math.nan)]
+    problems += [] if problems else [*reopened(source, out, found.after, math.nan)]
     if problems:
         return Outcome("wrong", "; ".join(problems))
     adapter = out / "lora_adapter"
@@ -207,8 +208,8 @@ def inventory(directory: Path) -> dict[str, tuple[list[int], str]]:
     return found
 
 
-def reopened(out: Path, after: float, expected: float) -> list[str]:
-    """Open the model that a run has left, and say what is wrong with it."""
+def reopened(source: Path, out: Path, after: float, expected: float) -> list[str]:
+    """Open the model that a run has left, and say what is wrong with it; `source` is what it was made of."""
     try:
         model = open_model(out)
     except Exception as error:
@@ -217,16 +218,21 @@ def reopened(out: Path, after: float, expected: float) -> list[str]:
     problems = [
         p for value in (after, expected) for p in apart("the reopened model's loss", loss_of(model, samples), value)
     ]
+    if (reason := why_silent(model, samples)) and not why_silent(open_model(source), samples):
+        problems.append(reason)
+    return problems
+
+
+def why_silent(model: Any, samples: list[tuple[torch.Tensor, int]]) -> str:
+    """Return why a model does not generate two tokens; empty if it does."""
+    prompt = samples[0][0][:, : samples[0][1]]
     try:
-        prompt = samples[0][0][:, : samples[0][1]]
         answer = model.generate(
             prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=2, min_new_tokens=2, do_sample=False
         )
-        if answer.shape[1] != prompt.shape[1] + 2:
-            problems.append("it does not generate")
     except Exception as error:
-        problems.append(f"generate: {in_one_line(error)}")
-    return problems
+        return f"generate: {in_one_line(error)}"
+    return "" if answer.shape[1] == prompt.shape[1] + 2 else "it does not generate"
 
 
 def in_one_line(error: BaseException) -> str:
@@ -321,12 +327,13 @@ def main() -> int:
         )
     settle()
     before = read_table(args.table)
-    rows = {} if not args.kinds else dict(before)
+    rows = dict(before) if args.kinds or len(args.modes) < len(MODES) else {}
     bad, started = [], time.monotonic()
     for kind in args.kinds or everything:
         where = (args.keep or Path(tempfile.mkdtemp())) / kind
         shutil.rmtree(where, ignore_errors=True)
-        row = rows[kind] = sweep(kind, where, modes=args.modes, launch=forked)
+        row = sweep(kind, where, modes=args.modes, launch=forked)
+        rows[kind] = joined(before.get(kind), row)
         if args.keep is None:
             shutil.rmtree(where.parent)
         was = before[kind].verdicts if kind in before else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,6 +11,8 @@ from pathlib import Path
 
 COLUMNS = ("full", "packed", "sp", "LoRA")
 NOT_TRIED = "-"
+NAMED_MODES = rf"(?:{'|'.join(COLUMNS)})(?:, (?:{'|'.join(COLUMNS)}))*: "
+"""How a note begins that is about some modes."""
 
 HEAD = """\
 # Which models train
@@ -50,6 +53,22 @@ def read_table(path: Path) -> dict[str, Row]:
             told = {mode: cell for mode, cell in zip(COLUMNS, cells[1:-1], strict=True) if cell != NOT_TRIED}
             rows[cells[0]] = Row(cells[0], told, cells[-1].replace("\0", "|"))
     return rows
+
+
+def joined(earlier: Row | None, row: Row) -> Row:
+    """Return what a sweep of some modes found, and what an earlier one found of the others."""
+    if earlier is None or not row.verdicts:
+        return row
+    others = {mode: told for mode, told in earlier.verdicts.items() if mode not in row.verdicts}
+    kept = []
+    for note in re.split(rf"; (?={NAMED_MODES})", earlier.notes):
+        named, reason = re.fullmatch(rf"(?:({NAMED_MODES}))?(.*)", note, re.DOTALL).groups()  # pyright: ignore[reportOptionalMemberAccess]
+        modes = [mode for mode in (named or "").removesuffix(": ").split(", ") if mode in others]
+        if modes or (reason and not named and reason not in row.notes):
+            kept.append(f"{', '.join(modes)}{': ' if modes else ''}{reason}")
+    found = others | dict(row.verdicts)
+    notes = "; ".join(note for note in (*kept, row.notes) if note)
+    return Row(row.kind, {mode: found[mode] for mode in COLUMNS if mode in found}, notes)
 
 
 def write_table(path: Path, rows: Mapping[str, Row]) -> None:

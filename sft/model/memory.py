@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -54,6 +54,8 @@ class ModelSize:
     packed: int = 0  # of the frozen: kept in 4 bits, all of them in layers
     packed_layer: int = 0  # of `layer`
     largest_packed: int = 0  # of one module, whose weights are unpacked while it computes
+    adapted: int = 0  # of the frozen: experts that adapters are added to while their layer computes
+    adapted_layer: int = 0  # of `layer`
 
     @property
     def everything(self) -> int:
@@ -133,7 +135,9 @@ def moments(model: ModelSize, load: Load) -> list[Memory]:
     inputs = 0
     if load.checkpointing:
         inputs = int(load.tokens * (c * model.width * model.layers + model.kept.results * _is_selective(load)))
-    one_layer, all_layers = int(load.tokens * model.kept.layer), int(load.tokens * model.kept.layers)
+    # Of experts with adapters, W + s·BA is kept, and has a gradient as large.
+    one_layer = int(load.tokens * model.kept.layer) + 2 * c * model.adapted_layer
+    all_layers = int(load.tokens * model.kept.layers) + c * (model.adapted + model.adapted_layer)
     if load.activations_on_host:  # all but what computes and what travels; torch itself holds selected results
         inputs = int(load.tokens * model.kept.results) if _is_selective(load) else 0
         all_layers = min(2 * one_layer, all_layers)
@@ -284,6 +288,8 @@ def model_size(
         packed=sum(_packed(model)),
         packed_layer=sum(_packed(largest)),
         largest_packed=max(sum(_packed(module, recurse=False)) for module in largest.modules()),
+        adapted=_adapted_experts(model),
+        adapted_layer=_adapted_experts(largest),
     )
 
 
@@ -291,6 +297,12 @@ def _numbers(module: torch.nn.Module, trains: bool = False) -> int:
     """Return how many numbers the parameters of `module` hold. trains: count those alone that train."""
     weights = [weight for weight in module.parameters() if weight.requires_grad or not trains]
     return sum(as_whole(weight).numel() for weight in weights)
+
+
+def _adapted_experts(module: torch.nn.Module) -> int:
+    """Return how many numbers the parameters have around which peft puts adapters (lora.py), asked without peft."""
+    wrappers: list[Any] = [each for each in module.modules() if hasattr(each, "parameter_name")]
+    return sum(each.get_param().numel() for each in wrappers)
 
 
 def _is_table(module: torch.nn.Module) -> bool:

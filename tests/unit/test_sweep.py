@@ -72,6 +72,17 @@ def test_what_a_model_lost_or_invented_is_found(scripts, tmp_path):
     assert other.startswith("model.embed_tokens.weight is ([384, 64], 'F16'), was")
 
 
+def test_a_sweep_of_one_mode_keeps_what_is_known_of_the_others(scripts):
+    table = scripts[1]
+    reasons = "of all of them; packed, sp: no; and why; LoRA: other"
+    earlier = table.Row("a", {"full": "right", "packed": "refused", "sp": "refused", "LoRA": "wrong"}, reasons)
+    row = table.joined(earlier, table.Row("a", {"sp": "right"}, "of all of them"))
+    assert row.verdicts == {"full": "right", "packed": "refused", "sp": "right", "LoRA": "wrong"}
+    assert row.notes == "packed: no; and why; LoRA: other; of all of them"
+    assert table.joined(earlier, table.Row("a", dict.fromkeys(table.COLUMNS, "right"), "")).notes == "of all of them"
+    assert table.joined(None, row) == row
+
+
 def test_a_wrong_run_is_wrong(scripts, tmp_path, monkeypatch):
     """The same run, held against a loop that learned otherwise: everything that a mode is judged by can fail."""
     families = scripts[0]

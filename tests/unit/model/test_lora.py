@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,8 +20,9 @@ from sft.data.order.collate import collate
 from sft.errors import InputError
 from sft.model import lora
 from sft.model.adapter import Adapter
-from sft.model.load import build_skeleton, load_weights
+from sft.model.load import build_skeleton, decoder_layers, load_weights
 from sft.model.lora_targets import _computes_as_linear
+from sft.model.memory import Load, model_size, moments
 from sft.model.names import named_weights, trained_weights
 from sft.model.pretrained import load_config
 from sft.model.write.proof import prove_export
@@ -407,6 +409,20 @@ def test_experts_get_adapters_that_peft_opens_and_that_merge(kind: str, tmp_path
     torch.testing.assert_close(logits(again), trained, rtol=0, atol=0)
     with pytest.raises(InputError, match="is another adapter than the one configured"):
         adapted(source, adapter=tmp_path / "adapter", **settings | {"target_parameters": [], "targets": ["q_proj"]})
+
+
+def test_the_estimate_counts_experts_that_adapters_are_added_to(tmp_path: Path) -> None:
+    """As large as the experts themselves, for all layers or, where they compute again, for one."""
+    source = sparse_model_dir("qwen3_moe", tmp_path)
+    model = adapted(source, target_parameters=["experts.down_proj"])
+    size = model_size(model, decoder_layers(model))
+    experts = model.get_parameter("model.layers.0.mlp.experts.base_layer.down_proj").numel()
+    assert (size.adapted, size.adapted_layer) == (2 * experts, experts)
+    load = Load(1, tokens=8, logits=1, master_bytes=4, compute_bytes=2, optimizer_bytes=lambda master: 2 * master)
+    without = replace(size, adapted=0, adapted_layer=0)
+    for checkpointing, more in ((None, 3), ("full", 2)):
+        fullest = [moments(each, replace(load, checkpointing=checkpointing))[2] for each in (size, without)]
+        assert fullest[0].activations - fullest[1].activations == more * 2 * experts
 
 
 def test_parameters_that_are_no_experts_are_refused(tmp_path: Path, untied: Path) -> None:
