@@ -10,6 +10,7 @@ from sft.model.attention.kernels import Samples, Scores
 from sft.parallel.activation import stays_with_selective
 from tests.assets import boundaries
 
+LONGEST_OF = room._longest  # which other tests replace
 LENGTHS = (3, 1, 40, 16, 7, 8, 2, 17, 32, 5)
 TOKENS, BLOCK = sum(LENGTHS), 16
 
@@ -17,7 +18,7 @@ TOKENS, BLOCK = sum(LENGTHS), 16
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     monkeypatch.setattr(room, "BLOCK", BLOCK)
-    monkeypatch.setattr(room, "NARROW_LONG", 2 * BLOCK)
+    monkeypatch.setattr(room, "_longest", lambda width: 1000)  # of heads of 7, too
     room._spans.cache_clear()
     yield
     room._spans.cache_clear()
@@ -95,16 +96,19 @@ def test_no_sample_changes_a_bit_of_another_one():
 
 def test_spans_hold_whole_samples_and_blocks_are_full():
     row = (0, *torch.tensor(LENGTHS).cumsum(0).tolist())
-    for narrow, of_40 in ((False, [16, 16, 8]), (True, [8, 8, 8, 8, 8])):
-        spans = room._spans(row, None, narrow=narrow)
-        assert [span.end - span.begin for span in spans] == [4, 40, 16, 15, 2, 17, 32, 5]
-        assert [[block.end - block.begin for block in span.blocks] for span in spans][:3] == [[4], of_40, [16]]
+    spans = room._spans(row, None)
+    assert [span.end - span.begin for span in spans] == [4, 40, 16, 15, 2, 17, 32, 5]
+    assert [[block.end - block.begin for block in span.blocks] for span in spans][:3] == [[4], [16, 16, 8], [16]]
+
+
+def test_narrow_heads_leave_the_caches_sooner():
+    assert [LONGEST_OF(width) for width in (8, 32, 64, 128, 256)] == [32, 512, 2048, 4096, 4096]
 
 
 def test_samples_that_leave_the_caches_go_to_torch_and_the_others_do_not(monkeypatch):
     asked = []
     monkeypatch.setattr(room, "sdpa", lambda q, *rest: asked.append(len(q)) or kernels.sdpa(q, *rest))
-    monkeypatch.setattr(room, "LONGEST", 1)  # 24 tokens
+    monkeypatch.setattr(room, "_longest", lambda width: width)  # 24 tokens
     inputs, row = tensors(), samples(*LENGTHS)
     found, expected = results(blocked, inputs, row, Scores(0.3)), exact_results(inputs, row, Scores(0.3))
     assert max(map(error, found, expected)) < 1e-6
