@@ -22,6 +22,7 @@ os.umask(UMASK)
 NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 """Numbers of errors by which a disk says that it does not take more."""
 
+ASIDE = re.compile(r"\..+\.\d+\.partial")
 CHECKPOINT = re.compile(r"global_step_(\d+)")
 Unfinished = Literal["partial", "replaced", "deleted"]
 """What stands behind a checkpoint's name, hidden by a dot, while it is written, replaced or deleted."""
@@ -86,13 +87,20 @@ def replace_file(path: Path, content: bytes) -> None:
 
     The new one is on the disk when this returns.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         write_durably(aside, content)
         aside.replace(path)
         sync_directory(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def remove_left_aside(directory: Path) -> None:
+    """Remove what `replace_file` was killed over, here alone. Nobody else may be writing files of this directory."""
+    for path in directory.glob(".*.partial"):
+        if ASIDE.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

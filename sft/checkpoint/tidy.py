@@ -11,11 +11,12 @@ from typing import get_args
 
 from sft.checkpoint.ledger import reconcile
 from sft.checkpoint.manifest import CheckpointError, has_model, has_state, read_manifest
-from sft.files import RunDir, Unfinished, checkpoint_name, finished, step_of, unfinished
+from sft.files import RunDir, Unfinished, checkpoint_name, finished, remove_left_aside, step_of, unfinished
 from sft.parallel.world import log, on_main_rank
 
 PROMOTED = "promoted"
 BEST = "best"
+BEST_ASIDE = f".{BEST}.partial"
 STAYS = (PROMOTED, ".lock")
 """What is no part of the run that `start_over` sets aside: products of their own, and who holds the directory."""
 
@@ -93,7 +94,9 @@ def mend_best(run_dir: Path, step: int, *, wanted: bool) -> None:
 
 
 def prepare(run_dir: Path) -> None:
-    """Put right what a run that was killed may have left: a checkpoint half replaced, a line missing in the ledger."""
+    """Put right what a run that was killed may have left: a checkpoint half replaced, a line missing in the ledger,
+    files that were to replace others.
+    """
 
     def restore() -> None:
         for replaced in RunDir(run_dir).unfinished("replaced"):
@@ -101,12 +104,14 @@ def prepare(run_dir: Path) -> None:
             if not final.exists():
                 replaced.rename(final)
         reconcile(run_dir)
+        remove_left_aside(run_dir)
+        (run_dir / BEST_ASIDE).unlink(missing_ok=True)
 
     on_main_rank(f"looking for what an interrupted save left in {run_dir}", restore)
 
 
 def _link_best(run_dir: Path, step: int) -> None:
-    aside = run_dir / f".{BEST}.partial"
+    aside = run_dir / BEST_ASIDE
     aside.unlink(missing_ok=True)
     aside.symlink_to(checkpoint_name(step))
     aside.replace(run_dir / BEST)

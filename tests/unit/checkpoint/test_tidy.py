@@ -174,3 +174,15 @@ def test_what_is_set_aside_twice_in_a_second_lies_in_two_places(run, monkeypatch
     asides = sorted(run.dir.glob("superseded_*"))
     assert [aside.name for aside in asides] == [f"superseded_20261128T000000{end}" for end in ("", "_2", "_3")]
     assert all((aside / "global_step_1" / "manifest.json").exists() for aside in asides)
+
+
+def test_files_that_were_to_replace_others_are_removed_and_those_of_somebody_else_stay(run):
+    save_steps(run, {1: "STATE"})
+    left, others = [".config.yaml.4711.partial", ".best.partial"], [".mine.partial", ".config.yaml.4711"]
+    for name in left + others:
+        (run.dir / name).write_text("half")
+    (run.dir / ".dir.1.partial").mkdir()
+    prepare(run.dir)
+    assert sorted(path.name for path in run.dir.glob(".*") if path.name != ".lock") == sorted(
+        [*others, ".dir.1.partial"]
+    )
