@@ -14,13 +14,17 @@
 #   RDZV_ID         a name that only this job has        default: $SLURM_JOB_ID, or sft
 #   MAX_RESTARTS    default: 3
 #   OMP_NUM_THREADS threads of a rank on the CPU         default: cores / ranks
-#   SHUTDOWN_S      seconds in which a run that is told to stop may save before it is killed; default: 300
+#   SHUTDOWN_S      seconds in which a run that is told to stop may save before it is killed; default: 300 (30 before torch 2.13)
 #
 # Exits with 0 when the run is finished, or was stopped by stop_now; with 1 when it failed or a signal stopped it (the
 # ranks themselves exit with 128 + its number, torchrun does not pass that on).
 set -euo pipefail
 
-gpus=$(python -c "import torch; print(torch.cuda.device_count())")
+facts=$(python -c "
+import torch
+from torch.distributed.run import get_args_parser
+print(torch.cuda.device_count(), '--shutdown-timeout' in get_args_parser().format_help())")
+read -r gpus can_wait <<< "$facts"
 if [ "${NNODES:-1}" = 1 ]; then
     meet=(--standalone)
 else
@@ -39,10 +43,17 @@ ranks=${NPROC_PER_NODE:-$((gpus > 0 ? gpus : 1))}
 cores=$(($(nproc) / ranks))
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > 0 ? cores : 1))}"
 
+if [ "$can_wait" = True ]; then
+    wait=(--shutdown-timeout="${SHUTDOWN_S:-300}")
+else
+    wait=()
+    echo "train.sh: torchrun of this torch kills a run 30 s after it was told to stop, saved or not; torch 2.13 waits." >&2
+fi
+
 # SIGUSR1, which Slurm can send before the time is up, kills torchrun unless it is told to pass it on.
 exec python -m torch.distributed.run "${meet[@]}" \
     --nproc-per-node="$ranks" \
     --max-restarts="${MAX_RESTARTS:-3}" \
-    --shutdown-timeout="${SHUTDOWN_S:-300}" \
+    "${wait[@]}" \
     --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
     -m sft.fsdp_sft_trainer "$@"

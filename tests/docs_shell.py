@@ -110,7 +110,10 @@ def command_of(call: list[str]) -> Command | None:
     if name == "torchrun":
         from torch.distributed.run import get_args_parser
 
-        options = get_args_parser().parse_args(arguments)
+        parser = get_args_parser()
+        if "--shutdown-timeout" not in parser.format_help():  # torch 2.11: docs/launch.md says to leave it out
+            arguments = [word for word in arguments if not word.startswith("--shutdown-timeout")]
+        options = parser.parse_args(arguments)
         assert options.module, call
         nodes = int(str(options.nnodes).rpartition(":")[2])
         return Command(options.training_script, options.training_script_args, nodes * int(options.nproc_per_node))

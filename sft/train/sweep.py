@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,15 @@ def command_of(job: Job, ranks: int) -> list[str]:
         name.name for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
     )
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    waits = [f"--shutdown-timeout={SHUTDOWN_S}", f"--signals-to-handle={signals}"]
+    waits = [*([f"--shutdown-timeout={SHUTDOWN_S}"] if _torchrun_can_wait() else []), f"--signals-to-handle={signals}"]
     return [sys.executable, *torchrun, *waits, "-m", TRAINER, *job.arguments]
+
+
+def _torchrun_can_wait() -> bool:
+    """Return whether torchrun can be told how long a run may save: that of torch 2.11 waits for 30 s. Imports none."""
+    torch = find_spec("torch")
+    assert torch is not None and torch.origin is not None
+    return "shutdown-timeout" in (Path(torch.origin).parent / "distributed" / "run.py").read_text(encoding="utf-8")
 
 
 @contextmanager

@@ -4,10 +4,12 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
 import yaml
+from torch.distributed.run import get_args_parser
 
 from sft.config.compose import compose
 from sft.config.expectations import expectations
@@ -74,6 +76,33 @@ def test_a_rank_has_its_share_of_the_cores_and_memory_that_grows(given, threads,
     done = subprocess.run(["bash", script, "a=b"], env=environment, text=True, capture_output=True, check=True)
     assert done.stdout.startswith(f"{threads} expandable_segments:True -m torch.distributed.run")
     assert f"--nproc-per-node={ranks}" in done.stdout
+
+
+@pytest.mark.parametrize("can_wait", [True, False])
+def test_torchrun_is_told_how_long_to_wait_where_it_can_be(can_wait, tmp_path):
+    """That of torch 2.11 ends with an error at a flag that it does not know."""
+    told = f'if [ "$1" = -c ]; then echo 2 {can_wait}; else echo "$*"; fi'
+    (tmp_path / "python").write_text(f"#!/bin/bash\n{told}\n")
+    (tmp_path / "python").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SHUTDOWN_S": "77"}
+    script = REPOSITORY / "scripts" / "train.sh"
+    done = subprocess.run(["bash", script, "a=b"], env=environment, text=True, capture_output=True, check=True)
+    assert ("--shutdown-timeout=77" in done.stdout) == can_wait
+    assert ("kills a run 30 s after" in done.stderr) == (not can_wait)
+
+
+def test_every_flag_of_train_sh_is_one_of_torchrun(tmp_path):
+    """Of this torch, asked by the script itself; the run is not started."""
+    told = f'if [ "$1" = -c ]; then exec {sys.executable} "$@"; else printf "%s\\n" "$@"; fi'
+    (tmp_path / "python").write_text(f"#!/bin/bash\n{told}\n")
+    (tmp_path / "python").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    script = REPOSITORY / "scripts" / "train.sh"
+    done = subprocess.run(["bash", script, "a=b"], env=environment, text=True, capture_output=True, check=True)
+    module, *flags = done.stdout.splitlines()[1:]
+    assert module == "torch.distributed.run"
+    options = get_args_parser().parse_args(flags)
+    assert options.training_script == "sft.fsdp_sft_trainer" and options.training_script_args == ["a=b"]
 
 
 def test_the_pods_have_the_name_that_they_meet_at():

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch.distributed.run import get_args_parser
 
 from sft.config.problems import ConfigError
 from sft.config.sweep import Job, SweepOptions
@@ -27,6 +28,10 @@ def test_several_ranks_are_a_torchrun_of_their_own(tmp_path):
     assert launched[:5] == [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=8"]
     assert any("SIGUSR1" in text for text in launched), "torchrun would die of what asks a run to save"
     assert launched[-4:] == ["-m", "sft.fsdp_sft_trainer", "mine.yaml", "++optim.lr=1"]
+    get_args_parser().parse_args(launched[3:])  # of this torch: it ends the process at a flag that it does not know
+    assert any("shutdown-timeout" in text for text in launched) == (
+        "--shutdown-timeout" in get_args_parser().format_help()
+    )
 
 
 def test_a_job_that_fails_does_not_end_the_others(tmp_path, monkeypatch, capsys):
