@@ -1,10 +1,14 @@
 """Define the exceptions that all rooms share, and what ranks do before they end with one."""
 
+import json
 import os
 import signal
 import time
+from contextlib import suppress
+from pathlib import Path
 
 LAST_WORD_S = 10.0
+ABOVE = "none: it is no crash. What is wrong, and how to go on, stands above torchrun's own lines."
 
 
 class InputError(ValueError):
@@ -39,6 +43,16 @@ def let_another_rank_speak() -> None:
     The one that speaks may still be importing. It cuts the wait short, for its own exit ends this rank.
     """
     time.sleep(LAST_WORD_S)
+
+
+def point_upwards() -> None:
+    """Let the lines of torchrun end with a word on where the message stands, in place of "To enable traceback see ...".
+
+    It prints some forty of them whenever a rank fails, below what the rank has said; no rank can keep it from that.
+    """
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        with suppress(OSError):  # the message itself stands on the terminal already
+            Path(file).write_text(json.dumps({"message": ABOVE, "timestamp": int(time.time())}))
 
 
 def spare_the_restarts() -> None:

@@ -35,7 +35,12 @@ def sole_use_of(run_dir: Path) -> Iterator[None]:
 
 
 def _lock(run_dir: Path) -> FileLock:
-    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"trainer.default_local_dir={run_dir} cannot be made ({error.strerror}); set a directory of your own."
+        ) from error
     path = run_dir / LOCK
     lock = FileLock(path, blocking=False)
     try:

@@ -38,7 +38,7 @@ from sft.config.secrets import presentable
 from sft.config.slips import refuse_slips
 from sft.config.streams import steady_streams
 from sft.config.sweep import Job, JobFailedError, Sweeper, SweepOptions, directory_of, label_of, ranks_asked_for
-from sft.errors import let_another_rank_speak, spare_the_restarts
+from sft.errors import let_another_rank_speak, point_upwards, spare_the_restarts
 
 SEARCHES = re.compile(r"\+?hydra/sweeper=(?!basic$)")
 
@@ -82,6 +82,7 @@ def cli(
     except ConfigError as error:
         if os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0":  # a file may be missing on one node only
             print(presentable(error), file=sys.stderr, flush=True)
+            point_upwards()
             spare_the_restarts()
         else:
             let_another_rank_speak()

@@ -15,6 +15,7 @@ from sft.errors import (
     MishapError,
     OwnMishapError,
     let_another_rank_speak,
+    point_upwards,
     spare_the_restarts,
 )
 from sft.parallel.world import LostRanksError, World
@@ -35,6 +36,7 @@ def end_with(error: Exception, world: World) -> NoReturn:
     # What is wrong with a file may be wrong on one node only; memory, say, every rank has its own.
     if world.local_rank == 0 or isinstance(error, OwnMishapError):
         print(presentable(f"{who}: {error}"), file=sys.stderr, flush=True)
+        point_upwards()
         if not isinstance(error, MishapError):
             spare_the_restarts()  # which ends this rank, too
         end_at_once(2)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sft.errors import ABOVE
 from tests.assets import base_model_dir, tiny_model_dir, write_jsonl
 from tests.launch import REPOSITORY, read_metrics, succeed, train
 
@@ -122,6 +123,7 @@ def test_under_torchrun_the_message_comes_once_and_nobody_waits(base, tmp_path, 
     assert done.returncode != 0
     assert done.stderr.count("error: ") == 1
     assert "Traceback (most recent call last):\n  File" not in done.stderr.split("torch/distributed/elastic")[0]
+    assert done.stderr.count(f"traceback : {ABOVE}") == 1, "torchrun's last lines lead back to the message"
 
 
 @pytest.mark.parametrize("knob", ["model.partial_pretrain", "data.train_files", "data.val_files"])

@@ -265,7 +265,8 @@ def _check_kind(path: Path) -> None:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its permissions.") from error
     if not head:
         raise InputError(
-            f"{path} is empty: expected parquet, or JSONL with one object per line; write it again, or take it out."
+            f"{path} is empty: expected rows (docs/data.md; JSONL has one object per line); write it again, or take "
+            "it out."
         )
     if complaint := OTHER_SUFFIXES.get(Path(path.stem).suffix.lower()) or OTHER_SUFFIXES.get(path.suffix.lower()):
         raise InputError(f"{path} {complaint}")

@@ -16,12 +16,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
+from pathlib import Path
 
 from sft.data.chat.meaning import shape_of, words_of
 from sft.data.rows.cells import few, parsed, short
 from sft.data.rows.columns import KNOBS, PROMPTS, RESPONSES, Columns, refuse_unread
 from sft.data.rows.formats import FORMATS, columns_read
 from sft.data.rows.splits import canonical
+from sft.data.rows.unpacked import kind_of
 from sft.data.types import Row
 from sft.errors import InputError
 
@@ -77,8 +79,13 @@ def _settled(found: set[str], rows: Sequence[Row], columns: Columns, name: str) 
     raise InputError(
         f"{rows[0][0]}: {insisted}{name} has no such columns; found {few(found)}, expected:{needed}\n"
         "Name its columns by data.prompt_key and data.response_key, data.multiturn.messages_key or data.text_key, "
-        f"or convert it.{_of_preferences(found, rows) or _chats_of_ones_own(rows)}"
+        f"or convert it.{_of_tables(name)}{_of_preferences(found, rows) or _chats_of_ones_own(rows)}"
     )
+
+
+def _of_tables(name: str) -> str:
+    is_table = kind_of(Path(name)) in (".csv", ".tsv")
+    return f" The first line of a {kind_of(Path(name))[1:].upper()} file must name its columns." if is_table else ""
 
 
 def _named(columns: Columns) -> list[str]:

@@ -7,11 +7,14 @@ the start, from names and shapes alone, and held against the source's own files.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import logging
 
 from sft.errors import InputError
 from sft.model.conversion import shortened
@@ -102,11 +105,24 @@ def prove_generation_settings(source: Path) -> None:
 
 def loading_report(directory: Path, *, trust_remote_code: bool) -> list[str]:
     """Return what transformers itself finds wrong with the weights of `directory`, one line for each kind of wrong."""
-    opened = model_class(load_config(directory, trust_remote_code=trust_remote_code)).from_pretrained(
-        directory, device_map="meta", trust_remote_code=trust_remote_code, output_loading_info=True
-    )
+    with _without_a_bar():
+        opened = model_class(load_config(directory, trust_remote_code=trust_remote_code)).from_pretrained(
+            directory, device_map="meta", trust_remote_code=trust_remote_code, output_loading_info=True
+        )
     _, report = cast(tuple[PreTrainedModel, dict[str, Any]], opened)
     return [line for kind, names in report.items() for line in shortened(kind, sorted(map(str, names)))]
+
+
+@contextmanager
+def _without_a_bar() -> Iterator[None]:
+    """Keep transformers from showing how far it has loaded: nothing is loaded here."""
+    showed = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if showed:
+            logging.enable_progress_bar()
 
 
 def _nothing_yet(name: str, dtype: torch.dtype) -> torch.Tensor:

@@ -118,7 +118,9 @@ def assert_same_files(found, expected):
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_what_is_loaded_is_what_transformers_loads_and_what_is_written_is_what_was_read(tmp_path, world_of_one, kind):
+def test_what_is_loaded_is_what_transformers_loads_and_what_is_written_is_what_was_read(
+    tmp_path, world_of_one, kind, capsys
+):
     source = written(tmp_path / "source", kind)
     model = skeleton(source)
     prove_export(model, source)
@@ -129,7 +131,9 @@ def test_what_is_loaded_is_what_transformers_loads_and_what_is_written_is_what_w
     (target / "config.json").write_bytes((source / "config.json").read_bytes())
     write_weights(model, source, target, write=True)
     assert_same_files(target, source)
+    capsys.readouterr()
     assert loading_report(target, trust_remote_code=False) == []
+    assert "Loading weights" not in capsys.readouterr().err, "no bar where nothing is loaded"
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "bloom", "qwen3_moe", "qwen3"])
