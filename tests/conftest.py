@@ -9,8 +9,16 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.launch import REPOSITORY
+
+# The same rows in every run, so that a change is what makes a test red; EXPLORE=1 draws others. Time is no criterion:
+# another file is tested at the same time.
+settings.register_profile(
+    "tests", derandomize="EXPLORE" not in os.environ, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("tests")
 
 if not Path("/dev/nvidia0").exists():
     # Triton's kernels run in its interpreter then, on tensors of the CPU. It is to know before it is imported.
