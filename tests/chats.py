@@ -323,7 +323,10 @@ _LOOK_ALIKES = [
     "👩‍🚀",
 ]
 _texts = st.lists(st.one_of(st.sampled_from(_LOOK_ALIKES), st.text(max_size=8)), max_size=5).map("".join)
-_replies = _texts.map(lambda text: text.replace("<|im_start|>", "<|im_start"))  # which no reply may say
+_replies = _texts.map(
+    lambda text: "." * text.strip().startswith("<think>") + text.replace("<|im_start|>", "<|im_start")
+)
+"""Without what no reply may say, and no thought that does not end."""
 exchanges = st.lists(st.tuples(_texts, _replies), min_size=1, max_size=3)
 """Any conversation: what is asked and what is answered, in turn."""
 bounded = settings(max_examples=60, deadline=None, derandomize=True)

@@ -128,6 +128,8 @@ def _clean_message(message: Mapping[str, Any], where: str, read: frozenset[str])
         if thought.strip():
             _refuse_another(thought, cleaned, where)
             cleaned[REASONING_KEYS[0]] = thought
+        if role == "assistant":
+            _settle_tags(cleaned, where)
     calls = opened(cleaned.pop("tool_calls", None), f"{where}.tool_calls")
     if calls not in (None, "", "null", [], {}):
         calls = [calls] if isinstance(calls, dict) else calls
@@ -195,6 +197,11 @@ def _gather_reasoning(message: dict[str, Any], where: str) -> None:
             if parts is None:
                 raise InputError(f"{where}.{key} must be text, or a list of parts of text; found {stated!r}.")
             message[key] = "".join(words for _, words in parts)
+            if message[key].strip() and message["role"] != "assistant":
+                raise InputError(
+                    f"{where}.{key} ({message['role']}) is a thought, and only the assistant's are read; found "
+                    f"{message[key][:80]!r}. data.ignore_message_keys=[{key}] leaves it out."
+                )
     for key in THOUGHTS:
         stated = message.pop(key, None)
         if is_empty(stated):
@@ -209,6 +216,17 @@ def _gather_reasoning(message: dict[str, Any], where: str) -> None:
         _refuse_another(thought, message, where, stated_by=key)
         if not any(message.get(name, "").strip() for name in REASONING_KEYS):
             message[REASONING_KEYS[0]] = thought
+
+
+def _settle_tags(message: dict[str, Any], where: str) -> None:
+    """Take a thought between tags out of the content where a key says the same. Raises InputError where they differ."""
+    content = message["content"].lstrip()
+    if not content.startswith("<think>"):
+        return
+    inside, closed, rest = content.removeprefix("<think>").partition("</think>")
+    if closed and any(message.get(key, "").strip() for key in REASONING_KEYS):
+        _refuse_another(inside, message, where, stated_by="<think> in its content")
+        message["content"] = rest.lstrip()
 
 
 def _thought_and_text(content: Any, role: str, where: str) -> tuple[str, str]:

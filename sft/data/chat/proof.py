@@ -33,7 +33,15 @@ class MaskError(InputError):
 
 
 def check_reply_is_speech(message: dict[str, Any], shapes: TurnShapes, turn: int, where: str) -> None:
-    """Raise MaskError if a reply spells a token of the template's own markup, which it would be trained to say."""
+    """Raise MaskError if a reply spells a token of the template's own markup, which it would be trained to say;
+    InputError if it was cut off in a thought, where it would learn to stop.
+    """
+    content = message.get("content", "").strip()
+    if content.startswith("<think>") and "</think>" not in content and "tool_calls" not in message:
+        raise InputError(
+            f"{where}: messages[{turn}] opens a thought that does not end ({content[-40:]!r}): the reply was cut off, "
+            "and the model would learn to stop there. Take the row out, or give the message `train`: false."
+        )
     calls = json.dumps(message["tool_calls"], ensure_ascii=False, default=str) if "tool_calls" in message else ""
     for said in (message.get("content", ""), *(message[key] for key in REASONING_KEYS if key in message), calls):
         _refuse_stops(said, shapes, turn, where)

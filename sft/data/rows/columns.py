@@ -153,7 +153,9 @@ def meaning_left_out(cells: Mapping[str, Any], columns: Columns, read: frozenset
     of_format = ("prompt_key", "response_key", "messages_key", "text_key")
     if any(columns.names(key) and getattr(columns, key) in read for key in of_format) or not read & cells.keys():
         settled.add("chat")
-    elif columns.format not in ("messages", "sharegpt", "text"):
+    elif columns.format == "text":
+        found |= dict.fromkeys(_replies_beside(cells, columns.text_key), "pair")
+    elif columns.format not in ("messages", "sharegpt"):
         found |= dict.fromkeys(_other_pairs(cells, read), "pair")
     return {name: kind for name, kind in found.items() if kind not in settled}
 
@@ -174,6 +176,13 @@ def _other_pairs(cells: Mapping[str, Any], read: frozenset[str]) -> list[str]:
     ]
 
 
+def _replies_beside(cells: Mapping[str, Any], text_key: str) -> list[str]:
+    """Return the well-known columns of replies whose words the text does not hold: the text may be the question."""
+    whole = "\n".join(texts_in(cells[text_key]))
+    replies = {name: "\n".join(texts_in(cells[name])) for name in RESPONSES if name in cells and name != text_key}
+    return [name for name, said in replies.items() if said and said not in whole]
+
+
 def refuse_unread(cells: Mapping[str, Any], where: str, columns: Columns, read: frozenset[str]) -> None:
     """Raise ConfigMistake naming every column that nobody reads and that would change the samples if it were read."""
     if not (found := meaning_left_out(cells, columns, read)):
@@ -190,6 +199,8 @@ def refuse_unread(cells: Mapping[str, Any], where: str, columns: Columns, read: 
 def _ways_in(found: Mapping[str, str], cells: Mapping[str, Any], columns: Columns) -> dict[str, str]:
     """Return the key for each kind of meaning, and the first column of that kind."""
     ways: dict[str, str] = {}
+    if columns.format == "text" and "pair" in found.values():
+        ways["data.prompt_key"] = columns.text_key
     for name, kind in found.items():
         if kind == "pair":
             ways.setdefault("data.prompt_key" if name in (*PROMPTS, "inputs") else "data.response_key", name)

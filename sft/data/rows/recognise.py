@@ -45,8 +45,9 @@ def recognise(rows: Sequence[Row], columns: Columns, name: str) -> Columns:
     """
     found = {column for _, cells in rows for column in cells} - {*columns.ignored}
     settled = _settled(found, rows, columns, name)
-    if columns.format != "auto" and "label" in found:  # who insists on the format trains good and bad replies
-        settled = replace(settled, ignored=(*settled.ignored, "label"))
+    if columns.format != "auto":  # who insists on it trains good and bad replies, and a text without what answers it
+        insisted = ("label", *(RESPONSES if columns.format == "text" else ()))
+        settled = replace(settled, ignored=(*settled.ignored, *sorted(found & {*insisted} - columns_read(settled))))
     for where, cells in rows:
         kept = {column: value for column, value in cells.items() if column not in settled.ignored}
         refuse_unread(kept, where, settled, columns_read(settled))

@@ -85,6 +85,30 @@ def test_reasoning_that_is_no_text_or_said_twice_is_an_error():
         cleaned(reply(thought="a", thinking="b"))
 
 
+def test_a_thought_between_tags_and_in_a_key_is_one():
+    message = cleaned(reply(content="<think>\nHm.\n</think>\n\nb", reasoning_content="Hm."))
+    assert (message["content"], message["reasoning_content"]) == ("b", "Hm.")
+    assert cleaned(reply(content="<think>Hm.</think>b"))["content"] == "<think>Hm.</think>b"  # for the template
+    with pytest.raises(InputError, match="differently: <think> in its content and thinking"):
+        cleaned(reply(content="<think>So.</think>b", thinking="Hm."))
+
+
+def test_a_thought_that_does_not_end_was_cut_off():
+    tokenizer = tiny_tokenizer()
+    with pytest.raises(InputError, match=r"messages\[1\] opens a thought that does not end \('<think>Hm"):
+        encode([USER, reply(content="<think>Hm")], tokenizer)
+    for said in (reply(content="Write <think> first."), reply(content="<think>Hm</think>b")):
+        assert encode([USER, said], tokenizer)
+    assert encode([USER, reply(content="<think>Hm", train=False), USER, reply()], tokenizer)
+
+
+def test_only_the_assistant_thinks():
+    for key in ("reasoning_content", "thinking"):
+        with pytest.raises(InputError, match=rf"messages\[0\].{key} \(user\) is a thought"):
+            clean_messages([{**USER, key: "Hm."}, reply()], "row")
+        assert clean_messages([{**USER, key: ""}, reply()], "row")[0]["content"] == "a"
+
+
 @pytest.mark.parametrize("key", ["text", "content", "value", "input_text"])
 def test_the_text_of_a_part_has_many_names(key):
     assert cleaned(reply(content=[{"type": "text", key: "four"}]))["content"] == "four"

@@ -112,6 +112,16 @@ def test_plain_text_has_the_same_rule():
         to_document(("f:1", {**cells, "audio": "a.wav"}), settled)
 
 
+def test_a_text_with_its_answer_beside_it_is_no_plain_text():
+    cells = {"text": "1 + 1?", "answer": "2"}
+    with pytest.raises(ConfigMistake, match=r"'answer' looks like another .*prompt_key=text data.response_key=answer"):
+        recognise([("f:1", cells)], columns(), "f")
+    assert converted(cells, prompt_key="text").messages == [QUESTION, ANSWER]
+    assert recognise([("f:1", cells)], columns(format="text"), "f").ignored == ("answer",)
+    for more in ({"text": "1 + 1? 2"}, {"answer": 2}, {"answer": ""}):
+        assert recognise([("f:1", {**cells, **more})], columns(), "f").format == "text"
+
+
 def test_whoever_asks_for_the_chosen_has_answered_for_the_rejected():
     pairs = {"prompt": "1 + 1?", "chosen": "2", "rejected": "3"}
     assert converted(pairs, prompt_key="prompt", response_key="chosen").messages == [QUESTION, ANSWER]
