@@ -144,7 +144,6 @@ OF_FAMILY: dict[str, dict[str, Any]] = {
     "qwen3_5_moe_text": DELTA,
     "qwen3_5_text": DELTA,
     "qwen3_next": DELTA,
-    "qwen4_exp_text": DELTA,
     "recurrent_gemma": {"lru_width": 64, "attention_window_size": 8, "block_types": ["recurrent", "attention"]},
     "smollm3": {"no_rope_layers": [1, 0]},
     "zamba": SHARED,

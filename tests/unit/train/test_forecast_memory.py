@@ -90,6 +90,7 @@ def stand_in(monkeypatch, *, reduce_gradients="auto", offload=False, micro_batch
         enable_gradient_checkpointing=False,
         lora_rank=0,
         activation_offload=False,
+        loss_kernel="auto",
     )
     return SimpleNamespace(model=model, trainer=trainer, optim=SimpleNamespace(name="adamw"))
 

@@ -9,6 +9,8 @@ from transformers import (
     CpmAntForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from sft.errors import InputError
@@ -29,6 +31,24 @@ def test_attention_that_looks_back_passes():
     model = BioGptForCausalLM(config).train()
     prove_causality(model, CPU)
     assert model.training
+
+
+def test_another_expert_is_no_look_ahead(monkeypatch):
+    """In 16 bits, the other tokens of a product may decide how one is rounded, and that which expert it meets."""
+    config = Qwen3MoeConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, head_dim=16,
+        intermediate_size=32, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2, initializer_range=0.5,
+    )  # fmt: skip
+    model, calls = Qwen3MoeForCausalLM(config), []
+
+    def flip(_module, args):
+        calls.append(None)
+        hidden, chosen, weights = args
+        return hidden, chosen if len(calls) == 1 else (chosen + 1) % config.num_experts, weights
+
+    model.model.layers[0].mlp.experts.register_forward_pre_hook(flip)
+    prove_causality(model, CPU)
+    assert len(calls) == 2
 
 
 def test_masks_that_look_ahead_are_refused():
