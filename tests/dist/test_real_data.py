@@ -1,5 +1,7 @@
 """GSM8K for real: preprocess, train single-turn and multi-turn, reload, generate. The documented run, shortened."""
 
+import csv
+import json
 import shutil
 import subprocess
 import sys
@@ -86,3 +88,34 @@ def test_loss_falls_and_the_directory_generates(gsm8k, tmp_path, keys):
         [{"role": "user", "content": "What is 2 + 2?"}], add_generation_prompt=True, return_tensors="pt"
     )
     assert model.generate(**prompt, max_new_tokens=5).shape[1] > prompt["input_ids"].shape[1]
+
+
+def test_csv_json_and_messages_have_the_same_losses(shared, gsm8k, run_all, tmp_path):
+    """The same 16 rows in the three shapes that people bring; nothing says which shape a file has."""
+    lines = (shared / "data" / "gsm8k" / "train.jsonl").read_text().splitlines()[:16]
+    rows = [{key: json.loads(line)[key] for key in ("question", "answer")} for line in lines]
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["question", "answer"])
+        writer.writeheader()
+        writer.writerows(rows)
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    said = [("user", "question"), ("assistant", "answer")]
+    chats = [{"messages": [{"role": role, "content": row[key]} for role, key in said]} for row in rows]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    shapes = [
+        [
+            f"data.train_files={tmp_path / name}",
+            f"data.cache_dir={tmp_path / 'cache'}",
+            f"model.partial_pretrain={gsm8k / 'model'}",
+            "data.train_batch_size=8",
+            "optim.lr=1e-3",
+            "trainer.total_epochs=2",
+            "trainer.logger=jsonl",
+        ]
+        for name in ("rows.csv", "rows.json", "chats.jsonl")
+    ]
+    table, array, conversations = (
+        [(line["train/loss"], line["train/grad_norm"]) for line in run] for run in run_all(shapes, 1)
+    )
+    assert len(table) == 4
+    assert table == array == conversations
