@@ -314,9 +314,9 @@ def _say_what_trains(model: PreTrainedModel, modules: int, adapted_experts: Sequ
     total = sum(weight.numel() for weight in model.parameters())
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     log.info(
-        "LoRA: %.2f M of %.0f M parameters train (%.2f %%), adapters on %d modules%s",
-        trained / 1e6,
-        total / 1e6,
+        "LoRA: %s of %s parameters train (%.2f %%), adapters on %d modules%s",
+        f"{trained:,}",
+        f"{total:,}",
         100 * trained / total,
         modules,
         f" and on {len(adapted_experts)} parameters of experts" if adapted_experts else "",

@@ -71,7 +71,7 @@ def describe(groups: Iterable[dict[str, Any]]) -> list[str]:
         decays = " and ".join(dict.fromkeys(f"{part['weight_decay']:g}" for part in parts))
         numbers = sum(weight.numel() for weight in weights)
         lines.append(
-            f"optim.groups: {name}: {len(weights)} parameters, {numbers:,} numbers, "
+            f"optim.groups: {name}: {len(weights)} parameter{'s' * (len(weights) != 1)}, {numbers:,} numbers, "
             f"lr {parts[0]['lr']:g}, weight_decay {decays}"
         )
     return lines
