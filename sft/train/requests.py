@@ -118,7 +118,7 @@ class Listener:
         for kind in KINDS:
             if kind == wanted:
                 return kind
-        log.warning("%s says %r, expected %s or nothing; nothing is saved", SAVE_NOW, text, ", ".join(KINDS))
+        log.warning("%s says %r, expected %s or nothing; nothing is saved", SAVE_NOW, text[:40], ", ".join(KINDS))
         return None
 
 

@@ -117,7 +117,7 @@ def _problems_of_adapted_experts(model: ModelConfig) -> Iterator[str]:
 def _complaint_about_model(model: str, needs_weights: bool, dequantise: bool) -> str | None:
     try:
         return _complaint_about_place(Path(model), model, needs_weights, dequantise)
-    except PermissionError as error:
+    except OSError as error:
         return f"cannot be looked into by this user ({error.filename}: {error.strerror}); check its permissions."
 
 

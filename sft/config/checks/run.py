@@ -152,8 +152,8 @@ def _complaint_about_run_dir(run_dir: Path) -> str | None:
             return f"{standing} is a link to {standing.readlink()}, which does not exist."
         if not standing.is_dir():
             return f"{standing} is a file; give a directory."
-    except PermissionError as error:
-        return f"{error.filename} cannot be looked into by this user."
+    except OSError as error:
+        return f"{error.filename} cannot be looked into by this user ({error.strerror})."
     return None if os.access(standing, os.W_OK) else f"{standing} cannot be written by this user."
 
 

@@ -280,6 +280,8 @@ def test_places_that_this_user_may_not_look_into_are_said(
     (problem,) = problems_of([*runnable, f"trainer.default_local_dir={closed / 'run'}"])
     assert "trainer.default_local_dir" in problem and "run cannot be looked into by this user" in problem
     monkeypatch.setattr(Path, "exists", exists)
+    (problem,) = problems_of([*runnable, f"trainer.default_local_dir={'x' * 300}"])
+    assert "cannot be looked into by this user (File name too long)" in problem
     monkeypatch.setattr(Path, "iterdir", refuse(iterdir))
     (problem,) = problems_of([*runnable, f"model.partial_pretrain={closed}"])
     assert "model.partial_pretrain" in problem and "closed: Permission denied); check its permissions" in problem
