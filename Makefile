@@ -29,7 +29,8 @@ test-oldest: $(OLDEST)/installed
 	$(OLDEST)/bin/python -m pytest -p no:cacheprovider tests/dist/test_sharding.py tests/dist/test_one_loss.py \
 		tests/dist/test_resume.py tests/dist/test_lora.py tests/dist/test_optimizers.py
 
-# Thirty faults of every class, where `make test` injects three, and a table of them: docs/resume.md. Half an hour.
+# Thirty faults of every class, where `make test` injects three, and a table of them: docs/resume.md. An hour. Without
+# root, the classes that mount disks or cut networks are skipped.
 faults: $(VENV)/installed
 	FAULTS=30 $(BIN)/python -m pytest tests/fault
 
