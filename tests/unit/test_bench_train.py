@@ -58,6 +58,40 @@ def test_nothing_begins_behind_the_deadline_and_what_is_there_counts(kept):
         late.runs("round 2 ours", never)
 
 
+def test_a_contest_that_is_cut_goes_on_and_a_whole_one_begins_anew(tmp_path, monkeypatch, capsys):
+    import bench_result
+    import bench_train
+
+    done, cut_at = [], [4]  # runs, and how many there are at the cut
+
+    def measured(bench, who, rows, *, steps, samples, cache):
+        if len(done) == cut_at[0]:
+            raise KeyboardInterrupt
+        done.append((who, steps))
+        return run(1000.0 * len(who))
+
+    monkeypatch.setattr(bench_train.Bench, "run", measured)
+    monkeypatch.setattr(bench_train, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(bench_train, "find_rivals", lambda *_: Path(sys.executable))
+    monkeypatch.setattr(bench_train, "draw", lambda *_: None)
+    monkeypatch.setattr(bench_result, "RESULTS", tmp_path)
+    words = "bench_train.py --who ours trl_default --rounds 1 --steps 5 --rows 40 --shape tiny"
+    monkeypatch.setattr(sys, "argv", words.split())
+    with pytest.raises(KeyboardInterrupt):
+        bench_train.main()
+    assert done == [("ours", 2), ("trl_default", 2), ("ours", 5), ("ours", 1)] and not [*tmp_path.glob("*.json")]
+    cut_at[0] = 99
+    with pytest.raises(SystemExit) as ended:
+        bench_train.main()
+    assert ended.value.code == 0 and done[4:] == [("trl_default", 5), ("trl_default", 1)]
+    result = json.loads(next(tmp_path.glob("train_cpu_*.json")).read_text())
+    assert result["rounds"] == {"ours": 1, "trl_default": 1}
+    assert result["ratios"]["tokens_per_s_vs_trl_default"] == pytest.approx(4 / 11)
+    with pytest.raises(SystemExit):
+        bench_train.main()
+    assert len(done) == 12
+
+
 def test_a_half_made_environment_of_the_rivals_is_made_again(tmp_path, monkeypatch):
     import bench_material
 
