@@ -57,7 +57,7 @@ def read_table(path: Path) -> dict[str, Row]:
 
 def joined(earlier: Row | None, row: Row) -> Row:
     """Return what a sweep of some modes found, and what an earlier one found of the others."""
-    if earlier is None or not row.verdicts:
+    if earlier is None or not earlier.verdicts or not row.verdicts:
         return row
     others = {mode: told for mode, told in earlier.verdicts.items() if mode not in row.verdicts}
     kept = []

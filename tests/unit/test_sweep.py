@@ -80,7 +80,7 @@ def test_a_sweep_of_one_mode_keeps_what_is_known_of_the_others(scripts):
     assert row.verdicts == {"full": "right", "packed": "refused", "sp": "right", "LoRA": "wrong"}
     assert row.notes == "packed: no; and why; LoRA: other; of all of them"
     assert table.joined(earlier, table.Row("a", dict.fromkeys(table.COLUMNS, "right"), "")).notes == "of all of them"
-    assert table.joined(None, row) == row
+    assert table.joined(None, row) == table.joined(table.Row("a", {}, "not tried"), row) == row
 
 
 def test_a_wrong_run_is_wrong(scripts, tmp_path, monkeypatch):
