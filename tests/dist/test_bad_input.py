@@ -99,7 +99,7 @@ CASES = [
     (lora_with_new_tokens, ["<|im_start|>", "model.lora_rank=4", "data.chat_template=instruction_response"]),
     (
         impossible_attention,
-        ["model.attn_implementation=varlen needs CUDA; possible for qwen3 on this cpu device: auto, sdpa."],
+        ["model.attn_implementation=varlen needs CUDA; possible for qwen3 on this cpu device: auto, blocked, sdpa."],
     ),
     (missing_weight, ["missing: model.layers.1.mlp.up_proj.weight"]),
     (unexpected_weight, ["unexpected: model.extra.weight"]),
