@@ -19,6 +19,7 @@ from tests.warm import MODULES, Warm, session_of
 
 REPOSITORY = Path(__file__).parent.parent
 MARK = "SFT_TEST_RUN"
+KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")  # as sft.parallel.device, which imports torch
 
 
 def train(
@@ -129,9 +130,13 @@ def read_metrics(run_dir: Path) -> list[dict]:
 
 
 def clean_environment() -> dict[str, str]:
-    """A user's shell: this Python, no outer torchrun, one thread per rank, no GPU, the checkout importable."""
+    """A user's shell: this Python, no outer torchrun, one thread per rank, no GPU, the checkout importable.
+
+    Without what a run in this process leaves in it: every run after it would be started from nothing.
+    """
     torchrun_sets = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
-    kept = {name: value for name, value in os.environ.items() if name not in torchrun_sets}
+    runs_set = (*KERNEL_CACHES, "TOKENIZERS_PARALLELISM", "MLFLOW_DISABLE_TELEMETRY")
+    kept = {name: value for name, value in os.environ.items() if name not in (*torchrun_sets, *runs_set)}
     paths = [str(REPOSITORY), *filter(None, [kept.get("PYTHONPATH")])]
     return kept | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")]),  # as if activated
