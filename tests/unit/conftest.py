@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,16 @@ def imports_are_no_garbage() -> None:
     """Leave what imports made out of later collections, as the command does: each run ends with one, of 0.2 s."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def no_group_is_left() -> Iterator[None]:
+    """Destroy the process group that a failed run in this process leaves behind: the next test may make its own."""
+    yield
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_initialized():
+        gc.collect()  # what holds references into it goes first: see process_group
+        distributed.destroy_process_group()
 
 
 @pytest.fixture
