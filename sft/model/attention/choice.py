@@ -69,14 +69,12 @@ class Available:
     flash_attn: str = ABSENT  # flash attention 2
     flash_attn_interface: str = ABSENT  # flash attention 3
     triton: str = ABSENT
-    multiplies_bf16: bool = False  # a CPU with AVX512-BF16 and without AMX, where `blocked` was measured to be faster
 
     @classmethod
     def on(cls, device: torch.device) -> Available:
         """Return what this installation offers on `device`."""
         if device.type != "cuda":
-            amx, avx512 = torch.cpu._is_amx_tile_supported(), torch.cpu._is_avx512_bf16_supported()
-            return cls("cpu", multiplies_bf16=avx512 and not amx)
+            return cls("cpu")
         return cls(
             "cuda",
             torch.cuda.get_device_capability(device),
@@ -129,9 +127,10 @@ def choose_attention(config: PretrainedConfig, *, wanted: str, packed: bool, hal
     obstacles = {kernel: _obstacle(kernel, config, here, half=half) for kernel in KERNELS}
     possible = [kernel for kernel in KERNELS if not obstacles[kernel]]
     if wanted == "auto":
-        # Compiled for minutes: only where sdpa would have to go by the formula.
+        # flex is compiled for minutes: only where sdpa would have to go by the formula. blocked wins by itself, but no
+        # whole step became faster by it (docs/performance.md).
         by_formula = _soft_capped(config) or _has_sinks(config)
-        left_out = {"flex": not by_formula, "blocked": not (half and here.multiplies_bf16)}
+        left_out = {"flex": not by_formula, "blocked": True}
         considered = [kernel for kernel in KERNELS if not left_out.get(kernel)]
         kernel = next(kernel for kernel in considered if not obstacles[kernel])
         why = _passed_over(considered[: considered.index(kernel)], obstacles) or "the fastest here"

@@ -26,7 +26,6 @@ from tests.assets import attention_on_cpu, boundaries
 from tests.models import FAMILIES, SIZES, config_of
 
 CPU = Available("cpu")
-BF16_CPU = Available("cpu", multiplies_bf16=True)
 H100 = Available("cuda", (9, 0), triton="")
 A100_FLASH = Available("cuda", (8, 0), flash_attn="", flash_attn_interface="", triton="")
 H100_FLASH = Available("cuda", (9, 0), flash_attn="", flash_attn_interface="", triton="")
@@ -46,11 +45,8 @@ def choose(family="llama", *, wanted="auto", packed=True, half=True, here=H100, 
     [
         (CPU, "llama", True, "sdpa"),
         (CPU, "gpt_oss", False, "sdpa"),
-        (BF16_CPU, "llama", True, "blocked"),
-        (BF16_CPU, "gemma3", True, "blocked"),
-        (BF16_CPU, "llama", False, "sdpa"),
-        (BF16_CPU, "gemma2", True, "sdpa"),
-        (BF16_CPU, "gpt_oss", True, "sdpa"),
+        (CPU, "llama", False, "sdpa"),
+        (CPU, "gemma2", True, "sdpa"),
         (H100, "llama", True, "varlen"),
         (H100, "llama", False, "sdpa"),
         (H100, "gemma2", True, "flex"),
@@ -75,8 +71,7 @@ def test_dropout_and_wide_heads_leave_the_kernels_without_them():
     assert choose(attention_dropout=0.1).kernel == "sdpa"
     assert choose(attention_dropout=0.1, here=A100_FLASH).kernel == "flash_attention_2"
     assert choose(head_dim=512, here=H100_FLASH).kernel == "sdpa"
-    assert choose(attention_dropout=0.1, here=BF16_CPU).kernel == "sdpa"
-    assert choose(head_dim=512, here=BF16_CPU).kernel == "blocked"
+    assert choose(head_dim=512, here=CPU, wanted="blocked").kernel == "blocked"
 
 
 def test_the_log_line_says_which_and_why():
@@ -217,13 +212,6 @@ def test_only_a_kernel_that_asks_the_host_is_handed_the_lengths(monkeypatch, ker
     with pytest.raises(TypeError, match="NoneType"):  # the kernel
         model(torch.zeros(1, 5, dtype=torch.long, device="meta"), use_cache=False, **boundaries(2, 3))
     assert ("sample_lengths" in handed, handed["max_seqlen"]) == (told, 3)
-
-
-@pytest.mark.parametrize(("avx512", "amx"), [(False, False), (True, False), (True, True)])
-def test_available_on_the_cpu_is_what_it_multiplies_with(avx512, amx, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    assert Available.on(torch.device("cpu")) == (BF16_CPU if avx512 and not amx else CPU)
 
 
 def test_a_soft_cap_that_is_not_set_is_none():
