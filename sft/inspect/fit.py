@@ -53,6 +53,7 @@ class Way:
 
     @property
     def slowness(self) -> float:
+        """Return how long a step takes beside one that recomputes nothing and splits no sample: 1.0 is as long."""
         return TIME_OF[self.checkpointing] * TIME_OF_DOUBLING_SP ** np.log2(self.sp_size)
 
     def of(self, config: SftConfig) -> SftConfig:

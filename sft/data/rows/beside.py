@@ -17,7 +17,7 @@ from sft.data.types import ConfigMistake, RowError
 
 
 def tools_of(cells: Cells, where: str, columns: Columns, messages: Messages) -> Any:
-    """Return the tools of the row: of their column, or of the message that holds them."""
+    """Return the tools that a row offers: those in its column of tools, else those inside one of its messages."""
     stated = [key for key in columns.those_used_as("tools") if not is_empty(cells.get(key))]
     if len(stated) > 1:
         raise RowError(f"{where}: the columns {' and '.join(stated)} both hold tools, expected one; take one out.")

@@ -130,8 +130,7 @@ def choose_attention(config: PretrainedConfig, *, wanted: str, packed: bool, hal
         # flex is compiled for minutes: only where sdpa would have to go by the formula. blocked wins by itself, but no
         # whole step became faster by it (docs/performance.md).
         by_formula = _soft_capped(config) or _has_sinks(config)
-        left_out = {"flex": not by_formula, "blocked": True}
-        considered = [kernel for kernel in KERNELS if not left_out.get(kernel)]
+        considered = [kernel for kernel in KERNELS if kernel != "blocked" and (kernel != "flex" or by_formula)]
         kernel = next(kernel for kernel in considered if not obstacles[kernel])
         why = _passed_over(considered[: considered.index(kernel)], obstacles) or "the fastest here"
     elif obstacles[wanted]:
