@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -110,11 +112,26 @@ def _forked(
         alarm.cancel()
         told = out.read(), err.read()
     assert in_time, f"still running after {timeout_s} s\n{told[0]}\n{told[1]}"
-    survivors = [Path(f"/proc/{one}/cmdline").read_bytes() for one in session_of(pid)]
-    for one in session_of(pid):
-        os.kill(one, signal.SIGKILL)
+    survivors = kill_session(pid, grace_s=5)
     assert not survivors, f"processes left behind: {survivors}"
     return subprocess.CompletedProcess([module, *overrides], code, *told)
+
+
+def kill_session(pid: int, grace_s: float) -> list[str]:
+    """Kill what is left of a session after `grace_s`, and return the command lines of it.
+
+    A helper of a run dies by its parent's death (`PR_SET_PDEATHSIG`), so it may still be on its way out: it has given
+    its memory back, has no command line any more, and counts as running.
+    """
+    until = time.monotonic() + grace_s
+    while session_of(pid) and time.monotonic() < until:
+        time.sleep(0.02)
+    survivors = []
+    for one in session_of(pid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            survivors.append(Path(f"/proc/{one}/cmdline").read_text().replace("\0", " "))
+            os.kill(one, signal.SIGKILL)
+    return survivors
 
 
 def succeed(overrides: Sequence[str], **options) -> subprocess.CompletedProcess[str]:
