@@ -21,8 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from sft.config import trainers, verl
 from sft.config.expectations import expectations
+from sft.config.foreign import GROUPS, GROUPS_OF_VERL
 from sft.config.mappings import PRESET
 from sft.config.problems import ConfigError
 from sft.config.slips import why_unreadable
@@ -92,7 +92,7 @@ def force(overrides: Sequence[str], unusable: dict[str, str], config_dirs: Seque
             forced.append(f"++{text.lstrip('+')}" if sets else text)
         elif sets and not isinstance(override.value(), str | list | Sweep):
             unusable[text] = f"{text!r} sets a whole group; choose a file of it (--help lists them) or set single keys."
-        elif text.lstrip("+") in verl.TODAYS_GROUPS | trainers.GROUPS:
+        elif text.lstrip("+") in GROUPS:
             continue
         elif sets and (problem := _missing_file(override, directories)):
             unusable[text] = problem
@@ -102,7 +102,7 @@ def force(overrides: Sequence[str], unusable: dict[str, str], config_dirs: Seque
 
 
 def chooses_verls_group(override: str) -> bool:
-    return override.lstrip("+") in verl.TODAYS_GROUPS
+    return override.lstrip("+") in GROUPS_OF_VERL
 
 
 def _missing_file(override: Override, directories: Sequence[str | Path]) -> str | None:

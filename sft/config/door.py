@@ -19,8 +19,9 @@ from sft.config.checks.data import misshaped
 from sft.config.checks.run import check
 from sft.config.compose import chooses_verls_group, compose, key_of
 from sft.config.expectations import expectations
+from sft.config.foreign import FOREIGN
 from sft.config.mappings import as_overrides, flatten
-from sft.config.names import FOREIGN, Names, like, other_defaults
+from sft.config.names import Names, like, other_defaults
 from sft.config.problems import ConfigError, Report, shown
 from sft.config.run_name import fill_names
 from sft.config.schema import SftConfig

@@ -6,39 +6,17 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-from sft.config import trainer_aliases, trainers, verl
 from sft.config.expectations import expectations
-from sft.config.foreign import Foreign, is_count
-from sft.config.problems import Report, choices, multiples_around, shown
-
-ALIASES = (
-    verl.ALIASES
-    | trainer_aliases.ALIASES
-    | {
-        "dataset": "data.train_files",
-        "batch_size": "data.train_batch_size",
-        "max_seq_len": "data.max_length",
-        "max_seq_length": "data.max_length",
-        "base_model": "model.partial_pretrain",
-        "lora_r": "model.lora_rank",
-        "gradient_checkpointing": "model.enable_gradient_checkpointing",
-        "learning_rate": "optim.lr",
-        "weight_decay": "optim.weight_decay",
-        "warmup_ratio": "optim.warmup_steps_ratio",
-        "log_path": "trainer.default_local_dir",
-        "epochs": "trainer.total_epochs",
-        "sft_max_steps": "trainer.total_training_steps",
-        "max_steps": "trainer.total_training_steps",
-        "seed": "trainer.seed",
-        "save_steps": "trainer.save_freq",
-        "eval_steps": "trainer.test_freq",
-        "early_stopping_patience": "trainer.early_stop_patience",
-    }
+from sft.config.foreign import (
+    ALIASES,
+    FOREIGN,
+    LIMITS_OF_A_TURN,
+    PER_DEVICE,
+    SHARD_GROUP,
+    TODAYS_DEFAULTS,
+    is_count,
 )
-"""Another name -> the key that takes its value as it is."""
-
-FOREIGN: dict[str, Foreign] = verl.FOREIGN | trainers.FOREIGN
-"""Keys of other trainers whose value is translated, has no effect, or is refused with a reason."""
+from sft.config.problems import Report, choices, multiples_around, shown
 
 MICRO_BATCH = "data.micro_batch_size_per_gpu"
 ACCUMULATION = ("grad_accum", "gradient_accumulation_steps")
@@ -105,11 +83,11 @@ class Names:
         for name in [name for name in ALIASES if name in values]:
             written, value = self._take(name)
             claims.setdefault(ALIASES[name], []).append(Claim(name, written, value))
-        for name in [name for name in trainers.PER_DEVICE if name in values]:
+        for name in [name for name in PER_DEVICE if name in values]:
             self._per_device.append(Claim(name, *self._take(name)))
         for name in [name for name in values if name not in self._defaults() and foreign(name)]:
             self._read(name, claims, fills)
-        if limits := [name for name in verl.LIMITS_OF_A_TURN if name in values]:
+        if limits := [name for name in LIMITS_OF_A_TURN if name in values]:
             self._add_limits(limits, claims)
         self._micro_batch = claims.pop(MICRO_BATCH, [])  # accumulation may have a say in it, too
         for key, several in claims.items():
@@ -121,7 +99,7 @@ class Names:
 
     def divide(self, world_size: int, dp: int) -> None:
         """Replace the names whose meaning depends on the number of ranks and on what `settle` has found."""
-        if verl.SHARD_GROUP in self._values:
+        if SHARD_GROUP in self._values:
             self._divide_into_shard_groups(world_size, dp)
         claims = self._micro_batch + self._per_device
         self._multiply(dp)
@@ -204,16 +182,16 @@ class Names:
             self._agree("data.train_batch_size", claims)
 
     def _divide_into_shard_groups(self, world_size: int, dp: int) -> None:
-        written, ranks = self._take(verl.SHARD_GROUP)
+        written, ranks = self._take(SHARD_GROUP)
         if type(ranks) is not int:
             self._report.problem(f"{written} must be a whole number of ranks, or -1 for all of them.")
         elif ranks < 1 or ranks >= world_size:
-            self._agree("model.fsdp_config.dp_replicate", [Claim(verl.SHARD_GROUP, written, 1)])
+            self._agree("model.fsdp_config.dp_replicate", [Claim(SHARD_GROUP, written, 1)])
         elif world_size % ranks:
             self._report.problem(f"{written} must divide the number of ranks, {world_size}.")
         else:  # the ranks that share a row of tokens always share the weights, too
             copies = min(world_size // ranks, dp)
-            self._agree("model.fsdp_config.dp_replicate", [Claim(verl.SHARD_GROUP, written, copies)])
+            self._agree("model.fsdp_config.dp_replicate", [Claim(SHARD_GROUP, written, copies)])
 
     def _micro_batch_of(self, name: str, steps: Any, dp: int) -> int | None:
         """Return the micro-batch that `steps` of accumulation imply; None, with a problem, if it is no whole number."""
@@ -239,7 +217,7 @@ def other_defaults(values: Mapping[str, Any], given: set[str]) -> str | None:
         given = given | {"data.max_tokens_per_gpu"}
     left = [
         f"{key}={shown(values.get(key))} (there {shown(theirs)})"
-        for key, theirs in verl.TODAYS_DEFAULTS.items()
+        for key, theirs in TODAYS_DEFAULTS.items()
         if key not in given and values.get(key) != theirs
     ]
     return f"Defaults that are others than in today's verl: {', '.join(left)}." if left else None

@@ -13,7 +13,7 @@ import yaml
 
 from sft.config.compose import CONFIG_DIR, CONFIG_NAME
 from sft.config.expectations import expectations
-from sft.config.names import ALIASES, FOREIGN
+from sft.config.foreign import ALIASES, FOREIGN
 
 HEAD = """\
 # Configuration

@@ -6,8 +6,9 @@ import re
 from collections.abc import Collection, Sequence
 
 from sft.config.expectations import expectations
+from sft.config.foreign import ALIASES, FOREIGN
 from sft.config.mappings import is_file_of_values
-from sft.config.names import ALIASES, FOREIGN, like
+from sft.config.names import like
 from sft.config.problems import ConfigError, shown
 from sft.config.secrets import holds_secret, not_on_a_command_line
 

@@ -13,8 +13,8 @@ from pydantic.dataclasses import dataclass
 from sft.config import ConfigError, options
 from sft.config.checks.packages import is_importable
 from sft.config.compose import key_of
+from sft.config.foreign import ALIASES
 from sft.config.mappings import as_overrides, is_file_of_values
-from sft.config.names import ALIASES
 
 MODEL = "model.partial_pretrain"
 NOT_READ = {
