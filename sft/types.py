@@ -49,8 +49,7 @@ class Sample:
 class Counts:
     """What is counted of a micro-batch, of a step over all ranks, of several steps. They add up field by field.
 
-    A new count is a field here, and is filled where a batch is made (data/order/collate.py) and cut
-    (parallel/ulysses.py); it is summed over the ranks under its own name.
+    A new count is a field here and a line of `of_tokens`; it is summed over the ranks under its own name.
     """
 
     samples: int = 0
@@ -58,6 +57,19 @@ class Counts:
     supervised_tokens: int = 0
     positions: int = 0  # tokens and padding
     weight_sum: float = 0.0  # Σ loss_weights
+
+    @classmethod
+    def of_tokens(
+        cls, *, labels: torch.Tensor, loss_weights: torch.Tensor, position_ids: torch.Tensor, is_token: torch.Tensor
+    ) -> Counts:
+        """Count the tokens of a batch, or of a part of one: a sample counts where it begins. Shapes: as in Batch."""
+        return cls(
+            samples=int((is_token & (position_ids == 0)).sum()),
+            tokens=int(is_token.sum()),
+            supervised_tokens=int((labels != IGNORE_INDEX).sum()),
+            positions=is_token.numel(),
+            weight_sum=float(loss_weights.double().sum()),
+        )
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(**{name: value + getattr(other, name) for name, value in asdict(self).items()})

@@ -51,31 +51,25 @@ def split_tokens(batch: Batch, *, part: int, parts: int) -> Batch:
     def mine(row: torch.Tensor, filler: int) -> torch.Tensor:
         return F.pad(row, (0, padding), value=filler)[:, begin:end].contiguous()
 
-    # Shifted before they are split: the last token of a part still knows the label that lies in the next part.
-    labels, loss_weights = mine(batch.labels, IGNORE_INDEX), mine(batch.loss_weights, 0)
-    supervised = labels[0] != IGNORE_INDEX
-    starts = batch.cu_seqlens[: batch.counts.samples]
+    counted = {
+        # Shifted before they are split: the last token of a part still knows the label that lies in the next part.
+        "labels": mine(batch.labels, IGNORE_INDEX),
+        "loss_weights": mine(batch.loss_weights, 0),
+        "position_ids": mine(batch.position_ids, 0),
+        "is_token": mine(batch.is_token, 0),
+    }
     ends = batch.cu_seqlens.new_tensor([length + padding] if padding else [])
     return replace(
         batch,
         input_ids=mine(batch.input_ids, 0),
-        labels=labels,
-        loss_weights=loss_weights,
-        position_ids=mine(batch.position_ids, 0),
-        is_token=mine(batch.is_token, 0),
-        supervised_columns=supervised.nonzero().flatten(),
+        **counted,
+        supervised_columns=(counted["labels"][0] != IGNORE_INDEX).nonzero().flatten(),
         sources=None if batch.sources is None else mine(batch.sources, 0),
         noise=None if batch.noise is None else mine(batch.noise, 1 << 32),
         cu_seqlens=torch.cat([batch.cu_seqlens, ends]),
         sample_lengths=(*batch.sample_lengths, *([padding] if padding else [])),
         max_seqlen=max(batch.max_seqlen, padding),
-        counts=Counts(
-            samples=int(((starts >= begin) & (starts < end)).sum()),
-            tokens=min(max(batch.counts.tokens - begin, 0), width),
-            supervised_tokens=int(supervised.sum()),
-            positions=width,
-            weight_sum=float(loss_weights.sum(dtype=torch.float64)),
-        ),
+        counts=Counts.of_tokens(**counted),
     )
 
 

@@ -60,24 +60,20 @@ def collate(
     def layout(flat: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(flat.reshape(rows, columns))
 
-    supervised = labels.reshape(rows, columns) != IGNORE_INDEX
+    counted = {
+        "labels": layout(labels),
+        "loss_weights": layout(loss_weights),
+        "position_ids": layout(position_ids),
+        "is_token": layout(is_token),
+    }
     return Batch(
         input_ids=layout(input_ids),
-        labels=layout(labels),
-        loss_weights=layout(loss_weights),
-        position_ids=layout(position_ids),
-        is_token=layout(is_token),
-        supervised_columns=torch.from_numpy(np.flatnonzero(supervised.any(axis=0))),
+        **counted,
+        supervised_columns=(counted["labels"] != IGNORE_INDEX).any(dim=0).nonzero().flatten(),
         cu_seqlens=torch.from_numpy(starts.astype(np.int32)) if packed else None,
         sample_lengths=tuple(lengths.tolist()) if packed else None,
         sources=None if sources is None else layout(source_of_position),
         noise=None if draws is None else layout(noise),
         max_seqlen=longest,
-        counts=Counts(
-            samples=len(samples) if real_tokens else 0,
-            tokens=real_tokens,
-            supervised_tokens=int(supervised.sum()),
-            positions=rows * columns,
-            weight_sum=float(loss_weights.sum(dtype=np.float64)),
-        ),
+        counts=Counts.of_tokens(**counted),
     )
