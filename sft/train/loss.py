@@ -45,7 +45,9 @@ def token_ce_sum(
         total, ce, _ = _fused(model, batch, form, loss)
         return total, _by_source(ce, batch, sources)
     logits, labels, weights = supervised_logits(model, batch)
-    parts = [checkpoint(_weighted, *chunk, loss, use_reentrant=False) for chunk in _chunks(logits, labels, weights)]
+    parts: list[Any] = [
+        checkpoint(_weighted, *chunk, loss, use_reentrant=False) for chunk in _chunks(logits, labels, weights)
+    ]
     ce = torch.cat([logits[:0].sum(dim=1, dtype=torch.float32), *parts])
     return ce.sum(), _by_source(ce.detach(), batch, sources)
 

@@ -9,9 +9,11 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from sft.model.loss_form import LOSS_KERNELS
 from tests.launch import clean_environment
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -91,6 +93,16 @@ def test_the_contest_with_trl_is_noted_round_by_round(stages, rivals, monkeypatc
     first_gpu.Plan(small=True, rivals=rivals and Path(rivals)).trl(lambda *what: noted.append(what))
     assert noted == [("ours", "round 1: ours            450 tokens/s"), ("ours", {"tokens_per_s": 450})]
     assert ("trl_packed" in called) == ("--rivals" in called) == (rivals is not None)
+
+
+def test_what_no_gpu_has_compared_is_no_default():
+    """A kernel of our own, compiled layers and Liger wait for a whole result from a GPU in benchmarks/."""
+    results = [json.loads(path.read_text()) for path in (SCRIPTS.parent / "benchmarks").glob("first_gpu_*.json")]
+    if any(result["facts"]["device"] != "cpu" and not result["facts"]["small"] for result in results):
+        pytest.skip("a GPU has compared them")
+    model = yaml.safe_load((SCRIPTS.parent / "conf/model/causal_lm.yaml").read_text())
+    assert (model["loss_kernel"], model["compile"], model["use_liger"]) == ("auto", False, False)
+    assert LOSS_KERNELS["auto"] == LOSS_KERNELS["torch"]
 
 
 def test_a_command_is_heard_line_by_line_and_ends_with_its_stage(stages, tmp_path):

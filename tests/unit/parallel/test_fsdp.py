@@ -5,6 +5,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sft.model.load import build_skeleton, decoder_layers, load_weights
 from sft.model.lora import add_adapters
@@ -140,6 +141,30 @@ def test_replicas_add_their_gradients_once_per_step(
         begin_micro_batch(model, sharding, is_last=number == 2)
         model(input_ids=IDS, use_cache=False).logits.logsumexp(-1).sum().backward()
     assert (len(shared), len(added)) == (within * (LAYERS + 1), LAYERS + 1)
+
+
+class Quotients(TorchDispatchMode):
+    """The elements of every quotient of numbers of more than one."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if function in (torch.ops.aten.div.Tensor, torch.ops.aten.div.Scalar):
+            self.elements.append(made.numel())
+        return made
+
+
+def test_a_rank_alone_does_not_divide_its_gradients(directory, world_of_one):
+    """Not by 1 either: torch makes a copy of all of a group's to do it."""
+    model = sharded(directory, Sharding(torch.float32))
+    loss = model(input_ids=IDS, use_cache=False).logits.logsumexp(-1).sum()
+    with Quotients() as quotients:
+        loss.backward()
+    smallest_group = sum(weight.numel() for weight in model.model.layers[0].parameters())
+    assert max(quotients.elements, default=0) < smallest_group
 
 
 def count(monkeypatch, module, name):

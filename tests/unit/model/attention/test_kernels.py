@@ -180,6 +180,22 @@ def test_cuda_shares_heads_only_within_flash_attention(dtype, masked, well):
     assert kernels._shares_heads_well(torch.zeros(1), masked=True)
 
 
+def test_on_cuda_flex_and_its_masks_are_compiled_with_room_for_every_variant(monkeypatch):
+    """torch's own limit of 8 is below what a model with a window needs; beyond it, training would end or crawl."""
+    from sft.model.attention import flex as room
+
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function, **how: compiled.append((function, how)) or function)
+    room._compiled.cache_clear()
+    try:
+        with torch._dynamo.config.patch(recompile_limit=8):
+            attend, make_mask = room._attend(True), room._make_mask(True)
+            assert torch._dynamo.config.recompile_limit >= room.VARIANTS
+    finally:
+        room._compiled.cache_clear()
+    assert compiled == [(attend, {"fullgraph": True}), (make_mask, {"fullgraph": True})]
+
+
 def test_flex_compiles_few_variants_and_never_falls_back(monkeypatch):
     """Rows of many lengths, with and without gradients and windows: fewer variants than the limit, by torch's count.
 
@@ -193,8 +209,10 @@ def test_flex_compiles_few_variants_and_never_falls_back(monkeypatch):
 
     torch.compiler.reset()
     counters.clear()
-    traced = torch.compile(room.flex_attention, backend="eager", fullgraph=True)
-    monkeypatch.setattr(room, "_attend", lambda compiled: traced)
+    traced, lengths = torch.compile(room.flex_attention, backend="eager", fullgraph=True), []
+    monkeypatch.setattr(
+        room, "_attend", lambda compiled: lambda q, *a, **o: lengths.append(q.shape[2]) or traced(q, *a, **o)
+    )
 
     def attend(tokens, several, grad):
         ends = torch.tensor([0, *([tokens // 3] if several else []), tokens], dtype=torch.int32)
@@ -212,6 +230,7 @@ def test_flex_compiles_few_variants_and_never_falls_back(monkeypatch):
         for row in rows:
             attend(*row)
     assert counters["stats"]["unique_graphs"] <= room.VARIANTS // 4
+    assert lengths and not any(length % room.BLOCK for length in lengths), "a last block in part is a variant for CUDA"
     torch.compiler.reset()
     with torch._dynamo.config.patch(recompile_limit=1), pytest.raises(FailOnRecompileLimitHit):
         for tokens in (512, 640, 90):
