@@ -22,6 +22,9 @@ PROBES = (
 )
 """Texts on which two tokenizers differ if they cut or change text in different ways."""
 
+FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt")
+LFS = b"version https://git-lfs"
+
 FILE_CLASS = "PreTrainedTokenizerFast"
 """The name under which every version of transformers takes tokenizer.json as it is."""
 
@@ -33,10 +36,12 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool) -> Any:
     """
     _refuse_tekken_alone(directory)
     tokenizer = _open(AutoTokenizer, directory, trust_remote_code=trust_remote_code)
+    tokenizer.chat_template = tokenizer.chat_template or template_of_processor(directory)
     follows = _follows_file(tokenizer, directory / "tokenizer.json") or _chosen_by_model_type(directory)
     if follows and keeps_words(tokenizer):
         return tokenizer
     as_the_file_says = _open(PreTrainedTokenizerFast, directory)
+    as_the_file_says.chat_template = tokenizer.chat_template
     if keeps_words(as_the_file_says):
         return as_the_file_says
     raise InputError(
@@ -61,18 +66,53 @@ def takes_file_as_it_is(tokenizer: Any) -> bool:
     return type(tokenizer) is PreTrainedTokenizerFast
 
 
+def template_of_processor(directory: Path) -> str | None:
+    """Return the chat template that a vision model keeps for its processor, if its tokenizer has none of its own."""
+    if (directory / "chat_template.jinja").is_file() or (directory / "additional_chat_templates").is_dir():
+        return None
+    of_tokenizer, *of_processor = (
+        _template_in(directory / name)
+        for name in ("tokenizer_config.json", "chat_template.json", "processor_config.json")
+    )
+    return None if of_tokenizer else next(filter(None, of_processor), None)
+
+
+def _template_in(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text()).get("chat_template") if file.is_file() else None
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{file} is no JSON object ({error}); download it again.") from error
+
+
 def _open(kind: Any, directory: Path, **options: Any) -> Any:
     try:
-        return kind.from_pretrained(directory, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        if (directory / "tokenizer.model").is_file() and not (directory / "tokenizer.json").is_file():
-            raise InputError(
-                f"model.partial_pretrain={directory} has only tokenizer.model, which transformers cannot read here; "
-                f"pip install sentencepiece protobuf, or put a tokenizer.json beside it ({_last_line(error)})."
-            ) from error
-        raise InputError(
-            f"model.partial_pretrain={directory}: no usable tokenizer there ({_last_line(error)})."
-        ) from error
+        tokenizer = kind.from_pretrained(directory, **options)
+    except Exception as error:  # the tokenizers library raises plain Exceptions; all it says is about these files
+        raise InputError(f"model.partial_pretrain={directory}{_why_not_opened(directory, error)}") from error
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+        # What somebody's last call left in tokenizer.json would cut and pad the probes.
+        backend.no_truncation()
+        backend.no_padding()
+    return tokenizer
+
+
+def _why_not_opened(directory: Path, error: Exception) -> str:
+    """Return what is wrong with the files of a tokenizer that transformers cannot open, and what to do."""
+    there = {path.name for path in directory.iterdir() if path.is_file()}
+    pointers = [name for name in sorted(there & {*FILES}) if (directory / name).read_bytes()[:200].startswith(LFS)]
+    if pointers:
+        return f": {', '.join(pointers)} is a git-lfs pointer, not the file; run `git lfs pull` where you cloned it."
+    if "tokenizer.json" not in there and "tokenizer.model" in there:
+        return (
+            " has only tokenizer.model, which transformers cannot read here; pip install sentencepiece protobuf, or "
+            f"put a tokenizer.json beside it ({_last_line(error)})."
+        )
+    if "tokenizer.json" not in there:
+        return (
+            f": no usable tokenizer there, and no tokenizer.json (found {', '.join(sorted(there)[:8]) or 'no files'}); "
+            "copy the tokenizer's files from the model that this one was made of."
+        )
+    return f": no usable tokenizer there ({_last_line(error)}); download its files again."
 
 
 def _refuse_tekken_alone(directory: Path) -> None:

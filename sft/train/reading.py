@@ -15,7 +15,7 @@ from sft.data.chat.variables import remarks
 from sft.data.dataset import Dataset, open_dataset, tokenise_files
 from sft.data.types import Supervision
 from sft.errors import InputError
-from sft.model.tokenizer import load_tokenizer
+from sft.model.tokenizer import load_tokenizer, template_of_processor
 from sft.parallel.world import World, log
 
 
@@ -41,7 +41,9 @@ def _open_tokenizer(config: SftConfig, source: Path) -> tuple[Any, str | None, d
     given = config.data.chat_template
     if given is None and tokenizer.chat_template:
         check_default(tokenizer)
-        return tokenizer, None, {}
+        if template := template_of_processor(source):
+            log.info("the tokenizer has no chat template: that of the processor is used, and saved with the tokenizer.")
+        return tokenizer, template, {}
     if given is None:
         log.info("the tokenizer has no chat template: ChatML is used (data.chat_template=chatml).")
     own, name = named_templates(tokenizer), given or "chatml"

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sft.errors import InputError
 from sft.model import tokenizer as subject
-from sft.model.tokenizer import load_tokenizer, takes_file_as_it_is
+from sft.model.tokenizer import load_tokenizer, takes_file_as_it_is, template_of_processor
 from sft.model.write.side_files import write_side_files
 from tests.assets import tiny_model_dir, tiny_tokenizer
 
@@ -137,8 +137,44 @@ def test_a_tokenizer_made_from_a_model_file_is_written_as_a_tokenizer_json(tmp_p
 
 
 def test_no_tokenizer_at_all_is_a_sentence(tmp_path):
-    with pytest.raises(InputError, match="no usable tokenizer there"):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3"}))
+    with pytest.raises(InputError, match=r"no tokenizer\.json \(found config\.json\); copy the tokenizer's files"):
         load_tokenizer(tmp_path, trust_remote_code=False)
+
+
+@pytest.mark.parametrize(
+    "content, way_out",
+    [
+        ('{"version": "1.0", ', "no usable tokenizer there .*download its files again"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "tokenizer.json is a git-lfs pointer"),
+    ],
+)
+def test_a_damaged_tokenizer_json_is_a_sentence(tmp_path, content, way_out):
+    (saved(tmp_path) / "tokenizer.json").write_text(content)
+    with pytest.raises(InputError, match=way_out):
+        load_tokenizer(tmp_path, trust_remote_code=False)
+
+
+def test_truncation_and_padding_left_in_the_file_cut_nothing(tmp_path):
+    padding = {"strategy": {"Fixed": 32}, "direction": "Right", "pad_to_multiple_of": None}
+    padding |= {"pad_id": 0, "pad_type_id": 0, "pad_token": tiny_tokenizer().pad_token}
+    truncation = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    directory = saved(tmp_path, truncation=truncation, padding=padding)
+    assert ids(load_tokenizer(directory, trust_remote_code=False)) == ids(tiny_tokenizer())
+
+
+@pytest.mark.parametrize("name", ["chat_template.json", "processor_config.json"])
+def test_the_template_that_a_vision_model_keeps_for_its_processor_is_used(tmp_path, name):
+    directory = saved(tmp_path)
+    (directory / "chat_template.jinja").unlink(missing_ok=True)
+    file = directory / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": None}))
+    (directory / name).write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    assert load_tokenizer(directory, trust_remote_code=False).chat_template == "{{ messages }}"
+    assert template_of_processor(directory) == "{{ messages }}"
+    (directory / "chat_template.jinja").write_text("{{ bos_token }}")
+    assert load_tokenizer(directory, trust_remote_code=False).chat_template == "{{ bos_token }}"
+    assert template_of_processor(directory) is None
 
 
 def test_a_class_that_transformers_takes_by_model_type_is_trained_with_as_everybody_opens_it(tmp_path):

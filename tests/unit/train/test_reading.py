@@ -46,6 +46,14 @@ def test_a_template_of_ours_begins_with_the_bos_that_the_tokenizer_adds(model_wi
     assert caplog.text.count("bos <s>: added to plain text, written in chats; a turn ends with <|im_end|>") == 1
 
 
+def test_a_template_of_the_processor_alone_is_used_and_saved_with_the_tokenizer(model_with_bos, caplog):
+    caplog.set_level(logging.INFO)
+    (model_with_bos / "chat_template.json").write_text(json.dumps({"chat_template": "{{- bos_token }}" + CHATML}))
+    tokenizer, template, added = opened(model_with_bos)
+    assert template == tokenizer.chat_template == "{{- bos_token }}" + CHATML and not added
+    assert "that of the processor is used, and saved with the tokenizer" in caplog.text
+
+
 def test_a_template_of_the_users_that_leaves_bos_out_or_doubles_it_is_an_error(model_with_bos):
     file = model_with_bos / "own.jinja"
     file.write_text(CHATML)
