@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,31 +20,46 @@ ALIGNMENT = 64  # bytes: any dtype may begin there
 
 
 def available_bytes(root: Path = Path("/")) -> int:
-    """Return the bytes of memory that this computer still gives to processes, within the limit of this container."""
+    """Return the bytes of memory that this computer still gives to processes, within the limits of this container."""
     free = [_number_behind(root / "proc/meminfo", "MemAvailable:") * 1024]
-    for limit, used, cache in CGROUP_FILES:
+    for group, (limit, used, cache) in _groups(root):
         with suppress(OSError, ValueError):
-            group = root / "sys/fs/cgroup"
             most, taken = int((group / limit).read_text()), int((group / used).read_text())
             # What is kept of files is counted as used there, and given up when somebody wants the memory.
-            free.append(most - taken + _number_behind((group / used).with_name("memory.stat"), cache))
+            free.append(most - taken + _number_behind(group / "memory.stat", cache))
     return max(min(free), 0)
-
-
-CGROUP_FILES = (
-    ("memory.max", "memory.current", "inactive_file"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
-)
-"""Of version 2 and 1: the limit, what is used, and in memory.stat beside it what of this is files."""
 
 
 def limit_bytes(root: Path = Path("/")) -> int:
     """Return the bytes of memory that this computer has, or that this container may use, if those are fewer."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for limit, _, _ in CGROUP_FILES:
+    for group, (limit, _, _) in _groups(root):
         with suppress(OSError, ValueError):  # no such file, or "max"
-            limits.append(int((root / "sys/fs/cgroup" / limit).read_text()))
+            limits.append(int((group / limit).read_text()))
     return min(limits)
+
+
+CGROUPS = {
+    "": ("sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")),
+    "memory": ("sys/fs/cgroup/memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")),
+}
+"""Of version 2 and 1, by the controller that /proc/self/cgroup names: where groups are; their files of the limit and
+of what is used; and in memory.stat, what of this is files."""
+
+
+def _groups(root: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
+    """Yield the memory groups that this process is in, each with the names of its files.
+
+    The limit of every one of them holds: of a job, as of a step of it, or of the container around both. A container
+    may see its own group as the root, by whatever name the computer calls it.
+    """
+    lines = []
+    with suppress(OSError):
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    paths = {name: path for _, names, path in (line.split(":", 2) for line in lines) for name in names.split(",")}
+    for controller, (mount, files) in CGROUPS.items():
+        within = Path(paths.get(controller, "/").lstrip("/"))
+        yield from ((root / mount / group, files) for group in (within, *within.parents))
 
 
 def resident_bytes(root: Path = Path("/")) -> int:

@@ -2,6 +2,7 @@
 
 import gc
 import mmap
+from pathlib import Path
 
 import pytest
 import torch
@@ -154,6 +155,35 @@ def test_a_container_has_what_it_may_use_and_the_whole_computer_without_a_limit(
     whole = limit_bytes(tmp_path)
     assert limit_bytes(computer(tmp_path / "small", {GROUP + file: "2000000"})) == 2_000_000
     assert limit_bytes(computer(tmp_path / "free", {GROUP + file: "max"})) == whole > 10**8
+
+
+STEP = "slurm/job_7/step_0"
+HOLDS = {
+    "of the step": (2, f"{STEP}/memory.max"),
+    "of the job around it": (2, "slurm/job_7/memory.max"),
+    "of the container, which sees itself as the root": (2, "memory.max"),
+    "of the step, version 1": (1, f"memory/{STEP}/memory.limit_in_bytes"),
+    "of the job around it, version 1": (1, "memory/slurm/job_7/memory.limit_in_bytes"),
+}
+
+
+@pytest.mark.parametrize(("version", "limited"), HOLDS.values(), ids=HOLDS)
+def test_every_group_around_this_process_has_a_limit_that_holds(tmp_path, version, limited):
+    """A scheduler limits its jobs, and not the container that the computer is."""
+    groups = {2: f"0::/{STEP}\n", 1: f"5:cpu,cpuacct:/\n4:memory:/{STEP}\n0::/elsewhere\n"}
+    files = {
+        "memory.max": "max",
+        f"{STEP}/memory.max": "max",
+        f"memory/{STEP}/memory.limit_in_bytes": "9223372036854771712",
+        limited: "2000000",
+        str(Path(limited).with_name("memory.current")): "1500000",
+        str(Path(limited).with_name("memory.usage_in_bytes")): "1500000",
+        str(Path(limited).with_name("memory.stat")): "total_inactive_file 300\ninactive_file 300",
+    }
+    here = MEMINFO | {"proc/self/cgroup": groups[version]} | {GROUP + name: text for name, text in files.items()}
+    root = computer(tmp_path, here)
+    assert limit_bytes(root) == 2_000_000
+    assert available_bytes(root) == 500_300
 
 
 def test_what_this_process_holds_grows_by_what_it_takes(tmp_path):
