@@ -8,6 +8,7 @@ import io
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -130,6 +131,33 @@ def append_whole(file: io.FileIO, content: bytes) -> None:
             file.truncate(start)
             file.seek(start)
         raise
+
+
+IN_WORDS = {
+    stat.S_IFREG: "a file",
+    stat.S_IFDIR: "a directory",
+    stat.S_IFLNK: "a link",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+}
+"""What stands at a path, by its mode; anything else is a device."""
+
+
+def in_the_way(path: Path, *, is_directory: bool = False, is_kept: bool = False) -> str | None:
+    """Return why no file (is_directory: no directory) can be written at a path, as a clause; None if it can.
+
+    is_kept: what is there is written into, wherever a link leads; else something new takes its place.
+    """
+    try:
+        mode = (path.stat() if is_kept else path.lstat()).st_mode
+    except FileNotFoundError:
+        return f"is a link to {path.readlink()}, which does not exist" if path.is_symlink() else None
+    except OSError as error:
+        return f"cannot be looked at ({error.strerror})"
+    kind = stat.S_IFMT(mode)
+    if kind not in ({stat.S_IFDIR} if is_directory else {stat.S_IFREG, stat.S_IFLNK}):
+        return f"is {IN_WORDS.get(kind, 'a device')}"
+    return "cannot be written by this user" if is_kept and not os.access(path, os.W_OK) else None
 
 
 def sha256_of(path: Path, *, durable: bool = False) -> str:

@@ -70,6 +70,7 @@ from sft.train.head_start import HeadStart
 from sft.train.inputs import read_inputs, refuse_other_data
 from sft.train.loss import token_ce_sum
 from sft.train.optim import lr_at, squared_norm_of_gradients, update
+from sft.train.places import refuse_what_is_in_the_way
 from sft.train.profile import Profiler
 from sft.train.report import describe_data, describe_end, describe_step, of_groups, of_sources, open_log, start_meter
 from sft.train.requests import Requests, listening
@@ -124,6 +125,7 @@ def run(config: SftConfig, head_start: HeadStart | None = None) -> RunResult:
     seed_everything(config.trainer.seed)
     log.info("run directory: %s", config.trainer.default_local_dir)
     check_loggers(list(config.trainer.logger))
+    refuse_what_is_in_the_way(config)
     inputs = read_inputs(config, world, head_start)
     run_dir = Path(config.trainer.default_local_dir)
     with process_group(world, timedelta(seconds=config.trainer.timeout_s)), sole_use_of(run_dir):

@@ -21,7 +21,7 @@ from sft.config.values import expand_home
 from sft.config.visible import code_span, visible_line
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-CURVE = "loss.png"
+CARD, CURVE = "README.md", "loss.png"
 TAG = "fsdp-sft-trainer"
 
 

@@ -15,13 +15,14 @@ from sft.files import replace_file
 from sft.track.files import timestamp
 
 PACKAGES = ("fsdp-sft-trainer", "torch", "transformers", "tokenizers", "safetensors", "pyarrow", "numpy", "peft")
+RUN_JSON = "run.json"
 STARTED_AT = timestamp()  # of this process; run.json is written again when the run ends
 
 
 def write_run_json(run_dir: str | Path, **facts: Any) -> None:
     """Write `run_dir`/run.json: versions, command, start time, commit, and the caller's facts (world size, hashes)."""
     content = json.dumps(without_secrets(facts_of_process() | facts), indent=2, ensure_ascii=False) + "\n"
-    replace_file(Path(run_dir) / "run.json", content.encode())
+    replace_file(Path(run_dir) / RUN_JSON, content.encode())
 
 
 def facts_of_process() -> dict[str, Any]:

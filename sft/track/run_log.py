@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sft.config.secrets import presentable, redacted, without_secrets
+from sft.track.card import CURVE
 from sft.track.console import Console, sample_table, step_line
 from sft.track.curve import LossCurve
 from sft.track.files import MetricsFile, TrainingLog, append_line, write_samples
 from sft.track.trackers import TrackedRun, TrackerThread, check_loggers
 
 Item = TypeVar("Item")
+
+METRICS, LOG, SKIPPED_STEPS, SAMPLES = "metrics.jsonl", "training.log", "skipped_steps.jsonl", "samples.jsonl"
+"""Names in the run directory."""
 
 
 def open_run(
@@ -41,16 +45,16 @@ def open_run(
         return RunLog(total_steps=total_steps, log_freq=log_freq)
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    metrics_file = MetricsFile(run_dir / "metrics.jsonl", keep_up_to_step=start_step)
+    metrics_file = MetricsFile(run_dir / METRICS, keep_up_to_step=start_step)
     run_log = RunLog(
         total_steps=total_steps,
         log_freq=log_freq,
         run_dir=run_dir,
         console=Console(total_steps, start_step, show_steps="console" in loggers),
-        training_log=TrainingLog(run_dir / "training.log"),
+        training_log=TrainingLog(run_dir / LOG),
         recorders={
-            "metrics.jsonl": metrics_file,
-            "loss.png": LossCurve(run_dir / "loss.png", metrics_file.path, title=experiment),
+            METRICS: metrics_file,
+            CURVE: LossCurve(run_dir / CURVE, metrics_file.path, title=experiment),
         },
     )
     if metrics_file.unreadable_lines:
@@ -101,7 +105,7 @@ class RunLog:
             if self._console:
                 self._try("console", self._console.show_step, step, metrics)
             if self._training_log:
-                self._try("training.log", self._training_log.say, step_line(step, metrics))
+                self._try(LOG, self._training_log.say, step_line(step, metrics))
             for name, tracker in self._trackers.items():
                 self._try(name, tracker.log, step, metrics)
 
@@ -111,14 +115,14 @@ class RunLog:
         if self._console:
             self._try("console", self._console.say, text)
         if self._training_log:
-            self._try("training.log", self._training_log.say, text)
+            self._try(LOG, self._training_log.say, text)
 
     def skipped_step(self, step: int, *, loss: float, grad_norm: float, rows: list[str]) -> None:
         """Say that a step updated nothing, and append its rows ("file:row") to skipped_steps.jsonl for looking into."""
         self.warn(f"step {step} skipped, nothing updated: loss={loss} grad_norm={grad_norm}; see skipped_steps.jsonl")
         if self._run_dir:
             record = {"step": step, "loss": str(loss), "grad_norm": str(grad_norm), "rows": rows}
-            self._try("skipped_steps.jsonl", append_line, self._run_dir / "skipped_steps.jsonl", json.dumps(record))
+            self._try(SKIPPED_STEPS, append_line, self._run_dir / SKIPPED_STEPS, json.dumps(record))
 
     def samples(self, step: int, answers: list[dict[str, Any]], *, show: int | None = None) -> None:
         """Show what the model answers (row, prompt, answer, expected, score), and keep it in samples.jsonl.
@@ -134,12 +138,12 @@ class RunLog:
         for line in sample_table(step, answers[:show]):
             self.say(line)
         if self._run_dir:
-            self._try("samples.jsonl", write_samples, self._run_dir / "samples.jsonl", step, answers)
+            self._try(SAMPLES, write_samples, self._run_dir / SAMPLES, step, answers)
 
     def sync(self) -> None:
         """Bring metrics.jsonl to the disk: a run that goes on from a checkpoint does not take its steps again."""
-        if isinstance(metrics := self._recorders.get("metrics.jsonl"), MetricsFile):
-            self._try("metrics.jsonl", metrics.sync)
+        if isinstance(metrics := self._recorders.get(METRICS), MetricsFile):
+            self._try(METRICS, metrics.sync)
 
     def warn(self, text: str) -> None:
         self.say(f"warning: {text}")
@@ -157,7 +161,7 @@ class RunLog:
         if self._console:
             self._try("console", self._console.close)
         if self._training_log:
-            self._try("training.log", self._training_log.close)
+            self._try(LOG, self._training_log.close)
         self._recorders, self._trackers = {}, {}
         self._console = self._training_log = self._library_log = None
 

@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from sft.errors import InputError
 from sft.parallel.world import World, log
 
+PROFILE = "profile"
 ROWS = 30
 """Kernels in the table."""
 
@@ -38,7 +39,7 @@ class Profiler:
                 "last."
             )
         self._steps = steps
-        self._directory, self._world = run_dir / "profile", world
+        self._directory, self._world = run_dir / PROFILE, world
         self._profile: profile | None = None
 
     @contextmanager

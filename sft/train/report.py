@@ -16,13 +16,14 @@ from sft.model.place import DTYPES
 from sft.model.pretrained import largest_of
 from sft.model.quantised import as_whole
 from sft.parallel.world import on_every_rank, on_main_rank
-from sft.track.facts import write_run_json
+from sft.track.facts import RUN_JSON, write_run_json
 from sft.track.metrics import Meter, device_peak, met_by_a_token, training_flops_per_token
 from sft.track.run_log import RunLog, open_run
 from sft.train.build import Job
 from sft.train.forecast import forecast, sentence
 from sft.types import StepStats
 
+CONFIG = "config.yaml"
 MOST_TOKENS_READ = 20_000_000
 """By the audit at the start of a run: a tenth of a second; `python -m sft.inspect` reads them all."""
 
@@ -33,7 +34,7 @@ def open_log(job: Job) -> RunLog:
 
     def write_config() -> None:
         job.run_dir.mkdir(parents=True, exist_ok=True)
-        replace_file(job.run_dir / "config.yaml", config_to_yaml(job.config).encode())
+        replace_file(job.run_dir / CONFIG, config_to_yaml(job.config).encode())
 
     def open_files() -> None:
         log = open_run(
@@ -49,7 +50,7 @@ def open_log(job: Job) -> RunLog:
         )
         opened.append(log)
 
-    on_main_rank(f"writing {job.run_dir / 'config.yaml'}", write_config)
+    on_main_rank(f"writing {job.run_dir / CONFIG}", write_config)
     write_facts(job)
     on_every_rank(f"opening the logs in {job.run_dir}", open_files)
     return opened[0]
@@ -71,7 +72,7 @@ def write_facts(job: Job, **more: Any) -> None:
             **more,
         )
 
-    on_main_rank(f"writing {job.run_dir / 'run.json'}", write)
+    on_main_rank(f"writing {job.run_dir / RUN_JSON}", write)
 
 
 def data_facts(job: Job) -> dict[str, list[dict[str, Any]]]:

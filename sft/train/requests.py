@@ -170,6 +170,8 @@ def request_save(run_dir: str | Path, kind: Kind = "BOTH") -> None:
 def _take(path: Path) -> str | None:
     """Remove a file and return its content; None if there is none."""
     try:
+        if not path.is_file():  # a pipe would hold the run
+            return None
         text = path.read_text(errors="replace")
         path.unlink()
     except OSError:

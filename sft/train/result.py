@@ -16,11 +16,11 @@ from sft.config.visible import code_span
 from sft.files import replace_file
 from sft.model.text_part import model_class
 from sft.parallel.world import log, max_over_all_ranks, on_main_rank
-from sft.track.card import CURVE, CardFacts, model_card
+from sft.track.card import CARD, CURVE, CardFacts, model_card
 from sft.track.curve import draw as draw_curve
 from sft.track.facts import facts_of_process
 from sft.track.metrics import peak_memory_gb
-from sft.track.run_log import RunLog
+from sft.track.run_log import METRICS, RunLog
 from sft.train.build import Job
 from sft.train.report import data_facts
 
@@ -136,10 +136,10 @@ def write_card(job: Job, model_dir: Path) -> None:
 
     def write() -> None:
         try:
-            draw_curve(job.run_dir / "metrics.jsonl", model_dir / CURVE, title=job.config.trainer.experiment_name)
+            draw_curve(job.run_dir / METRICS, model_dir / CURVE, title=job.config.trainer.experiment_name)
         except Exception as error:  # a card without a picture is a card
             log.warning("the loss curve could not be drawn: %r", error)
-        (model_dir / "README.md").write_text(model_card(card_facts(job, (model_dir / CURVE).is_file())))
+        (model_dir / CARD).write_text(model_card(card_facts(job, (model_dir / CURVE).is_file())))
 
     on_main_rank(f"writing the card of {model_dir}", write)
 

@@ -15,7 +15,8 @@ from sft.errors import InputError
 from sft.files import RunDir
 from sft.model.write.directory import Speech, export, publish
 from sft.parallel.world import log, on_main_rank
-from sft.track.card import CURVE, is_untouched
+from sft.track.card import CARD, CURVE, is_untouched
+from sft.track.facts import RUN_JSON
 from sft.track.run_log import RunLog
 from sft.train.build import Job
 from sft.train.report import write_facts
@@ -126,7 +127,7 @@ def is_complete(job: Job) -> bool:
 
     def read() -> dict[str, Any]:
         try:
-            return json.loads((job.run_dir / "run.json").read_text())
+            return json.loads((job.run_dir / RUN_JSON).read_text())
         except (OSError, ValueError):
             return {}
 
@@ -143,7 +144,7 @@ def publish_what_differs(job: Job) -> None:
     """
     step = step_to_publish(job, log.warning)
     chosen = RunDir(job.run_dir).checkpoint(step)
-    own = ("README.md", CURVE)  # people write in the one, and the other is drawn again after the end
+    own = (CARD, CURVE)  # people write in the one, and the other is drawn again after the end
     problems = checkpoint.differs_from_model(job.run_dir, chosen, but=own, world=job.world)
     if not problems:
         return
@@ -172,7 +173,7 @@ def step_to_publish(job: Job, warn: Callable[[str], None]) -> int:
 
 def keep_own_readme(run_dir: Path) -> None:
     """Keep a README.md in which somebody has written, be it a card of ours, under another name."""
-    readme = run_dir / "README.md"
+    readme = run_dir / CARD
     if readme.is_file() and not is_untouched(readme.read_text(errors="replace")):
         names = chain(["README.own.md"], (f"README.own.{n}.md" for n in count(2)))
         readme.rename(next(path for name in names if not (path := run_dir / name).exists()))

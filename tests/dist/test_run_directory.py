@@ -2,11 +2,15 @@
 
 import hashlib
 import json
+import os
 import re
 
 import pytest
 import torch
 
+from sft.config import load_config
+from sft.errors import InputError
+from sft.train.places import refuse_what_is_in_the_way
 from tests.assets import base_model_dir
 from tests.launch import read_metrics, succeed
 
@@ -55,6 +59,17 @@ def test_the_exact_set_of_files_and_nothing_beside_the_run_directory(finished):
     templates = {template, f"global_step_3/huggingface/{template}"} if (cwd / "run" / template).exists() else set()
     assert files(cwd / "run") == FILES | templates
     assert [path.name for path in cwd.iterdir()] == ["run"]
+
+
+def test_whatever_a_run_wrote_is_looked_for_at_the_start(finished, tmp_path):
+    """The names stand in many rooms; here is what they became."""
+    cwd, _, overrides = finished
+    names = [path.name for path in (cwd / "run").iterdir() if not path.is_dir()]
+    for name in names:
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError) as refusal:
+        refuse_what_is_in_the_way(load_config([*overrides, f"trainer.default_local_dir={tmp_path}"]))
+    assert [name for name in names if f"{name} is a pipe" not in str(refusal.value)] == []
 
 
 def test_lines_for_people_and_lines_for_programs_say_the_same(finished):

@@ -25,7 +25,7 @@ from sft.model.write.side_files import write_side_files
 from sft.model.write.weights import Gather, write_weights
 from sft.parallel.world import on_main_rank
 
-ADAPTER_DIR = "lora_adapter"
+ADAPTER_DIR, ASIDE = "lora_adapter", ".export.partial"
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def publish(exported: Path, run_dir: Path, *, keep: Sequence[str] = ()) -> None:
     """
 
     def move_in() -> None:
-        aside = run_dir / ".export.partial"
+        aside = run_dir / ASIDE
         shutil.rmtree(aside, ignore_errors=True)
         try:
             stays = [name for name in keep if (run_dir / name).is_file()]

@@ -73,6 +73,12 @@ def side_file_bytes(source: Path) -> int:
     return sum(path.stat().st_size for path in _copied(source))
 
 
+def side_file_names(source: Path) -> set[str]:
+    """Return the paths below a model directory like `source` that `write_side_files` writes, or may write."""
+    copied = {path.relative_to(source).as_posix() for path in _copied(source)}
+    return copied | {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"}
+
+
 def _copied(source: Path) -> set[Path]:
     return {path for pattern in COPIED for path in source.glob(pattern) if path.is_file()}
 
