@@ -23,6 +23,13 @@ os.umask(UMASK)
 NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 """Numbers of errors by which a disk says that it does not take more."""
 
+OF_THE_MACHINE = (
+    *NO_WRITING,
+    *(errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.EREMOTEIO, errno.ETIMEDOUT),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN),
+)
+"""As above, and those of a disk or a mount that fails, and of limits on open files, memory and processes."""
+
 ASIDE = re.compile(r"\..+\.\d+\.partial")
 CHECKPOINT = re.compile(r"global_step_(\d+)")
 Unfinished = Literal["partial", "replaced", "deleted"]

@@ -160,6 +160,11 @@ def entering(phase: str) -> None:
     _phase = phase
 
 
+def phase() -> str:
+    """Return what `entering` noted last."""
+    return _phase
+
+
 def _outlive_torchrun() -> None:
     """Let its SIGTERM pass, which follows the death of any rank at once: first it is to be said what happened."""
     if threading.current_thread() is threading.main_thread():

@@ -18,8 +18,10 @@ from sft.errors import (
     point_upwards,
     spare_the_restarts,
 )
-from sft.parallel.world import LostRanksError, World
+from sft.files import OF_THE_MACHINE
+from sft.parallel.world import LostRanksError, World, phase
 
+MEND = "What was saved before is whole: mend that, and give the same command again."
 REPORT = "Please report it with the traceback above and the run's run.json."
 
 
@@ -28,6 +30,8 @@ def end_with(error: Exception, world: World) -> NoReturn:
 
     One rank of each node says the sentence. A bug shows its traceback on the rank where it happened.
     """
+    if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+        error = OwnMishapError(f"in {phase()}: {error}. {MEND}")
     who = "error" if world.is_main else f"error on rank {world.rank}"
     if isinstance(error, LostRanksError):  # those that are left have settled who speaks, and says which rank it is
         end_at_once(1, f"error: {error}" if str(error) else "")

@@ -128,12 +128,15 @@ def _complaint_about_place(path: Path, model: str, needs_weights: bool, dequanti
         if HUB_ID.fullmatch(model):
             return None
         return f"is neither a directory{from_here(path)} nor a hub id org/name; download the model or mend the path."
+    inside = sorted(path.iterdir())
+    if odd := [each.name for each in inside if each.exists() and not (each.is_file() or each.is_dir())]:
+        return f"holds pipes, sockets or devices, which nobody can read to their end ({_few(odd)}); take them out."
     if base := _base_of_adapter(path):
         return (
             f"is an adapter, not a model; give the model that it was trained on ({base}), and the adapter as "
             "model.lora_adapter_path."
         )
-    found = f"found {_few(sorted(inside.name for inside in path.iterdir()))}"
+    found = f"found {_few([each.name for each in inside])}"
     if not (path / "config.json").is_file():
         return f"has no config.json ({found}); give a directory that save_pretrained wrote."
     if complaint := complaint_about_quantisation(quantisation_of(path), dequantise):

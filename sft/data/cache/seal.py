@@ -25,6 +25,8 @@ def seal(directory: Path, names: tuple[str, ...], *, durable: bool = True) -> No
 
 def problem_of(directory: Path, names: tuple[str, ...]) -> str | None:
     """Read every byte of a sealed directory and return what is wrong with it; None if it is what was written."""
+    if odd := [name for name in (SEAL, *names) if (directory / name).exists() and not (directory / name).is_file()]:
+        return f"{odd[0]} is no file"
     try:
         expected = (directory / SEAL).read_bytes()
         lines = {name: _line(name, sha256_of(directory / name)).encode() for name in names}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,14 @@ def test_an_adapter_is_no_model(here: Path, runnable: list[str]) -> None:
         file.rename(model / "adapter_model.safetensors")
     (problem,) = problems_of(runnable)
     assert "is an adapter, not a model; give the model that it was trained on (org/base)" in problem
+
+
+@pytest.mark.timeout(20)
+def test_a_model_directory_with_a_pipe_in_it_is_refused_unread(here: Path, runnable: list[str]) -> None:
+    os.mkfifo(here / "model" / "adapter_config.json")
+    (here / "model" / "noise.bin").symlink_to("/dev/zero")
+    (problem,) = problems_of(runnable)
+    assert "holds pipes, sockets or devices" in problem and "(adapter_config.json, noise.bin); take" in problem
 
 
 def test_an_adapter_needs_something_to_adapt(runnable: list[str]) -> None:

@@ -1,5 +1,6 @@
 """Which rank says what is wrong, with which exit code, and that the others let it finish."""
 
+import errno
 import gc
 import os
 import signal
@@ -18,6 +19,11 @@ from sft.train.forecast_memory import OutOfMemory
 from tests.assets import tiny_model_dir
 from tests.runs import train
 
+QUOTA = OSError(errno.EDQUOT, "Disk quota exceeded", "/runs/a/cache")
+QUOTA_TOLD = (
+    "error on rank 9: in step 3: [Errno 122] Disk quota exceeded: '/runs/a/cache'. What was saved before is "
+    "whole: mend that, and give the same command again.\n"
+)
 BAD_FILE, NO_ROOM = InputError("no file"), OutOfMemory("no room")
 BUG, HEARD_OF_IT = BugError("saving failed: rank 9: KeyError: 'w'"), BugError("saving failed: rank 9: KeyError: 'w'")
 BUG.__cause__ = KeyError("w")
@@ -37,6 +43,7 @@ BUG_TOLD = (
         (9, 1, LostRanksError("rank 9 was waiting for rank 3"), 1, "error: rank 9 was waiting for rank 3\n", False),
         (9, 1, LostRanksError(""), 1, "", False),
         (9, 1, BUG, 1, BUG_TOLD, False),  # whichever rank of its node it is
+        (9, 1, QUOTA, 2, QUOTA_TOLD, False),
         (0, 0, HEARD_OF_IT, 1, "", True),
     ],
 )
@@ -44,6 +51,7 @@ def test_one_rank_of_a_node_speaks_and_the_others_wait_for_it(
     rank, local_rank, error, code, told, waits, monkeypatch, capsys
 ):
     waited = []
+    monkeypatch.setattr(ending, "phase", lambda: "step 3")
 
     def leave(code):
         raise SystemExit(code)
@@ -79,6 +87,7 @@ def test_an_error_in_the_code_of_an_architecture_names_it_and_keeps_its_tracebac
         (BAD_FILE, "0", "1", True),
         (BAD_FILE, "3", "1", False),  # it was the last start
         (BAD_FILE, "0", "2", False),  # the other torchrun would wait for this one
+        (QUOTA, "0", "1", False),
         (NO_ROOM, "0", "1", False),  # there may be some the next time
         (BUG, "0", "1", True),
         (TypeError("not in a step of all ranks"), "0", "1", True),

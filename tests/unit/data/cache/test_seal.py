@@ -1,5 +1,6 @@
 """What was sealed and changed afterwards is found, whatever the change."""
 
+import os
 import random
 
 import pytest
@@ -41,3 +42,12 @@ def test_a_missing_file_is_named(sealed):
         assert problem_of(sealed, NAMES) == f"{name} is missing"
         (sealed / name).write_bytes(before)
     assert problem_of(sealed / "nowhere", NAMES) is not None
+
+
+@pytest.mark.timeout(10)
+def test_what_is_no_file_is_not_read(sealed):
+    for name in (*NAMES, SEAL):
+        (sealed / name).rename(sealed / "kept")
+        os.mkfifo(sealed / name)  # without a writer: reading it never ends
+        assert problem_of(sealed, NAMES) == f"{name} is no file"
+        (sealed / "kept").replace(sealed / name)
