@@ -25,7 +25,7 @@ from sft.config.expectations import expectations
 from sft.config.foreign import GROUPS, GROUPS_OF_VERL
 from sft.config.mappings import PRESET
 from sft.config.problems import ConfigError
-from sft.config.slips import why_unreadable
+from sft.config.slips import TYPOGRAPHIC, why_unreadable
 from sft.config.values import expand_home
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -35,6 +35,9 @@ CONFIG_NAME = "sft_trainer"
 
 HOME = re.compile(r"(?<=[=\[,])~(?=/)")
 """The ~ of `key=~/data`: Hydra's grammar has no word for it, and no shell expands it there."""
+
+OTHER_SCRIPT = re.compile(r"""(?<=[=\[,])(\s*)([^"'\[\]{}(),\\=]*[^\x00-\x7f][^"'\[\]{}(),\\]*)(?=[,\]]|$)""")
+"""A value, or an element of a list, with letters for which the grammar has no word: it has one for them in quotes."""
 
 AMBIGUOUS = re.compile(r"Ambiguous value for argument '\+*([^=']*)=(.*)'$", re.MULTILINE)
 """How Hydra begins to say that a, b is neither a list nor a sweep."""
@@ -78,7 +81,10 @@ def plain(config: DictConfig) -> dict[str, Any]:
 def force(overrides: Sequence[str], unusable: dict[str, str], config_dirs: Sequence[str | Path] = ()) -> list[str]:
     """Write every value override as `++key=value`; those that cannot be used go to `unusable`."""
     parser, forced = OverridesParser.create(), []
-    for text in (HOME.sub(lambda _: expand_home("~"), text) for text in overrides):
+    for text in overrides:
+        text = HOME.sub(lambda _: expand_home("~"), text)
+        if not TYPOGRAPHIC.search(text):
+            text = OTHER_SCRIPT.sub(r'\1"\2"', text)
         try:
             override = parser.parse_override(text)
         except HydraException as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import io
+import locale
 import os
 import sys
 import traceback
@@ -25,12 +26,13 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def steady_streams(*, out_is_a_log: bool = False) -> None:
     """Open what is closed of 0, 1 and 2, let writing go on into nothing where nobody reads any more, and show uncaught
-    exceptions as text that a terminal does not obey.
+    exceptions as text that a terminal does not obey. Files are read as UTF-8 from here on, whatever the locale.
 
     out_is_a_log: standard output may end in a full disk as well. Where it is what a command makes, that is an error
 
     What stands in place of Python's own stream, a test's capture for one, stays.
     """
+    _begin_again_in_utf8()
     for number in range(3):
         try:
             os.fstat(number)
@@ -41,6 +43,19 @@ def steady_streams(*, out_is_a_log: bool = False) -> None:
     if sys.stderr is sys.__stderr__:
         sys.stderr = _steady(sys.stderr, 2, (*NOBODY_READS, *FULL))
     sys.excepthook = _show
+
+
+def _begin_again_in_utf8() -> None:
+    """Start this command again in Python's UTF-8 mode where the locale means another encoding (LC_ALL=en_US, say).
+
+    Rows, templates, tokenizers and paths are UTF-8 wherever they are read, by libraries as well; the terminal's
+    encoding stays the locale's. Python turns the mode on by itself where there is no locale.
+    """
+    encoding = locale.getpreferredencoding(False)
+    is_a_command = "-m" in sys.orig_argv or os.path.basename(sys.argv[0]).startswith("sft-")  # noqa: PTH119
+    if encoding.lower() not in ("utf-8", "utf8") and not sys.flags.utf8_mode and is_a_command:
+        shown = {"PYTHONIOENCODING": os.environ.get("PYTHONIOENCODING", f"{encoding}:backslashreplace")}
+        os.execve(sys.executable, sys.orig_argv, os.environ | shown | {"PYTHONUTF8": "1"})
 
 
 def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -288,6 +288,16 @@ def test_home_is_expanded_everywhere_a_path_may_stand(here: Path, monkeypatch: p
     assert config.trainer.default_local_dir == f"{here}/run"
 
 
+def test_paths_and_names_in_other_scripts_need_no_quotes(here: Path, runnable: list[str]) -> None:
+    for name in ("行 1.jsonl", "été.jsonl"):
+        (here / name).write_text('{"question": "a", "answer": "b"}\n')
+    given = ["data.train_files=[été.jsonl, rows.jsonl,行 1.jsonl]", "data.val_files=行 1.jsonl"]
+    config = load_config([*runnable, *given, "trainer.experiment_name=实验", 'trainer.project_name="é"'])
+    assert config.data.train_files == ("été.jsonl", "rows.jsonl", "行 1.jsonl")
+    assert config.data.val_files == ("行 1.jsonl",)
+    assert (config.trainer.experiment_name, config.trainer.project_name) == ("实验", "é")
+
+
 def test_the_configuration_is_frozen(runnable: list[str]) -> None:
     config = load_config(runnable)
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import subprocess
 import sys
 import traceback
 
@@ -115,3 +116,33 @@ def test_a_capture_stays_in_place(monkeypatch, capsys):
     before = sys.stdout, sys.stderr
     steady_streams()
     assert (sys.stdout, sys.stderr) == before
+
+
+@pytest.mark.parametrize(
+    ("locale", "mode"),
+    [
+        ({"LC_ALL": "C.UTF-8"}, "0"),
+        ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, "1"),  # stands for ISO-8859-1 and its like
+    ],
+)
+def test_files_and_names_are_utf_8_whatever_the_locale(tmp_path, locale, mode):
+    (tmp_path / "行.txt").write_text("é", encoding="utf-8")
+    (tmp_path / "command.py").write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from sft.config.streams import steady_streams\n"
+        "print('begun')\n"
+        "steady_streams()\n"
+        "print(sys.flags.utf8_mode, ascii(Path(sys.argv[1]).read_text()), '日')\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG"))}
+    done = subprocess.run(
+        [sys.executable, "-m", "command", "行.txt"],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": path} | locale,
+        capture_output=True,
+        check=True,
+    )
+    shown = {"0": "日", "1": "\\u65e5"}[mode]  # as the terminal can
+    assert done.stdout.decode().splitlines()[-1] == f"{mode} '\\xe9' {shown}"
