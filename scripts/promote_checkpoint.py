@@ -3,7 +3,7 @@
 python scripts/promote_checkpoint.py --checkpoints-jsonl run/checkpoints.jsonl [--step 400]
 """
 
-from sft.checkpoint.promote_command import main
+from sft.checkpoint.promote import main
 
 if __name__ == "__main__":
     main()

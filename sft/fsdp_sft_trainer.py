@@ -220,15 +220,7 @@ def train_step(
     asked = dict(wishes())
     values = loss_of | square_sum | asdict(counts) | job.routers.to_be_summed() | asked
     on_device = sum_on_device(ALL_RANKS, *values.values())
-    lr = lr_at(
-        job.state.updates + 1,
-        job.total_steps,
-        lr=optim.lr,
-        schedule=optim.lr_scheduler,
-        warmup_steps=optim.warmup_steps,
-        warmup_steps_ratio=optim.warmup_steps_ratio,
-        min_lr_ratio=optim.min_lr_ratio,
-    )
+    lr = lr_at(job.state.updates + 1, job.total_steps, optim)
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_share"]
     grad_norm = on_device[sources].sqrt()

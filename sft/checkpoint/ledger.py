@@ -28,8 +28,7 @@ from sft.parallel.world import log
 LEDGER = "checkpoints.jsonl"
 KEYS = ("name", "step", "data_consumed", "state_path", "sampler_path", "source_job_id", "base_model")
 
-REQUIRED = ("name", "step", "data_consumed", "source_job_id", "base_model")
-TYPES = {"name": str, "step": int, "data_consumed": int, "source_job_id": str, "base_model": str}
+REQUIRED = {"name": str, "step": int, "data_consumed": int, "source_job_id": str, "base_model": str}
 
 Kind = Literal["STATE", "SAMPLER", "BOTH"]
 """STATE can be resumed, SAMPLER is a model to load, BOTH is both."""
@@ -100,7 +99,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         entry = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(entry, dict) or any(not isinstance(entry.get(key), TYPES[key]) for key in REQUIRED):
+    if not isinstance(entry, dict) or any(not isinstance(entry.get(key), kind) for key, kind in REQUIRED.items()):
         return None
     if any(isinstance(entry[key], bool) or entry[key] < 0 for key in ("step", "data_consumed")):
         return None

@@ -1,9 +1,14 @@
-"""Verify the model of a checkpoint and copy it to where no retention reaches it."""
+"""Copy a checkpoint's model out of a run, verified, to <run>/promoted/<id>, which no retention reaches.
+
+sft-promote --checkpoints-jsonl run/checkpoints.jsonl [--step 400]
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +17,9 @@ from sft.checkpoint import ledger
 from sft.checkpoint.find import problems_of
 from sft.checkpoint.manifest import SAFE_NAME, CheckpointError, read_manifest
 from sft.checkpoint.tidy import PROMOTED
+from sft.config.secrets import presentable
+from sft.config.streams import steady_streams
+from sft.errors import InputError
 from sft.files import link_weights, sync_directory, sync_tree
 
 
@@ -81,3 +89,28 @@ def choose(ledger_file: Path, step: int | None) -> dict[str, Any]:
 def _files_of_model(checkpoint: Path, model_dir: str) -> dict[str, Any]:
     files = read_manifest(checkpoint)["files"]
     return {name.removeprefix(f"{model_dir}/"): facts for name, facts in files.items() if name.startswith(model_dir)}
+
+
+def main() -> None:
+    """Read argv, promote, and print where."""
+    steady_streams()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoints-jsonl", type=Path, required=True, metavar="FILE", help="the run's ledger")
+    parser.add_argument("--step", type=int, metavar="N", help="which checkpoint; default: the newest with a model")
+    parser.add_argument("--model", metavar="NAME", help="base model to record; default: the one the ledger names")
+    parser.add_argument("--output-model-id", metavar="ID", help="name of the copy; default: <job>-step-N")
+    arguments = parser.parse_args()
+    try:
+        target = promote(
+            arguments.checkpoints_jsonl,
+            step=arguments.step,
+            base_model=arguments.model,
+            model_id=arguments.output_model_id,
+        )
+    except InputError as error:
+        sys.exit(presentable(f"error: {error}"))
+    print(presentable(target))
+
+
+if __name__ == "__main__":
+    main()

@@ -6,31 +6,16 @@
 from sft.config.cli import cli
 from sft.config.door import config_to_yaml, load_config, read_config
 from sft.config.problems import ConfigError
-from sft.config.schema import (
-    CustomClassConfig,
-    DataConfig,
-    FsdpConfig,
-    ModelConfig,
-    MultiturnConfig,
-    OptimConfig,
-    SftConfig,
-    SourceConfig,
-    TrainerConfig,
-    WrapPolicyConfig,
-)
+from sft.config.schema import DataConfig, FsdpConfig, ModelConfig, SftConfig, SourceConfig, TrainerConfig
 
 __all__ = [
     "ConfigError",
-    "CustomClassConfig",
     "DataConfig",
     "FsdpConfig",
     "ModelConfig",
-    "MultiturnConfig",
-    "OptimConfig",
     "SftConfig",
     "SourceConfig",
     "TrainerConfig",
-    "WrapPolicyConfig",
     "cli",
     "config_to_yaml",
     "load_config",

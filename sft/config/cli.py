@@ -60,7 +60,7 @@ def cli(
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"--help", "-h"} & set(arguments):
         return say_help()
-    try:
+    with exit_on_problems():
         swept = SweepOptions()
         if sweeper:
             given = [text for text in arguments if text.lstrip("+").startswith("sweep.")]
@@ -79,19 +79,28 @@ def cli(
             sweep = sweeper(swept)
         elif sweeper and not sweep and given:
             raise ConfigError([f"{given[0].lstrip('+')} is read by --multirun alone; add it, or leave the key out."])
+    if sweep and jobs:
+        sweep.train(jobs)
+        sys.exit(sweep.compare())
+    for job in jobs:
+        run(job.config)
+
+
+@contextmanager
+def exit_on_problems() -> Iterator[None]:
+    """End the process with code 2 at a ConfigError. One rank of a node says what is wrong: a file may be missing there
+    alone.
+    """
+    try:
+        yield
     except ConfigError as error:
-        if os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0":  # a file may be missing on one node only
+        if os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0":
             print(presentable(error), file=sys.stderr, flush=True)
             point_upwards()
             spare_the_restarts()
         else:
             let_another_rank_speak()
         sys.exit(2)
-    if sweep and jobs:
-        sweep.train(jobs)
-        sys.exit(sweep.compare())
-    for job in jobs:
-        run(job.config)
 
 
 def say_help() -> None:

@@ -13,23 +13,15 @@ from __future__ import annotations
 import os
 import sys
 
-from sft.config import ConfigError, SftConfig, cli
-from sft.config.cli import without_collections
-from sft.config.secrets import presentable
-from sft.errors import let_another_rank_speak
+from sft.config import SftConfig, cli
+from sft.config.cli import exit_on_problems, without_collections
 from sft.evaluate.options import help_text, take_options
 
 
 def main() -> None:
     """Read argv, evaluate, and exit."""
-    try:
+    with exit_on_problems():
         options, overrides = take_options(sys.argv[1:])
-    except ConfigError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(presentable(error), file=sys.stderr)
-        else:
-            let_another_rank_speak()
-        sys.exit(2)
     if {"--help", "-h"} & set(overrides) and os.environ.get("RANK", "0") == "0":
         print(f"{__doc__}\nKeys of this command:\n\n{help_text()}\n\nAll others are the trainer's:\n")
 

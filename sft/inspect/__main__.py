@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import sys
 
-from sft.config import ConfigError, SftConfig, cli
-from sft.config.cli import without_collections
+from sft.config import SftConfig, cli
+from sft.config.cli import exit_on_problems, without_collections
 from sft.config.secrets import presentable
 from sft.errors import InputError
 from sft.inspect.options import Options, help_text, take_options
@@ -24,11 +24,8 @@ def main() -> None:
     """Read argv, look, and exit."""
     if os.environ.get("RANK", "0") != "0":  # torchrun is not needed; with it, one looks
         return
-    try:
+    with exit_on_problems():
         options, overrides = take_options(sys.argv[1:])
-    except ConfigError as error:
-        print(presentable(error), file=sys.stderr)
-        sys.exit(CANNOT_RUN)
     if {"--help", "-h"} & set(overrides):
         print(f"{__doc__}\nKeys of this command:\n\n{help_text()}\n\nAll others are the trainer's:\n")
 

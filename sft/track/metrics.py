@@ -98,6 +98,7 @@ class _Step:
     counts: Counts
 
 
+@dataclass
 class Meter:
     """One metric dict per step: `train/*` tells of that step alone, `perf/*` of the last `window` steps together.
 
@@ -105,52 +106,37 @@ class Meter:
     padding. `perf/data_wait_s` and `perf/step_time_s` are means per step, on this rank.
     """
 
-    def __init__(
-        self,
-        *,
-        world_size: int,
-        samples_per_epoch: int,
-        flops_per_token: float,
-        peak_flops: float | None,
-        flops_per_supervised_token: float = 0.0,
-        window: int = 1,
-        samples_seen: int = 0,
-        tokens_seen: int = 0,
-        clock: Callable[[], float] = time.perf_counter,
-    ):
-        """`flops_per_supervised_token`: of an LM head that runs only where a token carries loss (6 per weight).
+    world_size: int
+    samples_per_epoch: int
+    flops_per_token: float
+    peak_flops: float | None  # of one device; None: not known
+    flops_per_supervised_token: float = 0.0  # of an LM head that runs only where a token carries loss: 6 per weight
+    window: int = 1
+    samples_seen: int = 0  # before this process
+    tokens_seen: int = 0
+    clock: Callable[[], float] = time.perf_counter  # in seconds
 
-        `samples_seen` and `tokens_seen` continue a resumed run; `peak_flops` is of one device, None where it is
-        not known; `clock` returns seconds.
-        """
-        self._world_size = world_size
-        self._samples_per_epoch = samples_per_epoch
-        self._flops_per_token = flops_per_token
-        self._flops_per_supervised_token = flops_per_supervised_token
-        self._peak_flops = peak_flops
-        self._samples_seen = samples_seen
-        self._tokens_seen = tokens_seen
-        self._clock = clock
-        self._recent: deque[_Step] = deque(maxlen=window)
+    def __post_init__(self) -> None:
+        self._recent: deque[_Step] = deque(maxlen=self.window)
         self.restart_clock()
 
     def restart_clock(self) -> None:
         """Begin the next step now. Call it after log, validation and checkpoint: their time is not training time."""
-        self._step_began = self._clock()
+        self._step_began = self.clock()
 
     def measure(self, stats: StepStats, data_wait_s: float) -> dict[str, float]:
         """Return the metrics of the step that just ended, and begin the next one."""
-        now = self._clock()
+        now = self.clock()
         self._recent.append(_Step(now - self._step_began, data_wait_s, stats.counts))
         self._step_began = now
-        self._samples_seen += stats.counts.samples
-        self._tokens_seen += stats.counts.tokens
+        self.samples_seen += stats.counts.samples
+        self.tokens_seen += stats.counts.tokens
         return {
             "train/loss": stats.loss,
             "train/grad_norm": stats.grad_norm,
             "train/lr": stats.lr,
-            "train/epoch": self._samples_seen / self._samples_per_epoch,
-            "train/num_input_tokens_seen": self._tokens_seen,
+            "train/epoch": self.samples_seen / self.samples_per_epoch,
+            "train/num_input_tokens_seen": self.tokens_seen,
             **_of_experts(stats),
             **self._performance(),
         }
@@ -159,11 +145,11 @@ class Meter:
         steps = len(self._recent)
         seconds = sum(step.seconds for step in self._recent)
         counts = sum((step.counts for step in self._recent), Counts())
-        flops = self._flops_per_token * counts.tokens + self._flops_per_supervised_token * counts.supervised_tokens
-        device_seconds = seconds * self._world_size
+        flops = self.flops_per_token * counts.tokens + self.flops_per_supervised_token * counts.supervised_tokens
+        device_seconds = seconds * self.world_size
         return {
             "perf/tokens_per_sec_per_gpu": counts.tokens / device_seconds,
-            **({"perf/mfu": flops / device_seconds / self._peak_flops} if self._peak_flops else {}),
+            **({"perf/mfu": flops / device_seconds / self.peak_flops} if self.peak_flops else {}),
             "perf/max_memory_allocated_gb": peak_memory_gb(),
             "perf/padding_frac": counts.padding / counts.positions,
             "perf/supervised_frac": counts.supervised_tokens / counts.tokens,

@@ -186,16 +186,8 @@ def build(config: SftConfig, world: World, inputs: Inputs) -> Job:
 
 def describe_schedule(config: SftConfig, state: TrainState, total_steps: int) -> str:
     """Return where a run that goes on stands in its schedule, which is drawn anew from the settings of this start."""
-    optim, update = config.optim, state.updates + 1
-    lr = lr_at(
-        update,
-        total_steps,
-        lr=optim.lr,
-        schedule=optim.lr_scheduler,
-        warmup_steps=optim.warmup_steps,
-        warmup_steps_ratio=optim.warmup_steps_ratio,
-        min_lr_ratio=optim.min_lr_ratio,
-    )
+    update = state.updates + 1
+    lr = lr_at(update, total_steps, config.optim)
     return f"the schedule of {total_steps:,} steps gives {lr:.3g} at the next step, update {update:,}"
 
 

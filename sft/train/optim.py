@@ -173,28 +173,21 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 """optim.lr_scheduler: the height of the rate over its minimum, in [0, 1], at progress p in (0, 1] after warm-up."""
 
 
-def lr_at(
-    update: int,
-    total_updates: int,
-    *,
-    lr: float,
-    schedule: str,
-    warmup_steps_ratio: float,
-    min_lr_ratio: float,
-    warmup_steps: int | None = None,
-) -> float:
+def lr_at(update: int, total_updates: int, optim: OptimConfig) -> float:
     """Return the learning rate of one update (1 = the first); the last one runs at lr·min_lr_ratio, if it decays.
 
     Warm-up is linear over `warmup_steps` updates (None: int(total_updates·warmup_steps_ratio)) and ends at `lr`. Then,
     with progress p in (0, 1] over the remaining updates and m = min_lr_ratio, the rate is
-    lr·(m + (1 - m)·SCHEDULES[schedule](p)).
+    lr·(m + (1 - m)·SCHEDULES[lr_scheduler](p)).
 
     A run of a single update takes it at `lr`: there is no room to decay.
     """
-    warmup = int(total_updates * warmup_steps_ratio) if warmup_steps is None else warmup_steps
+    lr, minimum, warmup = optim.lr, optim.min_lr_ratio, optim.warmup_steps
+    if warmup is None:
+        warmup = int(total_updates * optim.warmup_steps_ratio)
     if update <= warmup:
         return lr * update / warmup
     if total_updates == 1:
         return lr
     progress = min(1.0, (update - warmup) / (total_updates - warmup))
-    return lr * (min_lr_ratio + (1.0 - min_lr_ratio) * SCHEDULES[schedule](progress))
+    return lr * (minimum + (1.0 - minimum) * SCHEDULES[optim.lr_scheduler](progress))

@@ -76,7 +76,7 @@ def write_facts(job: Job, **more: Any) -> None:
 
 
 def data_facts(job: Job) -> dict[str, list[dict[str, Any]]]:
-    """Return each data file with its rows and a hash of them, the tokenizer, the template and what is trained."""
+    """Return each data file with the number of its rows and a hash of them and of their tokens."""
     sets = {"train": job.train, "val": job.val}
     return {
         name: [{"file": rows.name, "rows": rows.rows, "hash": rows.key} for rows in dataset.files]

@@ -13,6 +13,7 @@ from sft.config.compose import CONFIG_DIR, compose
 from sft.config.door import changed_keys, flatten
 from sft.config.expectations import expectations
 from sft.config.reference import reference
+from sft.config.schema import OptimConfig
 
 DOCUMENTED = """
 data.train_batch_size: 256
@@ -203,12 +204,8 @@ def test_presets_with_data_of_the_hub_run_as_they_are(
 def test_modern_llms_schedule_at_known_steps() -> None:
     from sft.train.optim import lr_at
 
-    optim = compose(["+experiment=modern_llm_local"])["optim"]
-    names = ("lr", "warmup_steps_ratio", "min_lr_ratio")
-    rates = [
-        lr_at(step, 5000, schedule=optim["lr_scheduler"], **{name: optim[name] for name in names})
-        for step in (1000, 2000, 3000, 4000, 5000)
-    ]
+    settings = OptimConfig(**compose(["+experiment=modern_llm_local"])["optim"])
+    rates = [lr_at(step, 5000, settings) for step in (1000, 2000, 3000, 4000, 5000)]
     assert rates == pytest.approx([9.045e-06, 6.545e-06, 3.455e-06, 9.549e-07, 0], rel=1e-3, abs=1e-12)
 
 

@@ -26,9 +26,8 @@ from tests.optimizers import optim
 
 
 def rates(steps, total, schedule="cosine", lr=1e-5, warmup=0.0, minimum=0.0):
-    return [
-        lr_at(step, total, lr=lr, schedule=schedule, warmup_steps_ratio=warmup, min_lr_ratio=minimum) for step in steps
-    ]
+    settings = optim(lr=lr, lr_scheduler=schedule, warmup_steps_ratio=warmup, min_lr_ratio=minimum)
+    return [lr_at(step, total, settings) for step in steps]
 
 
 def test_cosine_at_known_steps():
@@ -194,10 +193,12 @@ def test_a_rank_without_gradients_adds_nothing():
 
 
 def test_warm_up_by_a_number_of_steps_beats_the_ratio():
-    of = {"lr": 1.0, "schedule": "constant", "warmup_steps_ratio": 0.5, "min_lr_ratio": 0.0}
-    assert [lr_at(update, 100, warmup_steps=4, **of) for update in (1, 2, 4, 5)] == [0.25, 0.5, 1.0, 1.0]
-    assert lr_at(1, 100, warmup_steps=0, **of) == 1.0
-    assert lr_at(100, 100, warmup_steps=200, **of) == 0.5  # longer than the run: it never gets there
+    def after(steps):
+        return optim(lr=1.0, lr_scheduler="constant", warmup_steps=steps, warmup_steps_ratio=0.5)
+
+    assert [lr_at(update, 100, after(4)) for update in (1, 2, 4, 5)] == [0.25, 0.5, 1.0, 1.0]
+    assert lr_at(1, 100, after(0)) == 1.0
+    assert lr_at(100, 100, after(200)) == 0.5  # longer than the run: it never gets there
 
 
 @pytest.mark.parametrize(("key", "declared"), [("name", OPTIMIZERS), ("lr_scheduler", SCHEDULES)])
