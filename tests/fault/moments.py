@@ -24,7 +24,7 @@ from sft.files import RunDir
 from sft.track.files import read_metrics
 from tests.assets import tiny_model_dir, write_jsonl
 from tests.fault.faults import PATIENCE_S, curve
-from tests.launch import clean_environment, succeed, train, warm_process
+from tests.launch import clean_environment, kill_session, succeed, train, warm_process
 from tests.warm import session_of
 
 OF_THE_MODEL = ("config.json", "generation_config.json", "*.safetensors", "tokenizer*.json", "chat_template.jinja")
@@ -56,16 +56,17 @@ class Stopped:
     def stands(self) -> bool:
         """Wait until it has stopped itself, or has ended without: False."""
         deadline = time.monotonic() + PATIENCE_S
-        while (state := _state(self._pid)) not in ("T", None):
+        while (state := state_of(self._pid)) not in ("T", None):
             assert time.monotonic() < deadline, f"neither stopped nor ended:\n{self.text}"
             time.sleep(0.005)
         return state == "T"
 
     def is_killed(self) -> None:
-        """Kill it, with its children."""
-        for pid in session_of(self._pid):
-            os.kill(pid, signal.SIGKILL)
+        """Kill it, with its children, and wait until none of them holds a file any more."""
+        kill_session(self._pid, grace_s=0)
         assert self._warm.exit_code() == -signal.SIGKILL
+        while session_of(self._pid):
+            time.sleep(0.005)
 
     def goes_on(self) -> int:
         """Let it go on to its end, and return its exit code."""
@@ -75,13 +76,13 @@ class Stopped:
     def ends(self) -> int:
         """Wait for its end, and return its exit code."""
         deadline = time.monotonic() + PATIENCE_S
-        while _state(self._pid) is not None:
+        while state_of(self._pid) is not None:
             assert time.monotonic() < deadline, f"it does not end:\n{self.text}"
             time.sleep(0.005)
         return self._warm.exit_code()
 
 
-def _state(pid: int) -> str | None:
+def state_of(pid: int) -> str | None:
     """Return the state of a process as ps shows it; None if it has ended."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

@@ -2,8 +2,8 @@
 
     python -m tests.fault.nodes ENDED RANKS
 
-RANKS: a JSON list of {network, environment, overrides, out}. ENDED gets a line for each rank that has ended: its place
-in the list, its exit code, and when (time.monotonic).
+RANKS: a JSON list of {network, environment, module, arguments, out}. ENDED gets a line for each rank that has ended:
+its place in the list, its exit code, and when (time.monotonic). Each leads a process group; its id stands beside `out`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from tests.warm import run_as_main
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 
 
-def become(network: str, environment: dict[str, str], overrides: list[str], out: str) -> NoReturn:
+def become(network: str, environment: dict[str, str], module: str, arguments: list[str], out: str) -> NoReturn:
     """Turn this process into a rank that lives in a network namespace."""
     code = 1
     try:
+        os.setpgid(0, 0)
+        Path(out).with_suffix(".pid").write_text(str(os.getpid()))
         with Path("/run/netns", network).open("rb") as space:
             if ctypes.CDLL(None, use_errno=True).setns(space.fileno(), CLONE_NEWNET):
                 raise OSError(ctypes.get_errno(), f"the network {network} cannot be entered")
@@ -33,7 +35,7 @@ def become(network: str, environment: dict[str, str], overrides: list[str], out:
         with Path(out).open("wb") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
-        run_as_main("sft.fsdp_sft_trainer", overrides)
+        run_as_main(module, arguments)
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0

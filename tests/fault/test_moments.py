@@ -2,6 +2,7 @@
 
 import errno
 import random
+import shutil
 
 import pytest
 
@@ -11,7 +12,7 @@ from tests.fault.moments import Stopped, Whole
 KILLED = "killed before the N-th call that changes a directory"
 CUT = "power cut at a moment of a whole run"
 FULL = "disk full from a moment of a whole run on"
-SIZES = 15
+SIZES = 15  # pages that are left, none included
 PAGE = 4096
 
 pytestmark = pytest.mark.timeout(0 if FAULTS > 3 else 300)
@@ -57,13 +58,13 @@ def test_a_disk_that_is_full_from_some_moment_on_is_one_message_and_nothing_is_c
 ):
     dice, row = random.Random(13), rows[FULL]
     filler = small_disk / "filler"
-    for number, call in enumerate(whole.moments(min(FAULTS, SIZES), dice)):
+    for number, call in enumerate(whole.moments(FAULTS, dice)):
         place = small_disk / f"place_{number}"
         place.mkdir()
         life = Stopped(whole.at(place), place, call, tmp_path / f"{number}.log")
         assert life.stands(), f"ended before call {call} of {whole.calls}:\n{life.text}"
         row.injected += 1
-        fill(filler, leave=dice.randrange(8) * PAGE)
+        fill(filler, leave=dice.randrange(SIZES) * PAGE)
         code = life.goes_on()
         if code:  # else it was a log alone that found no room, or the run had written everything
             assert code == 2, life.text
@@ -74,6 +75,7 @@ def test_a_disk_that_is_full_from_some_moment_on_is_one_message_and_nothing_is_c
         filler.unlink()
         whole.goes_on(place)
         row.survived += 1
+        shutil.rmtree(place)  # or the disk would be full without us
 
 
 def fill(path, *, leave):
