@@ -1,14 +1,16 @@
 """Say in words what every key must hold, read off the types of the schema."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from sft.config.schema import SftConfig, SourceConfig
 
 
-def expectations() -> dict[str, str]:
+@cache
+def expectations() -> Mapping[str, str]:
     """Return what every key of the schema must hold, in order: {"optim.lr": "a number above 0", ...}."""
     return dict(_expectations(SftConfig, ""))
 

@@ -85,7 +85,7 @@ class Names:
             claims.setdefault(ALIASES[name], []).append(Claim(name, written, value))
         for name in [name for name in PER_DEVICE if name in values]:
             self._per_device.append(Claim(name, *self._take(name)))
-        for name in [name for name in values if name not in self._defaults() and foreign(name)]:
+        for name in [name for name in values if foreign(name) and name not in self._defaults()]:
             self._read(name, claims, fills)
         if limits := [name for name in LIMITS_OF_A_TURN if name in values]:
             self._add_limits(limits, claims)
@@ -171,14 +171,14 @@ class Names:
     def _multiply(self, dp: int) -> None:
         """Set data.train_batch_size to micro-batch x accumulation x dp, which the user gave by other names."""
         steps = next((self._values[name] for name in ACCUMULATION if name in self._values), 1)
-        if self._is_set("data.train_batch_size") or not is_count(steps):
+        if not is_count(steps):
             return
         claims = [
             claim._replace(value=claim.value * steps * dp, tail=f": micro-batch x accumulation {steps} x dp={dp}")
             for claim in self._per_device
             if is_count(claim.value)
         ]
-        if claims:
+        if claims and not self._is_set("data.train_batch_size"):
             self._agree("data.train_batch_size", claims)
 
     def _divide_into_shard_groups(self, world_size: int, dp: int) -> None:

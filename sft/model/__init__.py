@@ -9,3 +9,7 @@ lora.add_adapters(model, ...)                                # with LoRA only; i
 load_weights(model, source, device, ...)                     # every rank reads its own slices
 lora.start_adapters(model, ...)
 """
+
+from sft.model.listing import list_models_once
+
+list_models_once()

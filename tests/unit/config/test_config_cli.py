@@ -10,7 +10,10 @@ import sys
 import zipfile
 from pathlib import Path
 
+import hydra
 import pytest
+
+from sft.config import cli, door
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = """
@@ -166,6 +169,14 @@ def test_hydra_is_asked_about_a_sweep_where_one_may_hide(runnable, monkeypatch, 
     monkeypatch.setattr(module, "_through_hydra", lambda flags, overrides: asked.append(overrides) or [])
     module.cli(lambda config: None, [*runnable, *more])
     assert bool(asked) == asks_hydra
+
+
+def test_a_plain_start_composes_once(runnable: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    composed, compose = [], hydra.compose
+    monkeypatch.setattr(hydra, "compose", lambda *given: composed.append(given) or compose(*given))
+    door._defaults.cache_clear()
+    cli(lambda config: None, [*runnable, "optim.lr=0.5", "use_remove_padding=true"])
+    assert len(composed) == 1
 
 
 def test_a_sweep_runs_each_job_in_a_directory_of_its_own(here: Path, runnable: list[str]) -> None:
