@@ -30,6 +30,10 @@ OF_THE_MACHINE = (
 )
 """As above, and those of a disk or a mount that fails, and of limits on open files, memory and processes."""
 
+SAID_OF_THE_MACHINE = re.compile(
+    "|".join(map(re.escape, [*map(os.strerror, OF_THE_MACHINE), "can't start new thread"]))
+)
+
 ASIDE = re.compile(r"\..+\.\d+\.partial")
 CHECKPOINT = re.compile(r"global_step_(\d+)")
 Unfinished = Literal["partial", "replaced", "deleted"]
@@ -109,6 +113,11 @@ def remove_left_aside(directory: Path) -> None:
     for path in directory.glob(".*.partial"):
         if ASIDE.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
+
+
+def is_of_the_machine(error: Exception) -> bool:
+    """Return whether a disk, a mount or a limit is to blame: by its text, which libraries in C++ and Rust pass on."""
+    return SAID_OF_THE_MACHINE.search(str(error)) is not None
 
 
 @contextmanager

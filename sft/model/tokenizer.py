@@ -13,6 +13,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sft.errors import InputError
+from sft.files import is_of_the_machine
 
 WORDS = "one two three four"
 PROBES = (
@@ -98,6 +99,8 @@ def _open(kind: Any, directory: Path, **options: Any) -> Any:
 
 def _why_not_opened(directory: Path, error: Exception) -> str:
     """Return what is wrong with the files of a tokenizer that transformers cannot open, and what to do."""
+    if is_of_the_machine(error):
+        return f": its tokenizer cannot be read ({_last_line(error)}); check the disk, and the permissions."
     there = {path.name for path in directory.iterdir() if path.is_file()}
     pointers = [name for name in sorted(there & {*FILES}) if (directory / name).read_bytes()[:200].startswith(LFS)]
     if pointers:

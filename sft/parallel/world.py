@@ -28,6 +28,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from sft.config.secrets import presentable
 from sft.errors import BugError, InputError, MishapError, OwnMishapError
+from sft.files import is_of_the_machine
 from sft.parallel.device import bound_kernel_caches, device_of, gpu_id, refuse_shared_gpus
 from sft.parallel.lost_ranks import is_about_other_ranks, is_out_of_memory, who_is_lost
 
@@ -236,7 +237,8 @@ def _kind_of(error: Exception) -> type[Exception]:
     if isinstance(error, InputError):
         return MishapError if isinstance(error, MishapError) else InputError
     # safetensors raises an error of its own where its file cannot be written or read.
-    is_machines = isinstance(error, OSError | SafetensorError) or is_out_of_memory(error)
+    of_a_file = isinstance(error, OSError | SafetensorError)
+    is_machines = of_a_file or is_out_of_memory(error) or is_of_the_machine(error)
     return MishapError if is_machines else BugError
 
 

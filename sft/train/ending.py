@@ -18,7 +18,7 @@ from sft.errors import (
     point_upwards,
     spare_the_restarts,
 )
-from sft.files import OF_THE_MACHINE
+from sft.files import is_of_the_machine
 from sft.parallel.world import LostRanksError, World, phase
 
 MEND = "What was saved before is whole: mend that, and give the same command again."
@@ -30,7 +30,7 @@ def end_with(error: Exception, world: World) -> NoReturn:
 
     One rank of each node says the sentence. A bug shows its traceback on the rank where it happened.
     """
-    if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+    if not isinstance(error, InputError | BugError | LostRanksError) and is_of_the_machine(error):
         error = OwnMishapError(f"in {phase()}: {error}. {MEND}")
     who = "error" if world.is_main else f"error on rank {world.rank}"
     if isinstance(error, LostRanksError):  # those that are left have settled who speaks, and says which rank it is

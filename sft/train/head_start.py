@@ -25,6 +25,7 @@ from typing import NoReturn
 from sft.config import SftConfig
 from sft.config.secrets import presentable
 from sft.errors import InputError
+from sft.files import is_of_the_machine
 from sft.model.pretrained import find_model, weight_files
 from sft.parallel.host_memory import limit_bytes
 from sft.parallel.world import World, log
@@ -136,7 +137,8 @@ def _tokenise(config: SftConfig, world: World, parent: int, answer: int) -> NoRe
     except InputError as error:
         os.write(answer, str(error).encode())
         code = 0
-    except Exception:
-        _say(traceback.format_exc().rstrip())
+    except Exception as error:
+        if not is_of_the_machine(error):  # the run will meet it, and say it
+            _say(traceback.format_exc().rstrip())
     finally:
         os._exit(code)  # nothing of the parent's is to be ended twice

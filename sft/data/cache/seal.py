@@ -25,15 +25,18 @@ def seal(directory: Path, names: tuple[str, ...], *, durable: bool = True) -> No
 
 def problem_of(directory: Path, names: tuple[str, ...]) -> str | None:
     """Read every byte of a sealed directory and return what is wrong with it; None if it is what was written."""
-    if odd := [name for name in (SEAL, *names) if (directory / name).exists() and not (directory / name).is_file()]:
-        return f"{odd[0]} is no file"
-    try:
-        expected = (directory / SEAL).read_bytes()
-        lines = {name: _line(name, sha256_of(directory / name)).encode() for name in names}
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except OSError as error:
-        return f"{error.filename} cannot be read ({error.strerror})"
+    lines = {}
+    for name in (*names, SEAL):
+        path = directory / name
+        try:
+            if path.exists() and not path.is_file():  # a pipe would hold us
+                return f"{name} is no file"
+            lines[name] = path.read_bytes() if name == SEAL else _line(name, sha256_of(path)).encode()
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+    expected = lines.pop(SEAL)
     if expected == b"".join(lines.values()):
         return None
     wrong = [name for name, line in lines.items() if line not in expected]

@@ -114,20 +114,6 @@ def test_bf16_is_as_exact_as_whole_logits(rows):
     assert weight < 1.15 * their_weight < 0.01  # a product of every seven rows is rounded before it is summed
 
 
-def test_sums_over_many_rows_are_those_of_fp64(monkeypatch):
-    """Of the gradients of weight and bias, which are summed chunk by chunk, and of the rows' losses."""
-    monkeypatch.setattr("sft.model.head.CHUNK", {"cpu": 256})
-    tensors, labels, weights = problem(bias=True, rows=20_000, width=64, vocabulary=200)
-    weights /= weights.sum(dtype=torch.float64)
-    exact = [t.detach().double().requires_grad_() for t in tensors]
-    expected = by_definition(exact, labels, weights.double())[0]
-    _, of_rows, _ = linear_ce_sum(*tensors, labels, weights, FORMS["plain"])
-    assert of_rows.sum(dtype=torch.float64).item() == pytest.approx(expected.item(), rel=1e-7)
-    truth = torch.autograd.grad(expected, exact)
-    for found, true in zip(torch.autograd.grad(fused(tensors, labels, weights)[0], tensors), truth, strict=True):
-        assert (found.double() - true).norm() < 2e-6 * true.norm()
-
-
 class Sizes(TorchDispatchMode):
     """The elements of every tensor that is made."""
 
@@ -204,6 +190,21 @@ def test_other_losses_and_their_gradients_equal_their_papers(loss, form):
         for one, other in zip(gradients, torch.autograd.grad(found, tensors, retain_graph=True), strict=True):
             assert (one - other).norm() < 2e-6 * one.norm()
     assert rows.sum().item() == pytest.approx(total.item(), rel=1e-6) and not rows[labels < 0].any()
+
+
+@pytest.mark.parametrize("loss", [LossForm(), *map(LOSSES.get, ("z-loss", "dft", "all"))])
+def test_sums_over_many_rows_are_those_of_fp64(monkeypatch, loss):
+    """Of the gradients of weight and bias, which are summed chunk by chunk, and of the rows' losses."""
+    monkeypatch.setattr("sft.model.head.CHUNK", {"cpu": 256})
+    tensors, labels, weights = problem(bias=True, rows=20_000, width=64, vocabulary=200)
+    weights /= weights.sum(dtype=torch.float64)
+    exact = [t.detach().double().requires_grad_() for t in tensors]
+    expected = (other_loss(F.linear(*exact), labels, loss) * weights.double())[labels >= 0].sum()
+    total, of_rows, _ = linear_ce_sum(*tensors, labels, weights, FORMS["plain"], loss)
+    assert of_rows.sum(dtype=torch.float64).item() == pytest.approx(expected.item(), rel=1e-7)
+    truth = torch.autograd.grad(expected, exact)
+    for found, true in zip(torch.autograd.grad(total, tensors), truth, strict=True):
+        assert (found.double() - true).norm() < 2e-6 * true.norm()
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -153,6 +154,16 @@ def test_a_damaged_tokenizer_json_is_a_sentence(tmp_path, content, way_out):
     (saved(tmp_path) / "tokenizer.json").write_text(content)
     with pytest.raises(InputError, match=way_out):
         load_tokenizer(tmp_path, trust_remote_code=False)
+
+
+def test_a_disk_that_fails_is_not_called_a_damaged_file(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("sft.model.tokenizer.AutoTokenizer.from_pretrained", fail)
+    monkeypatch.setattr("pathlib.Path.read_bytes", fail)
+    with pytest.raises(InputError, match=r"its tokenizer cannot be read \(.*Input/output error\); check the disk"):
+        load_tokenizer(saved(tmp_path), trust_remote_code=False)
 
 
 def test_truncation_and_padding_left_in_the_file_cut_nothing(tmp_path):

@@ -44,6 +44,7 @@ BUG_TOLD = (
         (9, 1, LostRanksError(""), 1, "", False),
         (9, 1, BUG, 1, BUG_TOLD, False),  # whichever rank of its node it is
         (9, 1, QUOTA, 2, QUOTA_TOLD, False),
+        (9, 1, RuntimeError("[Errno 122] Disk quota exceeded: '/runs/a/cache'"), 2, QUOTA_TOLD, False),  # as torch says
         (0, 0, HEARD_OF_IT, 1, "", True),
     ],
 )

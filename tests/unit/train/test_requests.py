@@ -44,6 +44,13 @@ def test_signals_mean_what_they_meant_before_once_nobody_listens(tmp_path, world
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
+@pytest.mark.timeout(20)
+def test_a_pipe_asks_for_nothing_and_holds_nobody(heard, tmp_path):
+    for name in ("stop_now", "save_now"):
+        os.mkfifo(tmp_path / name)
+    assert heard.agreed(heard.wishes()) == Requests(may_settle=True)
+
+
 def test_stop_now_stops_without_a_signal_and_is_taken(heard, tmp_path):
     (tmp_path / "stop_now").touch()
     assert heard.agreed(heard.wishes()) == Requests(stop=True, signal=0, may_settle=True)
