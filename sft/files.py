@@ -176,6 +176,19 @@ def in_the_way(path: Path, *, is_directory: bool = False, is_kept: bool = False)
     return "cannot be written by this user" if is_kept and not os.access(path, os.W_OK) else None
 
 
+def complaint_about_output(path: Path) -> str | None:
+    """Return why a command cannot write the file that it was asked for at its end, as a clause; None if it can.
+
+    A device is refused as well: a new file takes the place of what is there, and be it /dev/null.
+    """
+    directory = path.absolute().parent
+    if path.is_dir() or not directory.is_dir():
+        return "must be a file in a directory that exists"
+    if not os.access(directory, os.W_OK):
+        return f"cannot be made: {directory} cannot be written by this user"
+    return in_the_way(path, is_kept=True)
+
+
 def sha256_of(path: Path, *, durable: bool = False) -> str:
     """Return the sha256 of a file, in hex. durable: what was hashed is on the disk when this returns."""
     with path.open("rb") as file:

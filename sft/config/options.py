@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from sft.config.problems import ConfigError
+from sft.files import complaint_about_output
 
 Options = TypeVar("Options")
 
@@ -43,8 +44,8 @@ def take_options(
         options = kind()
     for name in files:
         path = getattr(options, name)
-        if path is not None and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):
-            problems.append(f"{section}.{name}={path} must be a file in a directory that exists.")
+        if path is not None and (complaint := complaint_about_output(Path(path))):
+            problems.append(f"{section}.{name}={path} {complaint}; name another file.")
     if problems:
         raise ConfigError(problems)
     return options, [text for text in arguments if not _is_of(section, text)]

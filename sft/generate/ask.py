@@ -18,7 +18,7 @@ from sft.config.visible import visible, visible_line
 from sft.data.chat.variables import unread, variables
 from sft.data.rows.files import read_rows
 from sft.errors import InputError
-from sft.files import explaining_disk, replace_file
+from sft.files import complaint_about_output, explaining_disk, replace_file
 from sft.generate.answer import VisibleStreamer, chat_prompt, open_model
 from sft.model.answer import Sampling, answer
 
@@ -28,8 +28,8 @@ Messages = list[dict[str, Any]]
 def ask(options: Namespace) -> None:
     """Answer what the command's options ask. Raises InputError."""
     rows = list(read_questions(options.prompts, options.system)) if options.prompts else []
-    if options.out and not options.out.absolute().parent.is_dir():
-        raise InputError(f"--out {options.out}: {options.out.absolute().parent} is no directory; make it first.")
+    if options.out and (complaint := complaint_about_output(options.out)):
+        raise InputError(f"--out {options.out} {complaint}; name another file.")
     model, tokenizer = open_model(options.model, trust_remote_code=options.trust_remote_code)
     if model.generation_config is not None and model.generation_config.eos_token_id is None:
         told = f"warning: {options.model} names no stop token: every answer runs to its full length"

@@ -1,5 +1,6 @@
 """What is written durably is on the disk when the call returns: its bytes before its name, its name before the end."""
 
+import os
 import re
 import resource
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from sft.errors import MishapError
 from sft.files import (
     RunDir,
     append_whole,
+    complaint_about_output,
     explaining_disk,
     finished,
     replace_file,
@@ -170,3 +172,27 @@ def test_a_run_that_cannot_write_its_config_says_so_on_all_ranks(tmp_path, world
     with files_limited_to(0), pytest.raises(MishapError, match=r"writing .*config.yaml failed: rank 0: .*too large"):
         open_log(cast("Any", job))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda path: None, None),
+        (lambda path: path.touch(), None),
+        (lambda path: path.mkdir(), "must be a file in a directory that exists"),
+        (os.mkfifo, "is a pipe"),
+        (lambda path: path.symlink_to("/dev/null"), "is a device"),  # as /dev/stdout is a link to what it is
+        (lambda path: path.symlink_to("/not/there"), "is a link to /not/there, which does not exist"),
+        (lambda path: path.parent.rmdir(), "must be a file in a directory that exists"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_told_at_the_start(tmp_path, make, complaint):
+    (tmp_path / "for").mkdir()
+    make(tmp_path / "for" / "answers.jsonl")
+    assert complaint_about_output(tmp_path / "for" / "answers.jsonl") == complaint
+
+
+def test_an_output_in_a_directory_of_somebody_else_is_told_at_the_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    told = f"cannot be made: {tmp_path} cannot be written by this user"
+    assert complaint_about_output(tmp_path / "answers.jsonl") == told
