@@ -224,10 +224,14 @@ FAMILIES = [
     Family(
         "gemma4_style.jinja",
         lambda c: c.strip() + "<turn|>",
-        ("<turn|>",),
-        ("<|turn>", "<turn|>", "<|channel>", "<channel|>"),
+        ("<turn|>", "<|tool_response>"),
+        (
+            *("<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|tool>", "<tool|>", "<|tool_call>", "<tool_call|>"),
+            *("<|tool_response>", "<tool_response|>", '<|"|>'),
+        ),
         bos="<bos>",
         eos="<turn|>",
+        calls='<|tool_call>call:price{symbol:<|"|>BAC<|"|>}<tool_call|><|tool_response>',
         keeps_history=False,
     ),
     Family(

@@ -55,7 +55,7 @@ def check_reply_is_whole(
 ) -> None:
     """Raise MaskError unless `spoken` is all of the message and its stop token, in the template's markup."""
     body = spoken.removesuffix(shape.stop)
-    _refuse_stops(body, shapes, turn, where)
+    _refuse_stops(body, shapes, turn, where, by_template=True)
     missing = _lost_call(message, body) if message.get("tool_calls") else _lost_words(message, body, shape)
     if missing is not None:
         raise MaskError(
@@ -82,20 +82,23 @@ def check_stop(reply: str, shape: TurnShape, turn: int, where: str) -> None:
         )
 
 
-def _refuse_stops(said: str, shapes: TurnShapes, turn: int, where: str) -> None:
+def _refuse_stops(said: str, shapes: TurnShapes, turn: int, where: str, *, by_template: bool = False) -> None:
     for stop in (shapes.words.stop, shapes.calls.stop):
         if stop in said:
-            _refuse_token(stop, "the token that ends a turn, beyond which no model speaks", said, turn, where)
+            what = "the token that ends a turn, beyond which no model speaks"
+            _refuse_token(stop, what, said, turn, where, by_template=by_template)
 
 
-def _refuse_token(token: str, what: str, said: str, turn: int, where: str) -> NoReturn:
+def _refuse_token(token: str, what: str, said: str, turn: int, where: str, *, by_template: bool = False) -> NoReturn:
     raise MaskError(
         where,
         turn,
         f"the reply contains {what}",
         expected=said[: said.index(token)],
         found=said,
-        way_out=f"Take {token!r} out of the row, or spell it in another way.",
+        way_out=f"The chat template writes {token!r} there; set data.chat_template to one that writes it at the end."
+        if by_template
+        else f"Take {token!r} out of the row, or spell it in another way.",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 KEEPS_REASONING = {"preserve_thinking": True, "clear_thinking": False}
 """Switches with which templates (Qwen, GLM) are asked to leave the reasoning of earlier turns where it was."""
+
+
+LETS_THINK = ("enable_thinking", "thinking")
+"""Switches without which templates leave out what the model thinks (Gemma 4, DeepSeek)."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def render(
     _check_somebody_answers(messages, weights, where, supervision.train_on)
 
     trained = [k for k, weight in enumerate(weights) if weight > 0]
-    as_sampled = chat.plain_turns(trained, weights) or [chat.turn(k, weights[k]) for k in trained]
+    as_sampled = _as_sampled(chat, trained, weights)
     if not as_sampled:
         return []
     as_sampled = [_with_details(turn, details, chat) for turn in as_sampled]
@@ -91,6 +95,25 @@ def render(
         texts = texts[-1:]
         counts.turns_left_out += len(as_sampled) - len(texts[0][1])
     return [Rendering(text, spans, where) for text, spans in texts]
+
+
+def _as_sampled(chat: ChatInTemplate, trained: list[int], weights: list[float]) -> list[tuple[str, Span]]:
+    """Return the text and the place of every trained turn. A MaskError names the switch that would help."""
+    try:
+        return chat.plain_turns(trained, weights) or [chat.turn(k, weights[k]) for k in trained]
+    except MaskError as error:
+        for name in LETS_THINK:
+            if name not in chat.template or chat.options.get(name):
+                continue
+            options = {**chat.options, name: True}
+            try:
+                shapes = turn_shapes(chat.tokenizer, chat.template, options)
+                [replace(chat, options=options, shapes=shapes).turn(k, weights[k]) for k in trained]
+            except InputError:
+                continue
+            error.args = (f"{error} With data.apply_chat_template_kwargs.{name}=true the template renders this row.",)
+            break
+        raise
 
 
 def chat_in_template(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from sft.data.chat.apply import apply
+from sft.data.chat.apply import EndlessTemplateError, apply
 from sft.data.chat.messages import REASONING_KEYS
 from sft.errors import InputError
 
@@ -104,8 +104,9 @@ def _learn(tokenizer: PreTrainedTokenizerBase, template: str, options_json: str,
 
     def probe(*messages: dict[str, Any], add_generation_prompt: bool = False) -> str:
         where = "probe of the chat template"
-        return apply(tokenizer, template, list(messages), None, options, where, add_generation_prompt)
+        return apply(tokenizer, template, list(messages), tools, options, where, add_generation_prompt)
 
+    tools = _no_tools(tokenizer, template, question, options)
     history, prompt = probe(question), probe(question, add_generation_prompt=True)
     text = probe(question, reply)
     thinking_text = probe(question, reply | {reasoning_key(template): THOUGHT})
@@ -162,6 +163,20 @@ def _learn(tokenizer: PreTrainedTokenizerBase, template: str, options_json: str,
         words, stop=stop.token, after_stop=stop.after, stop_token_id=stop.token_id, is_next_tag=stop.is_next_tag
     )
     return TurnShapes(words, calls, control_tokens)
+
+
+def _no_tools(tokenizer: Any, template: str, question: dict[str, Any], options: dict[str, Any]) -> list[Any] | None:
+    """Return what stands for no tools: None, or an empty list where a template for tools cannot do without (Hermes)."""
+
+    def renders(tools: list[Any] | None) -> bool:
+        try:
+            return bool(apply(tokenizer, template, [question], tools, options, "probe of the chat template"))
+        except EndlessTemplateError:
+            raise
+        except InputError:
+            return False
+
+    return [] if not renders(None) and renders([]) else None
 
 
 def _control_tokens(tokenizer: Any, markup: str, words: TurnShape) -> frozenset[str]:
@@ -258,13 +273,15 @@ class _Stop:
             return cls(last.ids[n], token, ending[:start], ending[end:])
 
         special = [n for n, token_id in enumerate(last.ids) if token_id in added and added[token_id].special]
-        everywhere = [n for n in special if n in in_both] or special
+        kept = [n for n in special if n in in_both]
+        everywhere = kept or special
         for n in everywhere:
             if added[last.ids[n]].content == eos_token:
                 return at(n)
+        if kept:  # the last: Cohere ends a turn with two, and Gemma 4 a call with its own quotes and brackets before it
+            return at(kept[-1])
         if everywhere:
             first = everywhere[0]
-            # Cohere ends a turn with two special tokens: what the next turn finds in its history is trained whole.
             return at(max(n for n in everywhere if all(m in everywhere for m in range(first, n + 1))))
         if middle.startswith(ending) and len(in_both) < len(between.ids):
             tag = added.get(between.ids[len(in_both)])

@@ -107,8 +107,9 @@ class ChatInTemplate:
     def _served(self, k: int, prompt: str, text: str, shape: TurnShape, follows_itself: bool) -> tuple[str, int]:
         """Return the prompt that a server sends and the reply behind it, and where the reply starts.
 
-        The reply begins in `text` where the end of the prompt stands, from the words of its last message on. Raises
-        MaskError where it does not stand there, or where what follows is not the reply.
+        The reply begins in `text` where the end of the prompt stands, from the words of its last message on, or else
+        where what the prompt adds to the history stands (Hermes writes a newline more behind a result that is
+        answered). Raises MaskError where neither stands there, or where what follows is not the reply.
         """
         failure = MaskError(
             self.where,
@@ -120,7 +121,7 @@ class ChatInTemplate:
             if follows_itself
             else "Set data.chat_template to one whose generation prompt is what stands before the reply.",
         )
-        for start in () if follows_itself else _ends_of_question(self.messages[k - 1], prompt, text, shape):
+        for start, is_likely in () if follows_itself else self._starts(k, prompt, text, shape):
             reply = text[start:]
             if shape.closes_thought:
                 reply = _with_thought(self.messages[k], reply.removeprefix(shape.lead_rendered), shape)
@@ -128,10 +129,18 @@ class ChatInTemplate:
                 body = reply.removesuffix(shape.after_stop)
                 check_reply_is_whole(self.messages[k], body, shape, self.shapes, k, self.where)
             except MaskError as error:
-                failure = error  # or the same question stands in the history, too
+                failure = error if is_likely else failure  # or the same question stands in the history, too
             else:
                 return prompt + reply, len(prompt)
         raise failure
+
+    def _starts(self, k: int, prompt: str, text: str, shape: TurnShape) -> Iterator[tuple[int, bool]]:
+        """Yield where in `text` the reply may begin, and whether the words of the last message stand before it."""
+        for start in _ends_of_question(self.messages[k - 1], prompt, text, shape):
+            yield start, True
+        if k and last_place(self.messages[k - 1].get("content", ""), prompt) is not None:
+            for start in _ends_of(prompt.removesuffix(shape.only_served).removeprefix(self.text(k)), text):
+                yield start, False
 
     def plain_turns(self, trained: list[int], weights: list[float]) -> list[tuple[str, Span]] | None:
         """As `turn` for all that are trained, in the whole text; None where only the long way can tell."""
@@ -197,6 +206,14 @@ def _ends_of_question(question: Mapping[str, Any], prompt: str, text: str, shape
     while found >= 0:
         yield found + len(ending)
         found = text.find(ending, found + 1)
+
+
+def _ends_of(markup: str, text: str) -> Iterator[int]:
+    """Yield where the markup ends in `text`, the last place first."""
+    at = text.rfind(markup) if markup.strip() else -1
+    while at >= 0:
+        yield at + len(markup)
+        at = text.rfind(markup, 0, at)
 
 
 def _with_thought(message: Mapping[str, Any], reply: str, shape: TurnShape) -> str:

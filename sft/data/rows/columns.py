@@ -12,7 +12,7 @@ from sft.data.chat.meaning import KINDS, can_be_weight, dangers, texts_in, words
 from sft.data.rows.cells import short
 from sft.data.types import ConfigMistake
 
-READING = 4
+READING = 5
 """Raise when equal rows come to be read in another way: the token cache is filled anew."""
 
 DEFAULT_KEYS = {

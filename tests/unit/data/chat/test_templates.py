@@ -15,7 +15,19 @@ from sft.data.chat.encode import MaskError, encode, encode_batch, stop_token_ids
 from sft.data.types import Conversation, RowCounts, Supervision
 from sft.errors import InputError
 from tests.assets import CHATML, SPECIAL_TOKENS, tiny_tokenizer
-from tests.chats import CALL, FAMILIES, TEMPLATES, Family, assistant, every_family, hard_texts, runs, spoken, user
+from tests.chats import (
+    CALL,
+    FAMILIES,
+    TEMPLATES,
+    TOOLS,
+    Family,
+    assistant,
+    every_family,
+    hard_texts,
+    runs,
+    spoken,
+    user,
+)
 
 thinking_families = pytest.mark.parametrize(
     "family", [family for family in FAMILIES if family.thought], ids=lambda family: family.name
@@ -318,6 +330,44 @@ def test_gemma4_is_asked_with_an_empty_thought():
     assert served_and_sampled("gemma4_style", messages[:3], 2, enable_thinking=True) == ["a<turn|>"]
     with pytest.raises(MaskError, match="drops or rewrites part of the message: expected 'because'"):
         encode([user("q"), assistant("a", reasoning_content="because")], family_named("gemma4_style").tokenizer())
+
+
+HERMES = (
+    "{% for tool in tools %}<tools>{{ tool.function.name }}</tools>\n{% endfor %}{% for message in messages %}"
+    "{{ '<|im_start|>' + message.role + '\n' + message.content }}{% for call in message.tool_calls or [] %}"
+    "{{ '<tool_call>' + call.function.name + (call.function.arguments | tojson) + '</tool_call>' }}{% endfor %}"
+    "{{ '\n' if message.role == 'tool' and not loop.last }}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{{ '<|im_start|>assistant\n' if add_generation_prompt }}"
+)
+
+
+def test_hermes_template_for_tools_cannot_do_without_them_and_writes_a_newline_behind_an_answered_result():
+    tokenizer = with_text(tiny_tokenizer(), HERMES)
+    samples = encode(CALLED, tokenizer, tools=TOOLS)
+    assert spoken(samples, tokenizer) == [
+        ['<tool_call>price{"symbol": "BAC"}</tool_call><|im_end|>', "It is 42.<|im_end|>"]
+    ]
+    (_, (before, _)) = runs(samples[0], tokenizer)
+    assert before.endswith("<|im_start|>tool\n42<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_a_template_that_ends_the_turn_before_a_call_is_said_to_be_at_fault():
+    template = HERMES.replace("'<tool_call>' + call", "'<|im_end|><tool_call>' + call")
+    with pytest.raises(MaskError, match=r"The chat template writes '<\|im_end\|>' there; set data\.chat_template"):
+        encode(CALLED, with_text(tiny_tokenizer(), template), tools=TOOLS)
+
+
+def test_the_switch_with_which_a_template_shows_the_thought_is_named():
+    template = CHATML.replace(
+        "message.content", "(message.reasoning_content or '' if thinking else '') + message.content"
+    )
+    messages = [user("q"), assistant("a", reasoning_content="because ")]
+    tokenizer = with_text(tiny_tokenizer(), template)
+    with pytest.raises(
+        MaskError, match=r"With data\.apply_chat_template_kwargs\.thinking=true the template renders this"
+    ):
+        encode(messages, tokenizer)
+    assert spoken(encode(messages, tokenizer, thinking=True), tokenizer) == [["because a<|im_end|>"]]
 
 
 def test_nemotron_closes_the_thought_that_its_prompt_opens():
