@@ -22,12 +22,12 @@ test: $(VENV)/installed
 		--ignore tests/fault --ignore tests/gpu
 	$(BIN)/python -m pytest --durations 15 tests/fault tests/gpu
 
-# The oldest torch and transformers that are supported, as GPU images have them: unit tests, and those of two ranks that
-# compare numbers. The wheel of this torch brings CUDA with it, 5 GB on the disk; no GPU is needed.
+# The oldest torch and transformers that are supported, as GPU images have them: the unit tests, those of several ranks,
+# and whether every name that is used is in them. The wheel of this torch brings CUDA, 5 GB on the disk; no GPU is needed.
 test-oldest: $(OLDEST)/installed
-	$(OLDEST)/bin/python -m pytest -p no:cacheprovider tests/unit
-	$(OLDEST)/bin/python -m pytest -p no:cacheprovider tests/dist/test_sharding.py tests/dist/test_one_loss.py \
-		tests/dist/test_resume.py tests/dist/test_lora.py tests/dist/test_optimizers.py
+	$(OLDEST)/bin/python -m pytest -p no:cacheprovider --durations 15 --numprocesses $(JOBS) --dist loadfile \
+		--no-loadscope-reorder tests/unit tests/dist
+	$(OLDEST)/bin/pyright --pythonpath $(OLDEST)/bin/python
 
 # Thirty faults of every class, where `make test` injects three, and a table of them: docs/resume.md. An hour. Without
 # root, the classes that mount disks or cut networks are skipped.

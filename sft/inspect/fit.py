@@ -24,7 +24,6 @@ from sft.model.attention import Choice
 from sft.model.memory import ModelSize, estimate, gigabytes
 from sft.model.place import build_bare_model
 from sft.model.pretrained import load_config
-from sft.model.quantised import CAN_SHARD_BYTES
 from sft.parallel.ulysses import refuse_impossible_split
 from sft.train.forecast import Forecast
 from sft.train.forecast_memory import ROOM, load_of, look_ahead, size_of
@@ -196,9 +195,7 @@ def modes_of() -> Iterator[str]:
     """Yield the modes that can be tried here, those that train the most weights first."""
     yield "full"
     if find_spec("peft") is not None:
-        yield "LoRA"
-        if CAN_SHARD_BYTES:
-            yield "QLoRA"
+        yield from ("LoRA", "QLoRA")
 
 
 def mode_of(config: SftConfig) -> str:

@@ -33,8 +33,6 @@ BLOCK = 64
 """Numbers of a row that share a scale."""
 PACKED_BYTES = 1 / 2 + 4 / BLOCK
 """Of a number, with its part of the scale."""
-CAN_SHARD_BYTES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
-"""In torch 2.11, every weight under FSDP2 must be able to require gradients, which bytes are not."""
 AT_ONCE = 2**22
 """Numbers that are packed at a time: on a CPU, bitsandbytes needs 16 bytes for each."""
 
@@ -78,13 +76,8 @@ def quantise(model: PreTrainedModel, chosen: Sequence[Chosen], *, recompute_expe
     recompute_experts: whether experts compute their outputs again in backward; without, autograd would keep their
     weights in full, unless the whole layer is recomputed anyway.
 
-    Raises InputError where nothing can be packed, and with a torch that cannot shard bytes.
+    Raises InputError where nothing can be packed.
     """
-    if not CAN_SHARD_BYTES:
-        raise InputError(
-            f"model.base_dtype=nf4 needs torch 2.13: FSDP2 of torch {torch.__version__} shards no weights of bytes. "
-            "Leave model.base_dtype=bf16."
-        )
     packed, rows = [], []
     for module, names in ((each.module, each.weights) for each in chosen if _is_frozen(each.module)):
         weights = {name: module.get_parameter(name) for name in names}

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.overrides import TorchFunctionMode
 
 
 @contextmanager
@@ -65,17 +66,17 @@ def shard(
     reshard = None if sharding.reshard_after_forward else False
     exact = MixedPrecisionPolicy(torch.float32, torch.float32, cast_forward_inputs=False)
     for module in in_fp32:
-        fully_shard(module, mesh=mesh, mp_policy=exact, offload_policy=offload, reshard_after_forward=reshard)
+        _fully_shard(module, mesh=mesh, mp_policy=exact, offload_policy=offload, reshard_after_forward=reshard)
     for end in ends:
         # Backward looks up no token, so it does without an embedding's weight. It begins with the LM head, which would
         # be gathered twice in a row.
         is_embedding = isinstance(end, torch.nn.Embedding)
         whole = None if is_embedding and reshard is None else False
-        fully_shard(end, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=whole)
+        _fully_shard(end, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=whole)
         if is_embedding:
             cast(FSDPModule, end).set_unshard_in_backward(False)
     for group in (*join_layers(layers, sharding.min_group_params), *apart, model):
-        fully_shard(group, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=reshard)
+        _fully_shard(group, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=reshard)
     if mesh.size() == 1:  # nothing is averaged, and a factor would cost a copy of every gradient
         return
     for module in model.modules():
@@ -83,6 +84,20 @@ def shard(
             # gloo cannot pre-multiply, so the divide factor alone would fail on CPU.
             module.set_force_sum_reduction_for_comms(True)
             module.set_gradient_divide_factor(1.0)
+
+
+class _BytesStayFrozen(TorchFunctionMode):
+    """Do not let bytes (a base in 4 bits) require gradients: FSDP2 of torch 2.11 asks it of every part for a moment."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.Tensor.requires_grad_ and args[0].dtype == torch.uint8:
+            return args[0]
+        return function(*args, **(kwargs or {}))
+
+
+def _fully_shard(group: torch.nn.Module | list[torch.nn.Module], **how: Any) -> None:
+    with _BytesStayFrozen():
+        fully_shard(group, **how)
 
 
 def join_layers(

@@ -18,7 +18,6 @@ from sft import fsdp_sft_trainer as trainer
 from sft import load_config
 from sft.evaluate.options import Options
 from sft.evaluate.run import evaluate
-from sft.model.quantised import CAN_SHARD_BYTES
 from sft.parallel.shards import local_part
 from sft.parallel.world import World, process_group
 from tests.assets import tiny_model_dir
@@ -28,7 +27,8 @@ LORA = ["model.lora_rank=4", "model.lora_alpha=8", "trainer.total_training_steps
 KINDS = {
     "plain": [],
     "dora": ["model.use_dora=true", "model.use_rslora=true", "model.modules_to_save=[norm]"],
-} | ({"nf4": ["model.base_dtype=nf4"]} if CAN_SHARD_BYTES else {})
+    "nf4": ["model.base_dtype=nf4"],
+}
 IDS = torch.arange(24).view(2, 12)
 
 
@@ -120,8 +120,7 @@ def test_more_ranks_than_rank_of_the_adapter_and_uneven_parts_of_a_base_in_4_bit
     uneven = tiny_model_dir(tmp_path / "uneven", num_attention_heads=32, num_key_value_heads=1, head_dim=10)
     experts = tiny_model_dir(tmp_path / "experts", kind="gpt_oss", num_local_experts=3, num_experts_per_tok=2)
     packed = [[*run, "model.base_dtype=nf4", f"model.partial_pretrain={model}"] for model in (uneven, experts)]
-    runs = [run, *(packed if CAN_SHARD_BYTES else [])]
-    one, four = run_all(runs, 1), run_all(runs, 4)
+    one, four = run_all([run, *packed], 1), run_all([run, *packed], 4)
     for alone, together in zip(one, four, strict=True):
         assert curve(together) == pytest.approx(curve(alone), rel=1e-5)
 

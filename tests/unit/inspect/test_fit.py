@@ -90,9 +90,6 @@ def test_sharing_rows_that_saves_nothing_has_no_line(config):
 
 
 def test_the_modes_are_those_that_can_be_tried(monkeypatch):
-    monkeypatch.setattr("sft.inspect.fit.CAN_SHARD_BYTES", True)
     assert list(modes_of()) == ["full", "LoRA", "QLoRA"]
-    monkeypatch.setattr("sft.inspect.fit.CAN_SHARD_BYTES", False)  # torch 2.11
-    assert list(modes_of()) == ["full", "LoRA"]
     monkeypatch.setattr("sft.inspect.fit.find_spec", lambda _: None)
     assert list(modes_of()) == ["full"]

@@ -15,17 +15,14 @@ from sft.model.load import build_skeleton, decoder_layers, load_weights
 from sft.model.memory import model_size
 from sft.model.names import named_weights
 from sft.model.pretrained import load_config
-from sft.model.quantised import CAN_SHARD_BYTES, as_whole, choose, is_packed, pack, quantise, unpack
+from sft.model.quantised import as_whole, choose, is_packed, pack, quantise, unpack
 from sft.model.write.proof import prove_export
 from sft.parallel.activation import checkpoint_activations, compile_layers
 from tests.assets import attention_on_cpu, tiny_model_dir
 from tests.models import ADAPTERS, IDS, config_of
 
 pytest.importorskip("bitsandbytes")
-pytestmark = [
-    pytest.mark.usefixtures("world_of_one"),
-    pytest.mark.skipif(not CAN_SHARD_BYTES, reason="this torch cannot shard bytes"),
-]
+pytestmark = pytest.mark.usefixtures("world_of_one")
 
 MOE = {"hidden_size": 64, "moe_intermediate_size": 64, "intermediate_size": 128, "head_dim": 16}
 
@@ -148,12 +145,6 @@ def test_what_is_packed_and_what_is_not(sparse, caplog):
     assert size.packed == sum(as_whole(weight).numel() for weight in weights.values())
     assert sum(weight.nbytes for weight in weights.values()) == size.packed * 9 / 16
     assert 9 / 16 < 0.2825 * 2, "at most 0.2825 of bf16"
-
-
-def test_a_torch_that_cannot_shard_bytes_is_refused(dense, monkeypatch):
-    monkeypatch.setattr("sft.model.quantised.CAN_SHARD_BYTES", False)
-    with pytest.raises(InputError, match=r"model\.base_dtype=nf4 needs torch 2\.13: .* Leave model\.base_dtype=bf16"):
-        quantised(dense, load=False)
 
 
 def test_rows_that_are_no_multiple_of_64_stay_and_are_counted(tmp_path, caplog):

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp._fully_shard import _fsdp_param_group
+from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -141,6 +142,19 @@ def test_replicas_add_their_gradients_once_per_step(
         begin_micro_batch(model, sharding, is_last=number == 2)
         model(input_ids=IDS, use_cache=False).logits.logsumexp(-1).sum().backward()
     assert (len(shared), len(added)) == (within * (LAYERS + 1), LAYERS + 1)
+
+
+def test_frozen_bytes_are_sharded_as_they_are(world_of_one):
+    """Those of a base in 4 bits, beside weights that train: torch 2.11 would ask them to require gradients."""
+    layer = torch.nn.Linear(4, 3, device="meta")
+    layer.codes = torch.nn.Parameter(torch.empty(4, 2, dtype=torch.uint8, device="meta"), requires_grad=False)
+    shard(torch.nn.Sequential(layer), [layer], build_mesh(1, "cpu").fsdp, Sharding(torch.bfloat16))
+    assert {name: (part.dtype, part.requires_grad) for name, part in layer.named_parameters()} == {
+        "weight": (torch.float32, True),
+        "bias": (torch.float32, True),
+        "codes": (torch.uint8, False),
+    }
+    assert all(isinstance(part, DTensor) for part in layer.parameters())
 
 
 class Quotients(TorchDispatchMode):
