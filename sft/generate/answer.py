@@ -15,6 +15,8 @@ from sft.errors import InputError
 from sft.model.pretrained import load_config, weight_files
 from sft.model.text_part import model_class
 from sft.model.tokenizer import load_tokenizer
+from sft.parallel.device import why_on_the_cpu
+from sft.parallel.world import log
 
 
 def open_model(
@@ -32,8 +34,12 @@ def open_model(
     weight_files(directory)  # names what is missing
     tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
     config = load_config(directory, trust_remote_code=trust_remote_code)
+    if device is None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if reason := why_on_the_cpu():
+            log.warning("on the CPU: %s", reason)
     model: Any = model_class(config).from_pretrained(directory, dtype="auto", trust_remote_code=trust_remote_code)
-    return model.to(device or torch.device("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
+    return model.to(device).eval(), tokenizer
 
 
 class VisibleStreamer(TextStreamer):

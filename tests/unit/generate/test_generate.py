@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import shutil
 
 import pytest
@@ -139,6 +140,15 @@ def test_a_model_without_a_template_says_the_way_out(run, model_dir, tmp_path):
 def test_rows_that_ask_nothing_are_named(run, tmp_path, rows, told):
     code, _, err = run("--prompts", write_jsonl(tmp_path / "ask.jsonl", rows))
     assert code == 2 and told in err
+
+
+def test_a_gpu_that_is_not_used_is_said(model_dir, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("sft"), "propagate", True)
+    monkeypatch.setattr("sft.generate.answer.why_on_the_cpu", lambda: "its driver is broken.")
+    open_model(model_dir, device=torch.device("cpu"))
+    assert "on the CPU" not in caplog.text, "who names a device has said so"
+    open_model(model_dir)
+    assert "on the CPU: its driver is broken." in caplog.text
 
 
 def test_a_directory_that_is_no_model_says_what_to_give(run, tmp_path):

@@ -1,14 +1,18 @@
 """Which device a rank takes, on machines that are not here."""
 
+import logging
 import os
 import subprocess
 import sys
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from sft.errors import InputError
+from sft.evaluate.run import evaluate
+from sft.fsdp_sft_trainer import run
 from sft.parallel import device
 from sft.parallel.device import (
     KERNEL_CACHES,
@@ -19,6 +23,7 @@ from sft.parallel.device import (
     refuse_shared_gpus,
     why_on_the_cpu,
 )
+from sft.parallel.world import World
 
 
 @pytest.fixture
@@ -86,6 +91,33 @@ def test_a_gpu_that_is_not_used_is_said(machine, monkeypatch):
     assert "MPS" in (why_on_the_cpu() or "")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert why_on_the_cpu() is None
+
+
+class Begun(Exception):
+    """A command has looked at the machine."""
+
+
+@pytest.mark.parametrize(
+    ("room", "command"),
+    [
+        ("sft.fsdp_sft_trainer", lambda config, _: run(config)),
+        ("sft.evaluate.run", lambda config, world: evaluate(config, SimpleNamespace(), world)),
+    ],
+)
+def test_training_and_evaluation_look_at_the_machine_first(room, command, monkeypatch, caplog):
+    def begin(_):
+        raise Begun
+
+    asked = []
+    monkeypatch.setattr(logging.getLogger("sft"), "propagate", True)
+    monkeypatch.setattr(f"{room}.log_on_main_rank_only", lambda _: None)  # it would take the messages for itself
+    monkeypatch.setattr(f"{room}.refuse_ranks_without_a_gpu", lambda: asked.append(1))
+    monkeypatch.setattr(f"{room}.why_on_the_cpu", lambda: "its driver is broken.")
+    monkeypatch.setattr(f"{room}.seed_everything", begin)
+    config = SimpleNamespace(trainer=SimpleNamespace(seed=0, default_local_dir="run"))
+    with pytest.raises(Begun):
+        command(config, World.from_environment())
+    assert asked and "on the CPU: its driver is broken." in caplog.text
 
 
 ROWS_OF_EVER_NEW_LENGTHS = """
