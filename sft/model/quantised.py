@@ -173,6 +173,7 @@ def pack(rows: torch.Tensor) -> torch.Tensor:
 
 def unpack(packed: torch.Tensor, columns: int, dtype: torch.dtype) -> torch.Tensor:
     """Return the weight [..., columns] that `packed` stands for, in `dtype`."""
+    packed = packed.to(torch.uint8)  # FSDP2 of torch 2.11 gathers it in the compute dtype, which holds 0 to 255 exactly
     codes, scales = packed.tensor_split([columns // 2], dim=-1)
     return torch.ops.bitsandbytes.dequantize_4bit(
         codes.contiguous().view(-1, 1),

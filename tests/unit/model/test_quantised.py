@@ -147,6 +147,14 @@ def test_what_is_packed_and_what_is_not(sparse, caplog):
     assert 9 / 16 < 0.2825 * 2, "at most 0.2825 of bf16"
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_bytes_in_the_compute_dtype_are_the_same_bytes(dtype):
+    """FSDP2 of torch 2.11 gathers them so."""
+    packed = pack(torch.randn(50, 256))
+    assert len(packed.unique()) == 256, "every byte is there"
+    assert torch.equal(unpack(packed.to(dtype), 256, torch.float32), unpack(packed, 256, torch.float32))
+
+
 def test_rows_that_are_no_multiple_of_64_stay_and_are_counted(tmp_path, caplog):
     source = tiny_model_dir(tmp_path / "odd", intermediate_size=96)
     with caplog.at_level(logging.INFO, logger="sft"):
