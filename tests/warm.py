@@ -24,7 +24,7 @@ from typing import Any
 
 MODULES = (
     *("sft.fsdp_sft_trainer", "sft.inspect", "sft.tokenise", "sft.evaluate", "sft.generate", "sft.export"),
-    *("sft.checkpoint", "tests.dist.several", "tests.dist.remembering"),
+    *("sft.checkpoint", "tests.dist.several", "tests.dist.stand_ins", "tests.dist.remembering"),
     *("tests.dist.unlike", "tests.dist.short_of_memory"),
     *("tests.fault.stops_itself", "tests.fault.nodes"),
 )

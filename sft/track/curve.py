@@ -6,6 +6,7 @@ import io
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,10 +48,18 @@ class LossCurve:
 
 def draw(metrics_path: Path, png_path: Path, *, title: str) -> None:
     """Draw `metrics_path` into `png_path`; without a training step there is nothing to draw."""
+    if metrics_path.exists():
+        there = metrics_path.stat()
+        if png := _picture(metrics_path, (there.st_mtime_ns, there.st_size), title):
+            replace_file(png_path, png)
+
+
+@lru_cache(maxsize=1)  # at its end a run draws the same numbers twice: for its card, and for its directory
+def _picture(metrics_path: Path, version: tuple[int, int], title: str) -> bytes | None:
     records, _ = read_metrics(metrics_path)
     steps, loss = _series(records, "train/loss")
     if not len(steps):
-        return
+        return None
     from matplotlib.figure import Figure  # half a second, paid by those who draw; Figure alone means Agg, no display
 
     figure = Figure(figsize=(9, 6), dpi=120, layout="constrained")
@@ -74,7 +83,7 @@ def draw(metrics_path: Path, png_path: Path, *, title: str) -> None:
         panel.grid(alpha=0.3)
         panel.yaxis.set_major_formatter("{x:g}")
         panel.spines[["top", "right"]].set_visible(False)
-    replace_file(png_path, _png(figure))
+    return _png(figure)
 
 
 def _png(figure: Figure) -> bytes:

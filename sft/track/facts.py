@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ def _version(package: str) -> str | None:
         return None
 
 
+@cache
 def _git_commit() -> str | None:
     """Return the commit of the checkout this code runs from, "-dirty" if it was changed; None outside a checkout."""
     root = Path(__file__).parents[2]

@@ -16,6 +16,7 @@ import torch.nn.attention.varlen
 
 from sft import load_config, run
 from sft.model.attention import choice, flex
+from tests.dist.several import spare_time
 
 CPUS_OWN = {"sdpa", "blocked"}
 """Kernels that need no stand-in."""
@@ -84,6 +85,7 @@ def install() -> None:
 
 if __name__ == "__main__":
     install()
+    spare_time()
     for overrides in json.loads(Path(sys.argv[1]).read_text()):
         called.clear()
         config = load_config(overrides)

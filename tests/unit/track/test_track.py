@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from sft.config.secrets import without_secrets
+from sft.track import curve as curve_module
 from sft.track import trackers
 from sft.track.console import Console, sample_table, short_line, step_line
 from sft.track.curve import REDRAW_EVERY_S, LossCurve, _smoothed
@@ -193,6 +194,16 @@ class TestCurve:
             run_log.log(29, VAL)
             assert not (tmp_path / "loss.png").exists()
         assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_the_same_numbers_are_drawn_once_and_new_ones_anew(self, tmp_path, monkeypatch):
+        drawn = []
+        monkeypatch.setattr(curve_module, "_png", lambda figure: bytes([len(drawn.append(figure) or drawn)]))
+        metrics_file = MetricsFile(tmp_path / "metrics.jsonl", keep_up_to_step=0)
+        for step, card, end in ((1, 1, 1), (2, 2, 2)):
+            metrics_file.log(step, TRAIN)
+            for name, picture in (("card.png", card), ("end.png", end)):
+                curve_module.draw(metrics_file.path, tmp_path / name, title="t")
+                assert (tmp_path / name).read_bytes() == bytes([picture])
 
     def test_redrawn_now_and_then(self, tmp_path):
         now = 0.0
