@@ -141,6 +141,21 @@ def succeed(overrides: Sequence[str], **options) -> subprocess.CompletedProcess[
     return done
 
 
+def train_all(
+    home: Path, runs: Sequence[Sequence[str]], ranks: int, module: str = "tests.dist.several"
+) -> list[list[dict]]:
+    """Do several runs in the same ranks, in home/run_0, home/run_1, ...; what each wrote into metrics.jsonl."""
+    home.mkdir()
+    directories = [home / f"run_{number}" for number in range(len(runs))]
+    placed = [
+        [*overrides, f"trainer.default_local_dir={directory}"]
+        for overrides, directory in zip(runs, directories, strict=True)
+    ]
+    (home / "runs.json").write_text(json.dumps(placed))
+    succeed([str(home / "runs.json")], ranks=ranks, cwd=home, module=module)
+    return [read_metrics(directory) for directory in directories]
+
+
 def read_metrics(run_dir: Path) -> list[dict]:
     """What a run wrote into metrics.jsonl, line by line."""
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

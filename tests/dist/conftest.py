@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.assets import tiny_model_dir, write_jsonl
-from tests.launch import read_metrics, succeed
+from tests.launch import train_all
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -53,15 +52,6 @@ def run_all(tmp_path: Path) -> Callable[[Sequence[Sequence[str]], int], list[lis
     calls = itertools.count()
 
     def run_all(runs: Sequence[Sequence[str]], ranks: int, module: str = "tests.dist.several") -> list[list[dict]]:
-        home = tmp_path / f"call_{next(calls)}"
-        home.mkdir()
-        directories = [home / f"run_{number}" for number in range(len(runs))]
-        placed = [
-            [*overrides, f"trainer.default_local_dir={directory}"]
-            for overrides, directory in zip(runs, directories, strict=True)
-        ]
-        (home / "runs.json").write_text(json.dumps(placed))
-        succeed([str(home / "runs.json")], ranks=ranks, cwd=home, module=module)
-        return [read_metrics(directory) for directory in directories]
+        return train_all(tmp_path / f"call_{next(calls)}", runs, ranks, module)
 
     return run_all

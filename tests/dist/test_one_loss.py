@@ -12,6 +12,7 @@ from sft import load_config
 from sft.errors import InputError
 from sft.parallel.world import World, process_group
 from tests.assets import tiny_model_dir
+from tests.launch import train_all
 
 STEPS = ["trainer.total_training_steps=4"]  # the third step is the smaller one that ends the epoch
 LAYOUTS = {"packed": ["use_remove_padding=true"], "padded": ["use_remove_padding=false"]}
@@ -22,84 +23,118 @@ def curve(metrics):
     return [value for line in metrics for value in (line["train/loss"], line["train/grad_norm"])]
 
 
-@pytest.fixture
-def reference(base, run_all):
-    return curve(run_all([[*base, *STEPS, "data.micro_batch_size_per_gpu=1"]], 1)[0])
+ONE_BY_ONE = "data.micro_batch_size_per_gpu=1"
+SHARED = [*LAYOUTS["packed"], "ulysses_sequence_parallel_size=2"]
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "initializer_range": 0.1}
+BUDGETS = {  # a budget of the longest sample, so that the four samples of a step need several micro-batches
+    "budget": ["data.max_length=80", "data.max_tokens_per_gpu=80"],
+    "balanced": ["data.balance_dp_token=true", ONE_BY_ONE],
+}
+BF16 = "model.fsdp_config.compute_dtype=bf16"
+BF16_WEIGHTS = ["model.fsdp_config.model_dtype=bf16", BF16]
+OTHER_LOSS = ["trainer.test_freq=4", "trainer.val_before_train=true", "optim.loss=eaft"]
+OTHER_LOSS += ["optim.label_smoothing=0.1", "optim.z_loss=1e-3", "model.neftune_alpha=1"]
 
 
-def test_layouts_micro_batches_and_ranks_agree(base, run_all, reference):
-    def variants(micro_batch_sizes):
-        return {
-            (layout, size, checkpointing): [
-                *base,
-                *STEPS,
-                *overrides,
-                f"data.micro_batch_size_per_gpu={size}",
-                f"model.enable_gradient_checkpointing={checkpointing}",
-            ]
-            for layout, overrides in LAYOUTS.items()
-            for size in micro_batch_sizes
-            for checkpointing in ("false", "true")
+def runs_of(ranks, moe):
+    """All runs of these tests on so many ranks: name -> overrides. moe: a model with experts."""
+    sizes = {1: (2, 4), 2: (1, 2), 4: (1,)}[ranks]
+    runs = {
+        (layout, size, checkpointing): [
+            *overrides,
+            f"data.micro_batch_size_per_gpu={size}",
+            f"model.enable_gradient_checkpointing={checkpointing}",
+        ]
+        for layout, overrides in LAYOUTS.items()
+        for size in sizes
+        for checkpointing in ("false", "true")
+    }
+    validation = ["trainer.total_training_steps=1", "trainer.test_freq=1", ONE_BY_ONE]
+    runs |= {("validation", rows): [*validation, f"data.val_max_samples={rows}"] for rows in (1, 7)}
+    if ranks == 4:
+        return runs
+    runs |= {
+        (layout, policy): [*overrides, *options, "trainer.test_freq=4"]
+        for layout, overrides in LAYOUTS.items()
+        for policy, options in BUDGETS.items()
+    }
+    runs["bf16 weights"] = BF16_WEIGHTS
+    experts = [f"model.partial_pretrain={moe}", "optim.lr=1e-3"]
+    if ranks == 1:
+        return runs | {
+            "reference": [ONE_BY_ONE],
+            "other loss": [*OTHER_LOSS, ONE_BY_ONE],
+            "before training": ["trainer.val_before_train=true"],
+            "experts": [*experts, ONE_BY_ONE],
+            "experts, whole": [*experts, "data.micro_batch_size_per_gpu=4"],
+            "experts without": [*experts, "model.router_aux_loss=0"],
         }
+    return runs | {
+        "other loss, padded": [*OTHER_LOSS, *LAYOUTS["padded"]],
+        "other loss, packed": [*OTHER_LOSS, *LAYOUTS["packed"]],
+        "other loss, shared": [*OTHER_LOSS, ONE_BY_ONE, *SHARED],
+        "experts, padded": [*experts, *LAYOUTS["padded"]],
+        "experts, packed": [*experts, *LAYOUTS["packed"], ONE_BY_ONE],
+        "experts, shared": [*experts, *SHARED],
+        "experts, checkpointed": [*experts, "model.enable_gradient_checkpointing=true"],
+        "bf16": [BF16, *LAYOUTS["packed"]],
+        "first": [],
+        "again": [],
+        "other seed": ["trainer.seed=2"],
+    }
 
+
+@pytest.fixture(scope="module")
+def found(base, tmp_path_factory):
+    """(ranks, name of a run) -> its lines of metrics.jsonl."""
+    home, found = tmp_path_factory.mktemp("one_loss"), {}
+    moe = tiny_model_dir(home / "moe", kind="qwen3_moe", router_aux_loss_coef=3.0, output_router_logits=True, **EXPERTS)
+    for ranks in (1, 2, 4):
+        runs = runs_of(ranks, moe)
+        metrics = train_all(home / str(ranks), [[*base, *STEPS, *overrides] for overrides in runs.values()], ranks)
+        found |= {(ranks, name): lines for name, lines in zip(runs, metrics, strict=True)}
+    return found
+
+
+@pytest.fixture(scope="module")
+def reference(found):
+    return curve(found[1, "reference"])
+
+
+def test_layouts_micro_batches_and_ranks_agree(found, reference):
     assert len(reference) == 8
-    for ranks, sizes in ((1, (2, 4)), (2, (1, 2)), (4, (1,))):
-        runs = variants(sizes)
-        for name, metrics in zip(runs, run_all(list(runs.values()), ranks), strict=True):
-            assert curve(metrics) == pytest.approx(reference, rel=1e-5), (ranks, name)
-            # Of equal weights, before Adam makes much of small differences: the sum of squares is exact.
-            assert curve(metrics)[:2] == pytest.approx(reference[:2], rel=1e-6), (ranks, name)
+    runs = {key: lines for key, lines in found.items() if isinstance(key[1], tuple) and len(key[1]) == 3}
+    assert len(runs) == 20
+    for key, metrics in runs.items():
+        assert curve(metrics) == pytest.approx(reference, rel=1e-5), key
+        # Of equal weights, before Adam makes much of small differences: the sum of squares is exact.
+        assert curve(metrics)[:2] == pytest.approx(reference[:2], rel=1e-6), key
 
 
-def test_token_budgets_and_balancing_agree(base, run_all, reference):
-    """A budget of the longest sample, so that the four samples of a step need several micro-batches."""
-    budget = ["data.max_length=80", "data.max_tokens_per_gpu=80"]
-    policies = {"budget": budget, "balanced": ["data.balance_dp_token=true", "data.micro_batch_size_per_gpu=1"]}
+def test_token_budgets_and_balancing_agree(found, reference):
     for ranks in (1, 2):
-        runs = {
-            (layout, policy): [*base, *STEPS, *overrides, *options, "trainer.test_freq=4"]
-            for layout, overrides in LAYOUTS.items()
-            for policy, options in policies.items()
-        }
         validation = []
-        for (layout, policy), metrics in zip(runs, run_all(list(runs.values()), ranks), strict=True):
-            assert curve(metrics) == pytest.approx(reference, rel=1e-5), (ranks, layout, policy)
-            validation.append(metrics[-1]["val/loss"])
+        for layout in LAYOUTS:
+            for policy in BUDGETS:
+                metrics = found[ranks, (layout, policy)]
+                assert curve(metrics) == pytest.approx(reference, rel=1e-5), (ranks, layout, policy)
+                validation.append(metrics[-1]["val/loss"])
         assert validation == pytest.approx([validation[0]] * 4, rel=1e-5)
 
 
-def test_other_losses_agree_over_micro_batches_layouts_ranks_and_sequence_parallelism(base, run_all):
+def test_other_losses_agree_over_micro_batches_layouts_ranks_and_sequence_parallelism(found):
     """Validation stays cross entropy: before anything is trained, it is that of the plain run."""
-    run = [*base, *STEPS, "trainer.test_freq=4", "trainer.val_before_train=true", "optim.loss=eaft"]
-    run += ["optim.label_smoothing=0.1", "optim.z_loss=1e-3", "model.neftune_alpha=1"]
-    one_rank = [*run, "data.micro_batch_size_per_gpu=1"]
-    (one, plain) = run_all([one_rank, [*base, *STEPS, "trainer.val_before_train=true"]], 1)
-    padded, packed, shared = run_all(
-        [
-            [*run, *LAYOUTS["padded"]],
-            [*run, *LAYOUTS["packed"]],
-            [*one_rank, *LAYOUTS["packed"], "ulysses_sequence_parallel_size=2"],
-        ],
-        2,
-    )
-    for name, metrics in (("padded", padded), ("packed", packed), ("sp", shared)):
-        assert curve(metrics[1:]) == pytest.approx(curve(one[1:]), rel=1e-5), name
+    one, plain = found[1, "other loss"], found[1, "before training"]
+    for name in ("padded", "packed", "shared"):
+        assert curve(found[2, f"other loss, {name}"][1:]) == pytest.approx(curve(one[1:]), rel=1e-5), name
     assert one[0]["val/loss"] == pytest.approx(plain[0]["val/loss"], rel=1e-6)
     assert one[1]["train/loss"] != pytest.approx(plain[1]["train/loss"], rel=1e-3)
 
 
-def test_the_load_balancing_loss_of_experts_agrees_over_every_split(base, run_all, tmp_path):
-    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "initializer_range": 0.1}
-    tiny_model_dir(tmp_path / "moe", kind="qwen3_moe", router_aux_loss_coef=3.0, output_router_logits=True, **experts)
-    run = [*base, *STEPS, f"model.partial_pretrain={tmp_path / 'moe'}", "optim.lr=1e-3"]
-    one_by_one = "data.micro_batch_size_per_gpu=1"
-    one, whole, without = run_all(
-        [[*run, one_by_one], [*run, "data.micro_batch_size_per_gpu=4"], [*run, "model.router_aux_loss=0"]], 1
-    )
-    shared = [*LAYOUTS["packed"], "ulysses_sequence_parallel_size=2"]
-    runs = [[*run, *LAYOUTS["padded"]], [*run, *LAYOUTS["packed"], one_by_one], [*run, *shared]]
-    checkpointed = [*run, "model.enable_gradient_checkpointing=true"]
-    for metrics in (whole, *run_all([*runs, checkpointed], 2)):
+def test_the_load_balancing_loss_of_experts_agrees_over_every_split(found):
+    one, without = found[1, "experts"], found[1, "experts without"]
+    splits = [found[2, f"experts, {name}"] for name in ("padded", "packed", "shared", "checkpointed")]
+    for metrics in (found[1, "experts, whole"], *splits):
         assert curve(metrics) == pytest.approx(curve(one), rel=2e-5)
         for key in ("train/router_aux_loss", "train/largest_expert_share"):
             assert [line[key] for line in metrics] == pytest.approx([line[key] for line in one], rel=1e-4)
@@ -108,40 +143,39 @@ def test_the_load_balancing_loss_of_experts_agrees_over_every_split(base, run_al
     assert "train/router_aux_loss" not in without[0]
 
 
-def test_validation_covers_every_sample_on_any_number_of_ranks(base, run_all):
+def test_validation_covers_every_sample_on_any_number_of_ranks(found):
     """7 validation rows do not go around 2 or 4 ranks; loss, perplexity and accuracy still agree."""
-    run = [*base, "trainer.total_training_steps=1", "trainer.test_freq=1", "data.micro_batch_size_per_gpu=1"]
-    found = {}
+
+    def validation(ranks, rows):
+        (line,) = found[ranks, ("validation", rows)]
+        return {key: value for key, value in line.items() if key.startswith("val/")}
+
     for ranks in (1, 2, 4):
-        one_row, seven_rows = run_all([[*run, f"data.val_max_samples={rows}"] for rows in (1, 7)], ranks)
-        for rows, metrics in ((1, one_row), (7, seven_rows)):
-            found[ranks, rows] = {key: value for key, value in metrics[0].items() if key.startswith("val/")}
-    for (ranks, rows), values in found.items():
-        assert values == pytest.approx(found[1, rows], rel=1e-5), (ranks, rows)
-    assert set(found[1, 7]) == {"val/loss", "val/perplexity", "val/token_accuracy"}
-    assert found[1, 1] != found[1, 7]
+        for rows in (1, 7):
+            assert validation(ranks, rows) == pytest.approx(validation(1, rows), rel=1e-5), (ranks, rows)
+    assert set(validation(1, 7)) == {"val/loss", "val/perplexity", "val/token_accuracy"}
+    assert validation(1, 1) != validation(1, 7)
 
 
-def test_bf16_compute_stays_close_to_fp32(base, run_all, reference):
+def losses(metrics):
+    return [line["train/loss"] for line in metrics]
+
+
+def test_bf16_compute_stays_close_to_fp32(found, reference):
     """fp32 master weights and reduction; bf16 has 8 bits of mantissa, 3 % is what 4 steps at lr 1e-2 may differ."""
-    (metrics,) = run_all([[*base, *STEPS, "model.fsdp_config.compute_dtype=bf16", *LAYOUTS["packed"]]], 2)
-    losses = [line["train/loss"] for line in metrics]
-    assert losses == pytest.approx(reference[::2], rel=0.03)
-    assert losses != pytest.approx(reference[::2], rel=1e-6)
+    assert losses(found[2, "bf16"]) == pytest.approx(reference[::2], rel=0.03)
+    assert losses(found[2, "bf16"]) != pytest.approx(reference[::2], rel=1e-6)
 
 
-def test_bf16_master_weights_stay_close_on_any_number_of_ranks(base, run_all, reference):
+def test_bf16_master_weights_stay_close_on_any_number_of_ranks(found, reference):
     """Weights and moments in 8 bits of mantissa: an update below 1/256 of its weight is lost, so 5 % after 4 steps."""
-    run = [*base, *STEPS, "model.fsdp_config.model_dtype=bf16", "model.fsdp_config.compute_dtype=bf16"]
-    one, two = ([line["train/loss"] for line in run_all([run], ranks)[0]] for ranks in (1, 2))
-    assert one == pytest.approx(reference[::2], rel=0.05)
-    assert two == pytest.approx(one, rel=0.01)
+    assert losses(found[1, "bf16 weights"]) == pytest.approx(reference[::2], rel=0.05)
+    assert losses(found[2, "bf16 weights"]) == pytest.approx(losses(found[1, "bf16 weights"]), rel=0.01)
 
 
-def test_same_seed_same_bits_another_seed_another_order(base, run_all):
-    first, again, other = run_all([[*base, *STEPS], [*base, *STEPS], [*base, *STEPS, "trainer.seed=2"]], 2)
-    assert curve(first) == curve(again)
-    assert curve(first) != curve(other)
+def test_same_seed_same_bits_another_seed_another_order(found):
+    assert curve(found[2, "first"]) == curve(found[2, "again"])
+    assert curve(found[2, "first"]) != curve(found[2, "other seed"])
 
 
 class HostReads(TorchDispatchMode):
