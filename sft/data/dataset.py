@@ -99,38 +99,57 @@ def _drawn(*of: int) -> int:
     return int(np.random.SeedSequence(of).generate_state(1)[0])
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Which rows of a configuration are opened.
+
+    files:       None: the sources of data.mixture
+    max_samples: rows to read, from the first file on; -1 reads all
+    curriculum:  "length", or the column by which the first data.curriculum_epochs are sorted; None: all are shuffled
+    seed:        of the rows that a source of data.mixture draws
+    """
+
+    files: tuple[str, ...] | None
+    max_samples: int = -1
+    curriculum: str | None = None
+    seed: int = 0
+
+    @property
+    def column(self) -> str | None:
+        """Return the column that rows are sorted by, if any."""
+        return self.curriculum if self.curriculum != BY_LENGTH else None
+
+    def parts(self, config: DataConfig, tokenizer: Any, say: Callable[[str], None]) -> list[Part]:
+        """Return the rows of every entry of `files`, or of every source of the mixture."""
+        if self.files is None:
+            return parts_of_mixture(config, self.seed, tokenizer, say, sorted_by=self.column)
+        return parts_of_files(config, self.files, tokenizer, say, sorted_by=self.column)
+
+
 def open_dataset(
     config: DataConfig,
-    files: tuple[str, ...] | None,
+    wanted: Wanted,
     *,
-    max_samples: int,
     max_tokens: int | None,
     packed: bool,
     tokenizer: Any,
     build_here: bool,
     say: Callable[[str], None],
-    curriculum: str | None = None,
-    seed: int = 0,
     is_val: bool = False,
     sample_rows: int | None = None,
 ) -> Dataset:
     """Tokenise (or find tokenised) the files and fit the samples to data.max_length.
 
-    files:       None: the sources of data.mixture
-    max_samples: rows to read, from the first file on; -1 reads all
     max_tokens:  tokens of a micro-batch; None: data.micro_batch_size_per_gpu samples
-    curriculum:  "length", or the column by which the first data.curriculum_epochs are sorted; None: all are shuffled
-    seed:        of the rows that a source of data.mixture draws
     sample_rows: so many rows alone, drawn from all files by seed; None: all of them
     is_val:      of files that data.val_fraction divides, the rows for validation; else those for training
 
     Every rank calls it, outside of any collective; build_here on one process per node. Raises InputError naming
     file:row for rows that cannot be used.
     """
-    by_column = _column_of(curriculum)
-    parts = _parts(config, files, tokenizer, say, by_column, seed)
+    parts, files, curriculum = wanted.parts(config, tokenizer, say), wanted.files, wanted.curriculum
     if sample_rows is not None:
-        parts = _with_fewer_rows(parts, sample_rows, seed, say)
+        parts = _with_fewer_rows(parts, sample_rows, wanted.seed, say)
     recipe = _recipe(config, tokenizer)
     if recipe.has_today():
         say(
@@ -138,14 +157,14 @@ def open_dataset(
             "data.cache_dir is deleted. Templates that have a variable for it take yours: "
             "data.apply_chat_template_kwargs.date_string (Llama)"
         )
-    cached_rows = _cached(parts, config, recipe, by_column, max_samples, build_here, say)
+    cached_rows = _cached(parts, config, recipe, wanted, build_here, say)
     for rows in (rows for of_part in cached_rows for rows in of_part):
         for remark in rows.remarks():
             say(remark)
     files_of_part = [len(of_part) for of_part in cached_rows]
     flat = [rows for of_part in cached_rows for rows in of_part]
     store, names = SampleStore(flat), ", ".join(rows.name for rows in flat)
-    wanted = None
+    of_this_part = None
     if divided := config.val_fraction and files == config.train_files:
         entry_starts = store.file_starts[np.cumsum([0, *files_of_part])]
         held = held_out(store, entry_starts, config.val_fraction)
@@ -154,8 +173,8 @@ def open_dataset(
                 f"data.val_fraction={config.val_fraction:g} holds out {int(held.sum()):,} of {len(held):,} samples, by "
                 "what their rows say; none of them is trained"
             )
-        wanted = held if is_val else ~held
-    samples, report = fit(store, max_length=config.max_length, truncation=config.truncation, wanted=wanted)
+        of_this_part = held if is_val else ~held
+    samples, report = fit(store, max_length=config.max_length, truncation=config.truncation, wanted=of_this_part)
     if not len(samples):
         part = f" for {'validation' if is_val else 'training'} by data.val_fraction={config.val_fraction:g}"
         raise InputError(
@@ -198,15 +217,7 @@ def open_dataset(
 
 
 def tokenise_files(
-    config: DataConfig,
-    files: tuple[str, ...] | None,
-    *,
-    max_samples: int,
-    tokenizer: Any,
-    say: Callable[[str], None],
-    curriculum: str | None = None,
-    seed: int = 0,
-    share: tuple[int, int] = (1, 1),
+    config: DataConfig, wanted: Wanted, tokenizer: Any, say: Callable[[str], None], share: tuple[int, int] = (1, 1)
 ) -> int:
     """Fill the token cache with all that open_dataset will look for; arguments and errors are as there.
 
@@ -215,16 +226,13 @@ def tokenise_files(
 
     Returns how many files are in the cache now, of this share.
     """
-    if share[1] > 1 and max_samples >= 0:
+    if share[1] > 1 and wanted.max_samples >= 0:
         raise InputError(
-            f"part={share[0]}/{share[1]} divides the files, and max_samples={max_samples} cuts the rows of the first "
-            "ones; leave one of them out."
+            f"part={share[0]}/{share[1]} divides the files, and max_samples={wanted.max_samples} cuts the rows of the "
+            "first ones; leave one of them out."
         )
-    by_column = _column_of(curriculum)
-    parts = _parts(config, files, tokenizer, lambda line: None, by_column, seed)
-    parts = _share_of(parts, *share)
-    rows = _cached(parts, config, _recipe(config, tokenizer), by_column, max_samples, build_here=True, say=say)
-    return sum(map(len, rows))
+    parts = _share_of(wanted.parts(config, tokenizer, lambda line: None), *share)
+    return sum(map(len, _cached(parts, config, _recipe(config, tokenizer), wanted, build_here=True, say=say)))
 
 
 def _with_fewer_rows(parts: Sequence[Part], number: int, seed: int, say: Callable[[str], None]) -> list[Part]:
@@ -249,46 +257,28 @@ def _share_of(parts: Sequence[Part], number: int, of: int) -> list[Part]:
     ]
 
 
-def _column_of(curriculum: str | None) -> str | None:
-    return curriculum if curriculum != BY_LENGTH else None
-
-
 def _recipe(config: DataConfig, tokenizer: Any) -> Recipe:
     return Recipe(tokenizer, config.apply_chat_template_kwargs, Supervision(config.train_on, config.thinking_history))
-
-
-def _parts(
-    config: DataConfig,
-    files: tuple[str, ...] | None,
-    tokenizer: Any,
-    say: Callable[[str], None],
-    by_column: str | None,
-    seed: int,
-) -> list[Part]:
-    if files is None:
-        return parts_of_mixture(config, seed, tokenizer, say, sorted_by=by_column)
-    return parts_of_files(config, files, tokenizer, say, sorted_by=by_column)
 
 
 def _cached(
     parts: Sequence[Part],
     config: DataConfig,
     recipe: Recipe,
-    by_column: str | None,
-    max_samples: int,
+    wanted: Wanted,
     build_here: bool,
     say: Callable[[str], None],
 ) -> list[list[CachedRows]]:
     """Return the tokens of every file of every part, up to the last one that max_samples lets in."""
     insist = config.bad_rows == "error"  # else rows without the column are left out, one by one
-    rows_left = None if max_samples < 0 else max_samples
+    rows_left = None if wanted.max_samples < 0 else wanted.max_samples
     cached_rows: list[list[CachedRows]] = [[] for _ in parts]
     for part, of_part in zip(parts, cached_rows, strict=True):
         for source in part.sources:
             if rows_left == 0:
                 break
             rows = cached(
-                source if by_column is None else with_difficulty(source, by_column, insist=insist),
+                source if wanted.column is None else with_difficulty(source, wanted.column, insist=insist),
                 recipe,
                 max_rows=rows_left,
                 bad_rows=config.bad_rows,

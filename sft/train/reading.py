@@ -12,7 +12,7 @@ from sft.data.chat.framing import beginning_and_end, check_bos_once, check_bos_w
 from sft.data.chat.templates import NAMES, add_missing_tokens, check_default, find_template, named_templates
 from sft.data.chat.tokenizer import rust_tokenizer
 from sft.data.chat.variables import remarks
-from sft.data.dataset import Dataset, open_dataset, tokenise_files
+from sft.data.dataset import Dataset, Wanted, open_dataset, tokenise_files
 from sft.data.types import Supervision
 from sft.errors import InputError
 from sft.model.tokenizer import load_tokenizer, template_of_processor
@@ -71,6 +71,17 @@ def supervision_of(config: SftConfig) -> Supervision:
     return Supervision(config.data.train_on, config.data.thinking_history)
 
 
+def rows_to_train_on(config: SftConfig) -> Wanted:
+    """Return which rows data.train_files or data.mixture asks for."""
+    data = config.data
+    return Wanted(data.train_files, data.train_max_samples, data.curriculum, config.trainer.seed)
+
+
+def rows_to_validate_on(config: SftConfig) -> Wanted:
+    """Return which rows data.val_files asks for."""
+    return Wanted(config.data.val_files, config.data.val_max_samples, seed=config.trainer.seed)
+
+
 def open_data(
     config: SftConfig, tokenizer: Any, world: World, sample_rows: int | None = None
 ) -> tuple[Dataset, Dataset | None]:
@@ -78,7 +89,7 @@ def open_data(
 
     sample_rows: as in open_dataset, of each of the two
     """
-    train = _open_training_files(config, tokenizer, world, sample_rows)
+    train = _open(config, rows_to_train_on(config), tokenizer, world, sample_rows)
     if len(train.mixture.sources) > 1:
         log.info("%s", train.describe_epoch())
     return train, open_val(config, tokenizer, world, sample_rows) if config.data.has_val else None
@@ -91,76 +102,32 @@ def tokenise_data(
 
     share: as in tokenise_files. Returns how many files of it are in the cache now.
     """
-    data = config.data
-    given = [(data.train_files, data.train_max_samples, data.curriculum)]
-    if data.val_files:
-        given.append((data.val_files, data.val_max_samples, None))
-    return sum(
-        tokenise_files(
-            data,
-            files,
-            max_samples=max_samples,
-            tokenizer=tokenizer,
-            say=say,
-            curriculum=order,
-            seed=config.trainer.seed,
-            share=share,
-        )
-        for files, max_samples, order in given
-    )
+    wanted = [rows_to_train_on(config), *([rows_to_validate_on(config)] if config.data.val_files else [])]
+    return sum(tokenise_files(config.data, rows, tokenizer, say, share) for rows in wanted)
 
 
 def open_val(config: SftConfig, tokenizer: Any, world: World, sample_rows: int | None = None) -> Dataset:
     """Open the validation samples alone: those of data.val_files, or those that data.val_fraction holds out."""
-    data = config.data
-    if data.val_files:
-        most = data.val_max_samples
-        return _open(config, data.val_files, tokenizer, world, max_samples=most, sample_rows=sample_rows)
-    return _open_training_files(config, tokenizer, world, sample_rows, is_val=True)
-
-
-def _open_training_files(
-    config: SftConfig, tokenizer: Any, world: World, sample_rows: int | None, *, is_val: bool = False
-) -> Dataset:
-    """Open the samples of data.train_files to train on; is_val: those of them that data.val_fraction holds out."""
-    data = config.data
-    return _open(
-        config,
-        data.train_files,
-        tokenizer,
-        world,
-        max_samples=data.train_max_samples,
-        order=data.curriculum,
-        is_val=is_val,
-        sample_rows=sample_rows,
-    )
+    if config.data.val_files:
+        return _open(config, rows_to_validate_on(config), tokenizer, world, sample_rows)
+    return _open(config, rows_to_train_on(config), tokenizer, world, sample_rows, is_val=True)
 
 
 def _open(
-    config: SftConfig,
-    files: tuple[str, ...] | None,
-    tokenizer: Any,
-    world: World,
-    *,
-    max_samples: int,
-    order: str | None = None,
-    is_val: bool = False,
-    sample_rows: int | None = None,
+    config: SftConfig, wanted: Wanted, tokenizer: Any, world: World, sample_rows: int | None, *, is_val: bool = False
 ) -> Dataset:
+    """Open rows. is_val: those of them that data.val_fraction holds out."""
     max_tokens = config.data.max_tokens_per_gpu
     if max_tokens is not None:
         max_tokens *= config.ulysses_sequence_parallel_size  # each rank of the group holds its part of the row
     return open_dataset(
         config.data,
-        files,
-        max_samples=max_samples,
+        wanted,
         max_tokens=max_tokens,
         packed=config.use_remove_padding,
         tokenizer=tokenizer,
         build_here=world.local_rank == 0,
         say=log.info,
         sample_rows=sample_rows,
-        curriculum=order,
-        seed=config.trainer.seed,
         is_val=is_val,
     )

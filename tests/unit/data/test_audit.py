@@ -7,7 +7,7 @@ from sft.config import load_config
 from sft.data.audit import audit, kept, overlap, summary
 from sft.data.cache.store import Block
 from sft.data.chat.encode import stop_token_ids
-from sft.data.dataset import open_dataset
+from sft.data.dataset import Wanted, open_dataset
 from tests.assets import tiny_model_dir, tiny_tokenizer, write_jsonl
 
 TOKENIZER = tiny_tokenizer()
@@ -33,8 +33,7 @@ def opened(tmp_path, model):
         config = load_config([*base, f"data.cache_dir={tmp_path / 'cache'}", *overrides]).data
         return open_dataset(
             config,
-            (str(path),),
-            max_samples=-1,
+            Wanted((str(path),)),
             max_tokens=None,
             packed=True,
             tokenizer=TOKENIZER,

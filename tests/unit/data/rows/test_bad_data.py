@@ -22,7 +22,7 @@ import pytest
 
 from sft.config import load_config
 from sft.data.cache.tokenise import Recipe, encode_items
-from sft.data.dataset import open_dataset
+from sft.data.dataset import Wanted, open_dataset
 from sft.data.rows.formats import to_conversation, to_document
 from sft.data.rows.recognise import recognise
 from sft.data.types import RowCounts, Supervision
@@ -372,8 +372,7 @@ def open_rows(tmp_path, model, monkeypatch):
         found = make(tmp_path / "data")
         return open_dataset(
             load_config([*config, f"data.cache_dir={tmp_path / 'cache'}", *overrides]).data,
-            (str(found),),
-            max_samples=-1,
+            Wanted((str(found),)),
             max_tokens=None,
             packed=True,
             tokenizer=tiny_tokenizer(template),

@@ -7,7 +7,7 @@ import pytest
 
 from sft.config import load_config
 from sft.data import encode
-from sft.data.dataset import open_dataset
+from sft.data.dataset import Wanted, open_dataset
 from sft.data.rows.entries import parts_of_files
 from sft.errors import InputError
 from tests.assets import tiny_model_dir, tiny_tokenizer, write_jsonl
@@ -49,8 +49,7 @@ def rows_of(tmp_path):
         rows_of.said = []
         return open_dataset(
             config.data,
-            config.data.train_files,
-            max_samples=max_samples,
+            Wanted(config.data.train_files, max_samples),
             max_tokens=None,
             packed=True,
             tokenizer=tiny_tokenizer(),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sft.config import load_config
-from sft.data.dataset import open_dataset
+from sft.data.dataset import Wanted, open_dataset
 from sft.data.order.mixture import epoch_order
 from sft.data.rows.entries import short_names, unique
 from sft.errors import InputError
@@ -34,15 +34,12 @@ def open_mixture(tmp_path):
         open_mixture.said = []
         return open_dataset(
             config.data,
-            config.data.train_files,
-            max_samples=-1,
+            Wanted(config.data.train_files, curriculum=curriculum, seed=seed),
             max_tokens=None,
             packed=True,
             tokenizer=tiny_tokenizer(template),
             build_here=True,
             say=open_mixture.said.append,
-            curriculum=curriculum,
-            seed=seed,
         )
 
     return open_mixture
@@ -240,8 +237,7 @@ def test_files_behind_the_last_row_that_is_asked_for_are_no_sources(open_mixture
                           "data.val_files=null", f"data.train_files={tmp_path}/*.jsonl"]).data  # fmt: skip
     dataset = open_dataset(
         config,
-        (f"{tmp_path}/chat.jsonl", f"{tmp_path}/text.jsonl"),
-        max_samples=40,
+        Wanted((f"{tmp_path}/chat.jsonl", f"{tmp_path}/text.jsonl"), max_samples=40),
         max_tokens=None,
         packed=True,
         tokenizer=tiny_tokenizer(),
