@@ -19,8 +19,8 @@ quickstart: $(VENV)/installed
 # Tests that kill processes at chosen moments, or fill a GPU, have the machine for themselves.
 test: $(VENV)/installed
 	$(BIN)/python -m pytest --durations 15 --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder \
-		--ignore tests/fault --ignore tests/gpu
-	$(BIN)/python -m pytest --durations 15 tests/fault tests/gpu
+		-m "not alone" --ignore tests/gpu
+	$(BIN)/python -m pytest --durations 15 -m "alone or gpu" tests/fault tests/gpu
 
 # The oldest torch and transformers that are supported, as GPU images have them: the unit tests, those of several ranks,
 # and whether every name that is used is in them. The wheel of this torch brings CUDA, 5 GB on the disk; no GPU is needed.

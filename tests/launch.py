@@ -46,7 +46,7 @@ def train(
     """
     environment = clean_environment()
     is_plain = not env and not torchrun and may_fork and module in MODULES
-    if is_plain and (warm := _warm(environment)):
+    if is_plain and (warm := ready_process(environment)):
         return _forked(warm, list(overrides), ranks, cwd, timeout_s, environment, module)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *torchrun]
     if ranks == 0:  # without torchrun
@@ -78,12 +78,12 @@ def warm_process() -> Warm:
     return Warm(clean_environment())
 
 
-def _warm(environment: Mapping[str, str]) -> Warm | None:
-    """Return the process that forks, unless this test has changed the environment that the imports have read."""
+def ready_process(environment: Mapping[str, str]) -> Warm | None:
+    """Return the process that forks, unless it waits for a command, or this test's environment is not its own."""
     warm = warm_process()
     ours = {name: value for name, value in environment.items() if not name.startswith("PYTEST_")}
     its = {name: value for name, value in warm.environment.items() if not name.startswith("PYTEST_")}
-    return warm if ours == its else None
+    return warm if ours == its and not warm.is_busy else None
 
 
 def _forked(

@@ -14,6 +14,7 @@ import atexit
 import json
 import os
 import runpy
+import select
 import signal
 import subprocess
 import sys
@@ -30,12 +31,15 @@ MODULES = (
 )
 """The commands that can be started so."""
 
+WRITE = os.O_WRONLY | os.O_APPEND  # standard output and standard error may be one file
+
 
 class Warm:
     """The process that forks, started at the first order and ended with this one."""
 
     def __init__(self, environment: Mapping[str, str]):
         self.environment = dict(environment)
+        self.is_busy = False
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.warm"],
             env=self.environment,
@@ -53,14 +57,21 @@ class Warm:
 
     def order(self, **what: Any) -> int:
         """Start a command and return its process id, which is its session's as well."""
-        assert self._process.stdin is not None
+        assert self._process.stdin is not None and not self.is_busy, "one command at a time"
+        self.is_busy = True
         self._process.stdin.write(json.dumps(what) + "\n")
         self._process.stdin.flush()
         return self._answer()
 
+    def has_ended(self) -> bool:
+        """Return whether the command has ended."""
+        return bool(select.select([self._process.stdout], [], [], 0)[0])
+
     def exit_code(self) -> int:
         """Wait for the command's end."""
-        return self._answer()
+        code = self._answer()
+        self.is_busy = False
+        return code
 
     def _answer(self) -> int:
         assert self._process.stdout is not None
@@ -111,12 +122,13 @@ def become(
     environment: dict[str, str],
     stdout: str,
     stderr: str,
+    torchrun_flags: Sequence[str] = (),
 ) -> None:
     """Turn this fork into the command. ranks: 0 for one process without torchrun."""
     os.setsid()
     os.chdir(cwd)
     sys.path[0] = cwd  # as `python -m` puts it
-    for number, path, mode in ((0, os.devnull, os.O_RDONLY), (1, stdout, os.O_WRONLY), (2, stderr, os.O_WRONLY)):
+    for number, path, mode in ((0, os.devnull, os.O_RDONLY), (1, stdout, WRITE), (2, stderr, WRITE)):
         opened = os.open(path, mode)
         os.dup2(opened, number)
         os.close(opened)
@@ -129,7 +141,7 @@ def become(
     from torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler import SubprocessHandler
 
     SubprocessHandler._popen = lambda self, command, environment: ForkedRank(module, arguments, environment)
-    torchrun.main(["--standalone", f"--nproc_per_node={ranks}", "-m", module, *arguments])
+    torchrun.main(["--standalone", f"--nproc_per_node={ranks}", *torchrun_flags, "-m", module, *arguments])
 
 
 class ForkedRank:
@@ -154,6 +166,7 @@ class ForkedRank:
 def become_rank(module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
     """Turn this fork of torchrun into a rank, in a process group of its own, which torchrun signals."""
     os.setpgid(0, 0)
+    Path("/proc/self/comm").write_text(f"rank {environment['RANK']}")  # by which ps shows it, and a test finds it
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)  # as after an exec; torchrun's own handlers are inherited otherwise
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -14,11 +14,13 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from sft.checkpoint.find import problems_of
 from sft.track.files import read_metrics
-from tests.launch import MARK, REPOSITORY, clean_environment, kill_marked
+from tests.launch import MARK, REPOSITORY, clean_environment, kill_marked, kill_session, ready_process
+from tests.warm import Warm, session_of
 
 FAULTS = int(os.environ.get("FAULTS", "3"))
 """How many faults of every class; `make faults` sets 30."""
@@ -31,29 +33,92 @@ ROOM = 150
 PATIENCE_S = 120.0
 """For whatever a healthy run does next, on a machine that does much else besides."""
 
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-TRAIN_SH = ("bash", str(REPOSITORY / "scripts" / "train.sh"))
 HANDLED = "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", HANDLED)
+TRAIN_SH = ("bash", str(REPOSITORY / "scripts" / "train.sh"))
+
+
+class Forked:
+    """Stand for the Popen of a torchrun that is forked, and whose ranks are forks, too: see tests/warm.py."""
+
+    def __init__(self, warm: Warm, overrides: Sequence[str], cwd: Path, log: Path):
+        self._warm = warm
+        self._code: int | None = None
+        self.pid = self._warm.order(
+            module="sft.fsdp_sft_trainer",
+            arguments=list(overrides),
+            ranks=2,
+            cwd=str(cwd),
+            environment=clean_environment(),
+            stdout=str(log),
+            stderr=str(log),
+            torchrun_flags=[HANDLED],
+        )
+
+    def poll(self) -> int | None:
+        if self._code is None and self._warm.has_ended():
+            self._code = self._warm.exit_code()
+        return self._code
+
+    def wait(self, timeout: float = PATIENCE_S) -> int:
+        deadline = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("torchrun", timeout)
+            time.sleep(0.005)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def ranks(self) -> dict[int, int]:
+        """Return the process ids of the ranks."""
+        found = {}
+        for pid in session_of(self.pid):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                name = Path(f"/proc/{pid}/comm").read_text()
+                if name.startswith("rank ") and os.getpgid(pid) == pid:  # its children bear its name
+                    found[int(name.removeprefix("rank "))] = pid
+        return found
 
 
 class Life:
-    """One start of the command in `run_dir`."""
+    """One start of the command in `run_dir`.
+
+    may_fork: torchrun and its ranks are forks of a process that has the imports behind it, where that can be; else they
+    start from nothing, as a user's do
+    """
 
     def __init__(
         self,
         overrides: Sequence[str],
         run_dir: Path,
         *,
-        launcher: Sequence[str] = (*TORCHRUN, HANDLED),
+        launcher: Sequence[str] = TORCHRUN,
         env: Mapping[str, str] | None = None,
+        may_fork: bool = True,
     ):
         self.run_dir = run_dir
         self._mark = uuid.uuid4().hex
         self._log = run_dir.parent / f"{run_dir.name}.{self._mark[:8]}.log"
         module = () if launcher == TRAIN_SH else ("-m", "sft.fsdp_sft_trainer")
+        overrides = [*overrides, f"trainer.default_local_dir={run_dir}"]
+        self.process: Forked | subprocess.Popen
+        can_fork = may_fork and launcher == TORCHRUN and not env
+        if can_fork and (warm := ready_process(clean_environment())):
+            self._log.touch()
+            self.process = Forked(warm, overrides, run_dir.parent, self._log)
+            return
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*launcher, *module, *overrides, f"trainer.default_local_dir={run_dir}"],
+                [*launcher, *module, *overrides],
                 cwd=run_dir.parent,
                 env=clean_environment() | {MARK: self._mark} | dict(env or {}),
                 stdout=log,
@@ -85,6 +150,8 @@ class Life:
 
     def ranks(self) -> dict[int, int]:
         """Process ids of the ranks."""
+        if isinstance(self.process, Forked):
+            return self.process.ranks()
         found = {}
         for directory in Path("/proc").glob("[0-9]*"):
             try:
@@ -122,19 +189,24 @@ class Life:
         try:
             code = self.process.wait(within_s)
         except subprocess.TimeoutExpired:
-            kill_marked(self._mark)
+            self._kill()
             raise AssertionError(f"still running after {within_s:.0f} s:\n{self.text}") from None
         deadline = time.monotonic() + 10
         while self.ranks() and time.monotonic() < deadline:  # torchrun was killed; they are to follow by themselves
             time.sleep(0.05)
-        left = kill_marked(self._mark)
+        left = self._kill()
         assert not left, f"processes left behind: {left}\n{self.text}"
         return code
 
     def clear(self) -> None:
         """Leave nothing of a test that failed."""
-        kill_marked(self._mark)
+        self._kill()
         self.process.wait()
+
+    def _kill(self) -> list[str]:
+        if isinstance(self.process, Forked):
+            return kill_session(self.process.pid, grace_s=0)
+        return kill_marked(self._mark)
 
 
 class Run:

@@ -22,7 +22,7 @@ def test_killed_during_saves_and_at_random_moments_the_run_goes_on_bit_for_bit(r
     for number in range(2 * FAULTS + 1):
         in_background = number % 4 < 2
         save = f"trainer.async_save={str(in_background).lower()}"
-        life = run.start(save)
+        life = run.start(save, may_fork=FAULTS <= 3)  # thirty: start-up is a moment, too, with its imports
         if killed:
             survived(run, life, rows[killed[0]], *killed[1:])
             life = run.with_room(life, save)
