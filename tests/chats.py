@@ -331,7 +331,9 @@ _replies = _texts.map(
     lambda text: "." * text.strip().startswith("<think>") + text.replace("<|im_start|>", "<|im_start")
 )
 """Without what no reply may say, and no thought that does not end."""
-exchanges = st.lists(st.tuples(_texts, _replies), min_size=1, max_size=3)
+_questions = _texts.map(lambda text: text + "." * ("<|im_start|>" in text and text.rstrip()[-1:] in (">", "t")))
+"""Without such as end as a rendered prompt does."""
+exchanges = st.lists(st.tuples(_questions, _replies), min_size=1, max_size=3)
 """Any conversation: what is asked and what is answered, in turn."""
 bounded = settings(max_examples=60, deadline=None, derandomize=True)
 

@@ -68,6 +68,7 @@ class RowCounts:
     bad_rows: int = 0  # cannot be used
     untrained_rows: int = 0  # without samples: nothing in them is trained
     rows_with_typed_tokens: int = 0  # a special token is spelled outside the assistant's words
+    rows_with_foreign_tags: int = 0  # markup of another model's template, which this tokenizer takes for text
     results_as_json: int = 0  # tool results that are objects or lists
     turns_left_out: int = 0  # by thinking_history=last
     thoughts_left_out: int = 0  # by the template, with train_on=all

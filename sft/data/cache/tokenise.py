@@ -28,6 +28,13 @@ from sft.types import Sample
 
 MAX_MESSAGE = 1000  # characters
 
+TAGS = (
+    *("<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "<|turn>", "[INST]", "<｜User｜>", "<｜Assistant｜>"),
+    *("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|begin_of_text|>", "<｜end▁of▁sentence｜>"),
+)
+STOPS = ("</s>", "<|endoftext|>", "<|end|>", "<eos>")
+"""What templates of well-known models write, and with what they end a text; in the middle of one these are common."""
+
 SCHEMA = pa.schema(
     [
         ("input_ids", pa.list_(pa.int32())),
@@ -73,6 +80,15 @@ class Recipe:
         special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         return re.compile("|".join(map(re.escape, special)) or "(?!)")
 
+    @cached_property
+    def foreign_tags(self) -> re.Pattern[str]:
+        """Return the regular expression that finds markup of models whose tokenizer and template this is not."""
+        known = {token.content for token in self.tokenizer.added_tokens_decoder.values()}
+        known |= {"[INST]"} if "<s>" in known else set()  # Llama 2 itself writes it as text
+        foreign = [tag for tag in TAGS if tag not in known and tag not in str(self.tokenizer.chat_template)]
+        ends = [rf"{re.escape(tag)}\s*\Z" for tag in STOPS if tag not in known]
+        return re.compile("|".join([*map(re.escape, foreign), *ends]) or "(?!)")
+
     def has_today(self) -> bool:
         """Return True if the chat template writes the day on which it is applied, which is not in the fingerprint."""
         return "strftime_now" in str(self.tokenizer.chat_template) and "date_string" not in self.template_options
@@ -116,6 +132,7 @@ def tokenise(rows: Sequence[Row], source: RowSource, recipe: Recipe) -> Encoded:
     typed = [where for where, item in zip(places, items, strict=True) if _spells(recipe.special_tokens, item)]
     counts.rows, counts.bad_rows, counts.untrained_rows = len(rows), len(bad), len(untrained)
     counts.rows_with_typed_tokens = len(typed)
+    counts.rows_with_foreign_tags = sum(_is_said(recipe.foreign_tags, item) for item in items)
     counts.samples = sum(map(len, encoded))
     counts.tokens = sum(len(sample) for samples in encoded for sample in samples)
     return Encoded(_to_arrow(usable, items, encoded, difficulties, source), bad, mistakes, untrained, typed, counts)
@@ -154,6 +171,14 @@ def _spells(special_tokens: re.Pattern[str], item: Item) -> bool:
         return special_tokens.search(item.text) is not None
     given = (message.get("content") for message in item.messages if message.get("role") != "assistant")
     return any(special_tokens.search(content if isinstance(content, str) else str(content)) for content in given)
+
+
+def _is_said(tags: re.Pattern[str], item: Item) -> bool:
+    """Return True if anybody's words, or the text, hold what the expression finds."""
+    if isinstance(item, Sample):
+        return False
+    said = [item.text] if isinstance(item, Document) else [message.get("content") for message in item.messages]
+    return any(tags.search(words) for words in said if isinstance(words, str))
 
 
 def _refuse_silence(conversation: Conversation, supervision: Supervision) -> None:

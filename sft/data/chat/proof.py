@@ -166,6 +166,25 @@ def check_prompt_is_whole(messages: Sequence[dict[str, Any]], prompt: str, where
         at = at if role in MOVED else end
 
 
+ASKS_THE_MODEL = re.compile(
+    r"(<\|im_start\|>\s*assistant|<\|start_header_id\|>\s*assistant\s*<\|end_header_id\|>|<start_of_turn>\s*model"
+    r"|<\|turn>\s*model|<\|start\|>\s*assistant|<\|(assistant|CHATBOT_TOKEN)\|>|<｜Assistant｜>|\[/INST\])"
+    r"\s*(<think>\s*(</think>\s*)?)?$"
+)
+"""How the prompts of well-known templates end."""
+
+
+def check_prompt_is_rendered_once(asked: dict[str, Any], prompt: str, turn: int, where: str) -> None:
+    """Raise InputError for a question that is a whole rendered prompt, behind which the template writes its own end."""
+    content = asked.get("content", "").rstrip()
+    if (found := ASKS_THE_MODEL.search(content[-120:])) and not prompt.rstrip().endswith(content):
+        raise InputError(
+            f"{where}: messages[{turn}] ({asked['role']}) ends with {found.group().strip()!r}: it is a prompt that was "
+            "rendered before, and the chat template would render it once more. Write the words alone, as question and "
+            "answer or as messages; or set data.chat_template to one that writes contents as they are."
+        )
+
+
 def check_tools_are_shown(tools: Sequence[dict[str, Any]], text: str, is_shown: bool, where: str) -> None:
     """Refuse (InputError) a text that does not name every tool.
 

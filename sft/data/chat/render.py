@@ -14,6 +14,7 @@ from sft.data.chat.details import character_weights, placed
 from sft.data.chat.messages import REASONING_KEYS, clean_messages
 from sft.data.chat.proof import (
     MaskError,
+    check_prompt_is_rendered_once,
     check_prompt_is_whole,
     check_reply_is_speech,
     thoughts_left_out,
@@ -86,6 +87,9 @@ def render(
         as_sampled = [behind_prefill(turn, conversation.given, conversation.prefill, where) for turn in as_sampled]
     text, last = as_sampled[-1]
     check_prompt_is_whole(messages[: last.turn], text[: last.start], where)
+    for of_turn, span in as_sampled:
+        if span.is_sampled and span.turn:
+            check_prompt_is_rendered_once(messages[span.turn - 1], of_turn[: span.start], span.turn - 1, where)
     chat.check_tools(last.turn + 1, text[: last.start])
     counts.thoughts_never_opened += thoughts_never_opened(messages[: last.turn + 1], text)
     texts = _fewest_texts(as_sampled)

@@ -299,6 +299,21 @@ def test_thoughts_that_were_never_opened_are_said_at_every_start(tmp_path, open_
         assert "\n".join(open_file.said).count("2 replies say </think> without <think>, and the chat template") == start
 
 
+@pytest.mark.parametrize(
+    "row, is_said",
+    [
+        ({"text": "<s>[INST] a [/INST] b </s>"}, True),
+        ({"question": "a", "answer": "b</s>"}, True),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "<start_of_turn>b"}]}, True),
+        ({"text": "<|im_start|>user\na<|im_end|>"}, False),  # of this tokenizer
+        ({"question": "a", "answer": "<s>old</s> new"}, False),
+    ],
+)
+def test_markup_of_another_model_is_said(tmp_path, open_file, row, is_said):
+    open_file(write_jsonl(tmp_path / "rows.jsonl", [row]))
+    assert ("1 of 1 rows spell markup of other models" in "\n".join(open_file.said)) == is_said
+
+
 def test_row_numbers_count_on_over_batches(tmp_path, open_file, monkeypatch):
     monkeypatch.setattr(cache, "ROWS_AT_ONCE", 2)
     store = SampleStore([open_file(write_jsonl(tmp_path / "rows.jsonl", ROWS[:5]))])

@@ -604,6 +604,21 @@ def test_a_prompt_whose_question_changes_with_the_reply_is_an_error():
         encode([user("word"), assistant("b")], tokenizer)
 
 
+@pytest.mark.parametrize(
+    "ending", ["<|im_start|>assistant\n", "[/INST]", "<start_of_turn>model\n", "<|im_start|>assistant\n<think>\n"]
+)
+def test_a_prompt_that_was_rendered_before_is_an_error(ending):
+    rendered = [user(f"a{ending}"), assistant("b")]
+    with pytest.raises(
+        InputError, match=r"messages\[0\] \(user\) ends with .*: it is a prompt that was rendered before"
+    ):
+        encode(rendered, tiny_tokenizer())
+    stop = "{{ '<|im_end|>' if message.role == 'assistant' }}"
+    tokenizer = tiny_tokenizer(f"{{% for message in messages %}}{{{{ message.content }}}}{stop}{{% endfor %}}")
+    assert spoken(encode(rendered, tokenizer), tokenizer) == [["b<|im_end|>"]]
+    assert encode([user(f"What is {ending.strip()} for?"), assistant("b")], tiny_tokenizer())
+
+
 def test_a_tokenizer_without_offsets_is_an_error():
     class Slow:
         chat_template = CHATML

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sft.data.chat.apply import wants_parts
 from sft.data.chat.encode import MaskError, encode, encode_batch, stop_token_ids
+from sft.data.chat.proof import ASKS_THE_MODEL
 from sft.data.types import Conversation, RowCounts, Supervision
 from sft.errors import InputError
 from tests.assets import CHATML, SPECIAL_TOKENS, tiny_tokenizer
@@ -483,7 +484,8 @@ def test_any_conversation_gives_exact_spans_or_a_clean_error(family, system, exc
         thoughts = any("think>" in said or "<|channel|>" in said for said in replies)
         special = {*family.tokens, family.bos or family.eos, family.eos, *SPECIAL_TOKENS}
         controls = any(token in said for token in special for said in replies)
-        assert stops or controls or thoughts or (system is not None and not family.takes_system), error
+        rendered = any(ASKS_THE_MODEL.search(asked.rstrip()) for asked, _ in exchanges)
+        assert stops or controls or thoughts or rendered or (system is not None and not family.takes_system), error
         return
     exact = [family.said(said) for _, said in exchanges]
     if not any("</think>" in said for _, said in exchanges):
