@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from huggingface_hub import ModelCardData
@@ -23,6 +24,7 @@ from sft.config.visible import code_span, visible_line
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 CARD, CURVE = "README.md", "loss.png"
 TAG = "fsdp-sft-trainer"
+TEMPLATE = Template(Path(__file__).with_suffix(".md").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -67,51 +69,22 @@ def _sealed(page: str) -> str:
 
 
 def _page(facts: CardFacts) -> str:
-    return "\n".join(
-        [
-            "---",
-            _front_matter(facts).to_yaml(),
-            "---",
-            "",
-            f"# {plain(facts.name)}",
-            "",
-            _opening(facts),
-            "",
-            *([f"![training and validation loss]({CURVE})", ""] if facts.has_curve else []),
-            "## Results",
-            "",
-            *_table(("", "value"), _results(facts)),
-            "",
-            "## Data",
-            "",
-            *_table(("set", "file", "rows", "sha256 of rows and tokens"), _data(facts)),
-            "",
-            f"Chat template: {facts.template}, sha256 `{facts.template_hash}`. It is saved with the tokenizer.",
-            "",
-            "## Training",
-            "",
-            *_table(
-                ("key", "value"), [(code_span(key), code_span(_shown(value))) for key, value in facts.settings.items()]
-            ),
-            "",
-            f"{facts.world_size} ranks. The command:",
-            "",
-            *_block(" ".join(without_home(part) for part in facts.command)),
-            "",
-            "## Versions",
-            "",
-            *_table(("package", "version"), [(name, told) for name, told in facts.versions.items() if told]),
-            "",
-            "## Use",
-            "",
-            "```python",
-            f"from transformers import {facts.opened_by}, AutoTokenizer",
-            "",
-            f"model = {facts.opened_by}.from_pretrained({json.dumps(facts.opens_as)})",
-            f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(facts.opens_as)})",
-            "```",
-            "",
-        ]
+    settings = [(code_span(key), code_span(_shown(value))) for key, value in facts.settings.items()]
+    return TEMPLATE.substitute(
+        front_matter=_front_matter(facts).to_yaml(),
+        name=plain(facts.name),
+        opening=_opening(facts),
+        curve=f"![training and validation loss]({CURVE})\n\n" if facts.has_curve else "",
+        results=_table(("", "value"), _results(facts)),
+        data=_table(("set", "file", "rows", "sha256 of rows and tokens"), _data(facts)),
+        template=facts.template,
+        template_hash=facts.template_hash,
+        settings=_table(("key", "value"), settings),
+        world_size=facts.world_size,
+        command=_block(" ".join(without_home(part) for part in facts.command)),
+        versions=_table(("package", "version"), [(name, told) for name, told in facts.versions.items() if told]),
+        opened_by=facts.opened_by,
+        opens_as=json.dumps(facts.opens_as),
     )
 
 
@@ -158,9 +131,9 @@ def _data(facts: CardFacts) -> list[tuple[str, ...]]:
     ]
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def plain(text: str) -> str:
@@ -168,11 +141,11 @@ def plain(text: str) -> str:
     return re.sub(r"([\\`*\[\]<>&])", r"\\\1", visible_line(text))
 
 
-def _block(text: str) -> list[str]:
-    """Return the lines of a block of code, which no backticks in the text can end."""
+def _block(text: str) -> str:
+    """Return a block of code, which no backticks in the text can end."""
     text = visible_line(text)
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return [fence, text, fence]
+    return f"{fence}\n{text}\n{fence}"
 
 
 def _shown(value: Any) -> str:
