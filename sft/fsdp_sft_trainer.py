@@ -61,7 +61,6 @@ from sft.parallel.world import (
     sum_on_device,
 )
 from sft.track.run_log import RunLog
-from sft.track.trackers import check_loggers
 from sft.train.answers import choose_questions, sample_if_due
 from sft.train.build import Job, build
 from sft.train.ending import end_at_once, end_with
@@ -124,7 +123,6 @@ def run(config: SftConfig, head_start: HeadStart | None = None) -> RunResult:
         log.warning("training on the CPU: %s", reason)
     seed_everything(config.trainer.seed)
     log.info("run directory: %s", config.trainer.default_local_dir)
-    check_loggers(list(config.trainer.logger))
     refuse_what_is_in_the_way(config)
     inputs = read_inputs(config, world, head_start)
     run_dir = Path(config.trainer.default_local_dir)

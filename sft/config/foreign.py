@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import yaml
+
+from sft.config.schema import OptimConfig
 
 
 class Reading(NamedTuple):
@@ -202,6 +204,12 @@ FOREIGN: dict[str, Foreign] = {
     ),
     "adam_beta1": _adam(0),
     "adam_beta2": _adam(1),
+    "optimizer": choice(
+        {name: {"optim.name": name} for name in get_args(get_type_hints(OptimConfig)["name"])}
+        | {"adamw_bnb_8bit": {"optim.name": "adamw_8bit"}}
+        | {name: {} for name in ("none", "adamw", "adamw_torch", "adamw_torch_fused", "adamw_hf")},
+        "optim.name chooses the optimizer, optim.groups a rate for some parameters",
+    ),
     "enable_thinking": as_key(THINKING, f"{THINKING} says it", lambda value: {"enable_thinking": value}),
     "generate_samples": as_key(
         "trainer.generate_samples",

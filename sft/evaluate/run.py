@@ -149,10 +149,7 @@ def numbers_of(scores: dict[str, Score]) -> Numbers:
     """Name the numbers as training does (val/loss, ...): of each file if there are several, then of all."""
     name_of_all = "all" if "all" not in scores else "all files"
     everything = {name_of_all: reduce(add, scores.values())} if len(scores) > 1 else {}
-    return {
-        name: {"loss": part.loss, "perplexity": part.perplexity, "token_accuracy": part.token_accuracy}
-        for name, part in (scores | everything).items()
-    }
+    return {name: part.numbers() for name, part in (scores | everything).items()}
 
 
 def judge(config: SftConfig, options: Options, source: Path, tokenizer: Any, world: World, numbers: Numbers) -> None:

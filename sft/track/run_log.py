@@ -13,7 +13,7 @@ from sft.track.card import CURVE
 from sft.track.console import Console, sample_table, step_line
 from sft.track.curve import LossCurve
 from sft.track.files import MetricsFile, TrainingLog, append_line, write_samples
-from sft.track.trackers import TrackedRun, TrackerThread, check_loggers
+from sft.track.trackers import TrackedRun, TrackerThread
 
 Item = TypeVar("Item")
 
@@ -35,11 +35,10 @@ def open_run(
 ) -> RunLog:
     """Open the log of this run. On other ranks than the main one it says nothing.
 
-    training.log, metrics.jsonl and loss.png are always written. `loggers` adds step lines on the console and trackers:
-    an unknown or uninstalled one raises InputError on every rank. `start_step` is the last finished step of a resumed
+    training.log, metrics.jsonl and loss.png are always written. `loggers` adds step lines on the console and trackers,
+    which are installed (config/checks/packages.py). `start_step` is the last finished step of a resumed
     run; what metrics.jsonl holds beyond it is about to happen again and is dropped.
     """
-    check_loggers(loggers)
     project, experiment = redacted(project), redacted(experiment)
     if not is_main:
         return RunLog(total_steps=total_steps, log_freq=log_freq)

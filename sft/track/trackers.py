@@ -7,8 +7,6 @@ trackers drop the steps that are trained again.
 
 from __future__ import annotations
 
-import difflib
-import importlib.util
 import json
 import netrc
 import os
@@ -22,7 +20,6 @@ from urllib.parse import urlparse
 
 from sft.config.mappings import dotted
 from sft.config.values import expand_home
-from sft.errors import InputError
 
 CLOSING_PATIENCE_S = 30.0
 MAX_QUEUED_STEPS = 100_000  # a tracker that hangs for so long is given up
@@ -169,18 +166,6 @@ ADAPTERS: dict[str, Callable[[TrackedRun, Callable[[str], None]], Tracker]] = {
     "swanlab": SwanLab,
     "trackio": Trackio,
 }
-LOGGERS = ("console", "jsonl", *ADAPTERS)
-
-
-def check_loggers(names: list[str]) -> None:
-    """Raise InputError for a logger nobody knows or whose package is not installed; imports none of them."""
-    for name in names:
-        if name not in LOGGERS:
-            close = difflib.get_close_matches(name, LOGGERS, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise InputError(f"trainer.logger={name!r} is unknown{hint} Known: {', '.join(LOGGERS)}.")
-        if name in ADAPTERS and importlib.util.find_spec(name) is None:
-            raise InputError(f"trainer.logger={name!r} is not installed; run `pip install {name}` or leave it out.")
 
 
 class TrackerThread:

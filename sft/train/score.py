@@ -47,6 +47,11 @@ class Score:
     def token_accuracy(self) -> float:
         return self.hits / self.supervised_tokens
 
+    def numbers(self, prefix: str = "") -> dict[str, float]:
+        """Return loss, perplexity and token_accuracy by these names, behind a prefix."""
+        names = ("loss", "perplexity", "token_accuracy")
+        return {f"{prefix}{name}": getattr(self, name) for name in names}
+
     def __add__(self, other: Score) -> Score:
         return Score(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
 

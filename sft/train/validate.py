@@ -80,12 +80,5 @@ def evaluate(job: Job, questions: Questions, run_log: RunLog, listener: Listener
 
 def metrics_of(scores: dict[str, Score]) -> dict[str, float]:
     """Return the numbers of a validation under their names in metrics.jsonl."""
-    total = reduce(add, scores.values())
-    metrics = {
-        "val/loss": total.loss,
-        "val/perplexity": total.perplexity,
-        "val/token_accuracy": total.token_accuracy,
-    }
-    if len(scores) > 1:
-        metrics |= {f"val/loss/{name}": part.loss for name, part in scores.items()}
-    return metrics
+    of_each = {f"val/loss/{name}": part.loss for name, part in scores.items()} if len(scores) > 1 else {}
+    return reduce(add, scores.values()).numbers("val/") | of_each
