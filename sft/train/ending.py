@@ -21,7 +21,7 @@ from sft.errors import (
 from sft.files import is_of_the_machine
 from sft.parallel.world import LostRanksError, World, phase
 
-MEND = "What was saved before is whole: mend that, and give the same command again."
+MEND = "What was saved before is whole: mend that (df, quota, ulimit -a), and give the same command again."
 REPORT = "Please report it with the traceback above and the run's run.json."
 
 

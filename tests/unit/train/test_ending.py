@@ -22,7 +22,7 @@ from tests.runs import train
 QUOTA = OSError(errno.EDQUOT, "Disk quota exceeded", "/runs/a/cache")
 QUOTA_TOLD = (
     "error on rank 9: in step 3: [Errno 122] Disk quota exceeded: '/runs/a/cache'. What was saved before is "
-    "whole: mend that, and give the same command again.\n"
+    "whole: mend that (df, quota, ulimit -a), and give the same command again.\n"
 )
 BAD_FILE, NO_ROOM = InputError("no file"), OutOfMemory("no room")
 BUG, HEARD_OF_IT = BugError("saving failed: rank 9: KeyError: 'w'"), BugError("saving failed: rank 9: KeyError: 'w'")
