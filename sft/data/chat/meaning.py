@@ -50,7 +50,7 @@ WORDS = {
     "chat": "chat chats dialog dialogs dialogue dialogues conversation conversations messages turns",
     "context": "document documents docs doc context contexts passage passages retrieved evidence knowledge background "
     "paragraph paragraphs article articles schema schemas memory memories choices options ctx ctxs search story "
-    "premise table tables ddl demonstration demonstrations shot shots starter",
+    "premise table tables ddl demonstration demonstrations shot shots starter suffix",
     "routing": "channel recipient eot ipython",
     "prefill": "prefix prefill prefilled partial continue",
 }

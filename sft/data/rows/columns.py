@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
-from sft.data.chat.meaning import KINDS, can_be_weight, dangers, texts_in, words_of
-from sft.data.rows.cells import short
+from sft.data.chat.meaning import KINDS, can_be_weight, dangers, shape_of, texts_in, words_of
+from sft.data.chat.values import is_empty
+from sft.data.rows.cells import parsed, short
 from sft.data.types import ConfigMistake
 
 READING = 5
@@ -157,6 +159,11 @@ def meaning_left_out(cells: Mapping[str, Any], columns: Columns, read: frozenset
         found |= dict.fromkeys(_replies_beside(cells, columns.text_key), "pair")
     elif columns.format not in ("messages", "sharegpt"):
         found |= dict.fromkeys(_other_pairs(cells, read), "pair")
+        found |= dict.fromkeys(_options_beside(cells, read), "context")
+    elif _only_asks(cells.get(columns.messages_key)):
+        found |= {name: "pair" for name in RESPONSES if any(texts_in(cells.get(name)))}
+    if columns.format != "text":
+        found |= _inside_structs(cells, read | columns.used.keys() | found.keys())
     return {name: kind for name, kind in found.items() if kind not in settled}
 
 
@@ -174,6 +181,44 @@ def _other_pairs(cells: Mapping[str, Any], read: frozenset[str]) -> list[str]:
         # The whole prompt as it was rendered for somebody, or a copy.
         if texts[name] and texts[name] not in said and not (asked and all(text in texts[name] for text in asked))
     ]
+
+
+OPTIONS = re.compile(r"[A-H]|[a-h]|op[a-h]|(opt|option|choice)[ _-]?([A-Ha-h]|\d)")
+"""Names of columns that each hold one of the answers to choose from."""
+
+
+def _options_beside(cells: Mapping[str, Any], read: frozenset[str]) -> list[str]:
+    """Return the columns of a multiple choice whose answers are not in what is read: the question lacks them."""
+    options = [name for name in cells if name not in read and OPTIONS.fullmatch(name) and not is_empty(cells[name])]
+    if len(options) < 2:
+        return []
+    asked = "\n".join(texts_in([cells.get(name) for name in read]))
+    return options if any(str(cells[name]) not in asked for name in options) else []
+
+
+def _only_asks(turns: Any) -> bool:
+    """Return True for a conversation in which nobody but the system and the user speaks."""
+    turns = parsed(turns)
+    listed = turns if isinstance(turns, list) else []
+    speakers = [turn.get("role", turn.get("from")) if isinstance(turn, Mapping) else None for turn in listed]
+    return bool(speakers) and all(speaker in ("system", "developer", "user", "human") for speaker in speakers)
+
+
+def _inside_structs(cells: Mapping[str, Any], judged: Iterable[str]) -> dict[str, str]:
+    """Return {column: kind} of structs that hold the system prompt or tools: `metadata: {system_prompt: ...}`.
+
+    What is a copy of something that is read is harmless.
+    """
+    found: dict[str, str] = {}
+    for name in cells.keys() - judged:
+        for key, value in cells[name].items() if isinstance(cells[name], Mapping) else ():
+            is_system = words_of(str(key)) in (("system",), ("system", "prompt"), ("system", "message"))
+            kind = "system" if is_system and isinstance(value, str) and value.strip() else shape_of(value)
+            if kind in ("system", "tools"):
+                said = {text for read in judged for text in texts_in(cells.get(read))}
+                if not said.issuperset(texts_in(value)):
+                    found[name] = kind
+    return found
 
 
 def _replies_beside(cells: Mapping[str, Any], text_key: str) -> list[str]:
@@ -199,8 +244,8 @@ def refuse_unread(cells: Mapping[str, Any], where: str, columns: Columns, read: 
 def _ways_in(found: Mapping[str, str], cells: Mapping[str, Any], columns: Columns) -> dict[str, str]:
     """Return the key for each kind of meaning, and the first column of that kind."""
     ways: dict[str, str] = {}
-    if columns.format == "text" and "pair" in found.values():
-        ways["data.prompt_key"] = columns.text_key
+    if columns.format in ("text", "messages", "sharegpt") and "pair" in found.values():
+        ways["data.prompt_key"] = columns.text_key if columns.format == "text" else columns.messages_key
     for name, kind in found.items():
         if kind == "pair":
             ways.setdefault("data.prompt_key" if name in (*PROMPTS, "inputs") else "data.response_key", name)
@@ -218,6 +263,8 @@ def _is_read_as(kind: str, name: str, value: Any) -> bool:
             return isinstance(value, bool)
         case "system":
             return isinstance(value, str)
+        case "tools":
+            return not isinstance(value, Mapping) or shape_of([value]) == "tools"
         case "reasoning" | "context":
             return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
     return True

@@ -273,6 +273,47 @@ def test_another_question_or_reply_is_not_left_out_in_silence(more, way_out):
     assert converted({"why": "a", "because": "b", **ROW, **more}, prompt_key="why", response_key="because")
 
 
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({**ROW, "A": "1", "B": "2", "C": "3"}, r"'A' looks like documents .*data\.ignore_columns=\[A,B,C\]"),
+        ({**ROW, "opa": "one", "opb": "two"}, "'opa' looks like documents"),
+        ({**ROW, "option_1": "one", "option_2": "two"}, "'option_1' looks like documents"),
+        ({**ROW, "suffix": "return"}, "'suffix' looks like documents"),
+        (
+            {**CHAT, "metadata": {"system_prompt": "Be brief."}},
+            "'metadata' looks like a system prompt .*Leave them out",
+        ),
+        ({**CHAT, "meta": {"tools": [{"name": "f", "parameters": {}}]}}, "'meta' looks like tools .*Leave them out"),
+        (
+            {"messages": [SYSTEM, QUESTION], "response": "2"},
+            r"'response' looks like another .*data\.prompt_key=messages data\.response_key=response",
+        ),
+    ],
+)
+def test_what_the_question_lacks_stops_the_run_wherever_it_stands(row, told):
+    with pytest.raises(ConfigMistake, match=told):
+        converted(row)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "1 or 2?\nA: one\nB: two", "answer": "A", "A": "one", "B": "two"},
+        {**ROW, "A": "1"},
+        {"messages": [SYSTEM, QUESTION, ANSWER], "metadata": {"system_prompt": "Be brief.", "source": "x"}},
+        {**CHAT, "answer": "2"},
+    ],
+)
+def test_what_the_question_has_already_may_stand_there_again(row):
+    assert converted(row).messages
+
+
+def test_the_reply_to_messages_is_read_where_it_is_named():
+    row = {"messages": [SYSTEM, QUESTION], "response": "2"}
+    assert converted(row, prompt_key="messages", response_key="response").messages == [SYSTEM, QUESTION, ANSWER]
+
+
 def test_a_rendering_or_a_copy_of_the_pair_is_no_other_pair():
     rendered = {"prompt": "Below is a task.\n1 + 1?\nAnswer:", "output": "2", "solution": " "}
     assert converted({**ROW, **rendered}).messages == [QUESTION, ANSWER]
