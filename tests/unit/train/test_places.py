@@ -7,6 +7,7 @@ import pytest
 
 from sft.config import load_config
 from sft.errors import InputError
+from sft.fsdp_sft_trainer import run
 from sft.train.places import KEPT, REPLACED, refuse_what_is_in_the_way
 from tests.assets import tiny_model_dir, write_jsonl
 
@@ -82,3 +83,10 @@ def test_what_a_run_may_replace_is_not_refused(refusal, tmp_path):
     (tmp_path / "lora_adapter").mkdir()
     os.mkfifo(tmp_path / "a pipe that nobody writes into")
     assert refusal() == ""
+
+
+def test_a_run_looks_before_it_reads(given, tmp_path, monkeypatch):
+    monkeypatch.setattr("sft.fsdp_sft_trainer.read_inputs", lambda *_: pytest.fail("it reads first"))
+    os.mkfifo(tmp_path / "run.json")
+    with pytest.raises(InputError, match=r"run\.json is a pipe"):
+        run(load_config([*given, f"trainer.default_local_dir={tmp_path}"]))
