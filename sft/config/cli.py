@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import hydra
@@ -61,6 +61,7 @@ def cli(
     if {"--help", "-h"} & set(arguments):
         return say_help()
     with exit_on_problems():
+        _refuse_without_temporary_files()
         swept = SweepOptions()
         if sweeper:
             given = [text for text in arguments if text.lstrip("+").startswith("sweep.")]
@@ -111,6 +112,14 @@ def say_help() -> None:
         print(help_text(), flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains when it ends
+
+
+def _refuse_without_temporary_files() -> None:
+    """Raise ConfigError where no directory takes temporary files: torch makes one while it is imported."""
+    try:
+        gettempdir()
+    except FileNotFoundError as error:
+        raise ConfigError([f"{error.strerror}; set TMPDIR to a directory that this user may write to."]) from error
 
 
 class _Asked:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -17,12 +18,16 @@ from sft.config.foreign import ALIASES
 from sft.config.mappings import as_overrides, is_file_of_values
 
 MODEL = "model.partial_pretrain"
+
+with suppress(FileNotFoundError):  # nothing takes temporary files: `cli` says so
+    tempfile.gettempdir()
 NOT_READ = {
     "data.train_files": f"'{__file__}'",  # rows of training may be gone; the door wants a file that is there
     "data.mixture": "null",
     "data.curriculum": "null",
     "model.fsdp_config.dp_replicate": "1",  # copies save the traffic of gradients, and there are none
-    "trainer.default_local_dir": str(Path(gettempdir()) / "sft_evaluate"),  # the run directory is the model here
+    # The run directory is the model here.
+    "trainer.default_local_dir": str(Path(tempfile.tempdir or "/tmp") / "sft_evaluate"),
     "trainer.resume_mode": "auto",
     "trainer.resume_from_path": "null",
     "trainer.init_from_checkpoint": "null",

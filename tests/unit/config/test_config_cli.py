@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import re
@@ -66,6 +67,19 @@ def test_problems_exit_with_2_and_one_list(here: Path, runnable: list[str]) -> N
     assert done.stdout == ""
     assert done.stderr.splitlines()[0] == "2 problems in the configuration:"
     assert len(done.stderr.splitlines()) == 3
+
+
+def test_where_nothing_takes_temporary_files_a_sentence_says_so(runnable, monkeypatch, capsys):
+    """In a container of which only the run directory can be written."""
+
+    def nowhere() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(sys.modules["sft.config.cli"], "gettempdir", nowhere)
+    with pytest.raises(SystemExit) as ended:
+        cli(lambda config: None, runnable)
+    assert ended.value.code == 2
+    assert "No usable temporary directory found in ['/tmp']; set TMPDIR to a" in capsys.readouterr().err
 
 
 def test_only_rank_0_speaks(here: Path, runnable: list[str]) -> None:
