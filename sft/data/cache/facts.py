@@ -71,8 +71,8 @@ class CacheFacts:
         if counts.rows_with_foreign_tags:
             yield (
                 f"{counts.rows_with_foreign_tags:,} of {counts.rows:,} rows spell markup of other models "
-                "(<|im_start|>, [INST], </s> at the end, ...), which is plain text for this tokenizer and is trained "
-                "as such; if they were rendered for another model, take the markup out and write messages"
+                "(<|im_start|>, [INST], <image>, </s> at the end, ...), which is plain text for this tokenizer and is "
+                "trained as such; if they were rendered for another model, take the markup out and write messages"
             )
         if counts.results_as_json:
             results = f"{counts.results_as_json:,} tool results"

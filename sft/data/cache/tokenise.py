@@ -30,7 +30,7 @@ MAX_MESSAGE = 1000  # characters
 
 TAGS = (
     *("<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "<|turn>", "[INST]", "<｜User｜>", "<｜Assistant｜>"),
-    *("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|begin_of_text|>", "<｜end▁of▁sentence｜>"),
+    *("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|begin_of_text|>", "<｜end▁of▁sentence｜>", "<image>"),
 )
 STOPS = ("</s>", "<|endoftext|>", "<|end|>", "<eos>")
 """What templates of well-known models write, and with what they end a text; in the middle of one these are common."""

@@ -17,6 +17,8 @@ from sft.data.rows.unpacked import decoded, lines_of, one_line, opened
 from sft.data.types import Row, RowError
 from sft.errors import InputError
 
+AROUND = '({"messages": [...]} around a list of messages)'
+
 Layout = Literal["lines", "array", "objects"]
 
 
@@ -82,7 +84,7 @@ def _of_array(path: Path, name: str) -> Iterator[Row]:
                 raise text.error("',' or ']' behind the object before")
         text.at += 1
         if text.peek():
-            raise text.error("the end of the file behind the array; write one array, or an object per line")
+            raise text.error(f"the end of the file behind the array; write one array, or an object per line {AROUND}")
 
 
 def _of_objects(path: Path, name: str) -> Iterator[Row]:
@@ -164,7 +166,7 @@ def _checked(row: Any, line: str, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise RowError(
             f"{where}: found a JSON {type(row).__name__} ({line[:80]!r}), expected an object with columns; "
-            "write one object per line."
+            f"write one object per line {AROUND}."
         )
     if "\\ud" in line or "\\uD" in line:
         try:

@@ -158,7 +158,11 @@ def _made_for_something_else(found: set[str], rows: Sequence[Row], columns: Colu
 def _chats_of_ones_own(rows: Sequence[Row]) -> str:
     """Return the way out for a conversation in a column that we do not know, "" where there is none."""
     chats = [column for column, value in rows[0][1].items() if shape_of(value) == "chat"]
-    return f" {chats[0]!r} holds a conversation: data.columns.messages={chats[0]} reads it." if chats else ""
+    if chats:
+        return f" {chats[0]!r} holds a conversation: data.columns.messages={chats[0]} reads it."
+    ((column, value),) = rows[0][1].items() if len(rows) == len(rows[0][1]) == 1 else [("", None)]
+    are_rows = isinstance(value, list) and value and all(isinstance(item, dict) for item in value)
+    return f" {column!r} holds a list of rows: write that list alone." if are_rows else ""
 
 
 def _of_preferences(found: set[str], rows: Sequence[Row]) -> str:

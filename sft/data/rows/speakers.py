@@ -40,7 +40,9 @@ def turns_in(cells: Cells, key: str, where: str) -> list[Any]:
     """
     turns = parsed(present(cells, key, where, "data.multiturn.messages_key"))
     if not isinstance(turns, list) or not turns:
-        raise RowError(f"{where}: column {key!r} holds {short(turns)}, expected a list of messages.")
+        is_repr = isinstance(turns, str) and turns.lstrip()[:2] in ("[{", "['") and "'" in turns[:40]
+        way_out = " It is a list as Python prints it; write the column by json.dumps." if is_repr else ""
+        raise RowError(f"{where}: column {key!r} holds {short(turns)}, expected a list of messages.{way_out}")
     return turns
 
 

@@ -304,6 +304,7 @@ def test_thoughts_that_were_never_opened_are_said_at_every_start(tmp_path, open_
     [
         ({"text": "<s>[INST] a [/INST] b </s>"}, True),
         ({"question": "a", "answer": "b</s>"}, True),
+        ({"question": "<image>\nWhat is this?", "answer": "b"}, True),
         ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "<start_of_turn>b"}]}, True),
         ({"text": "<|im_start|>user\na<|im_end|>"}, False),  # of this tokenizer
         ({"question": "a", "answer": "<s>old</s> new"}, False),

@@ -309,6 +309,13 @@ def test_what_the_question_has_already_may_stand_there_again(row):
     assert converted(row).messages
 
 
+def test_rows_inside_a_column_and_lists_as_python_prints_them_are_told_the_way_out():
+    with pytest.raises(InputError, match="'data' holds a list of rows: write that list alone"):
+        converted({"data": [ROW, ROW]})
+    with pytest.raises(RowError, match=r"a list as Python prints it; write the column by json\.dumps"):
+        converted({"messages": str(CHAT["messages"])})
+
+
 def test_the_reply_to_messages_is_read_where_it_is_named():
     row = {"messages": [SYSTEM, QUESTION], "response": "2"}
     assert converted(row, prompt_key="messages", response_key="response").messages == [SYSTEM, QUESTION, ANSWER]

@@ -143,6 +143,13 @@ def test_arrays_that_are_none(tmp_path, text, message):
         list(read_rows(tmp_path / "a.json"))
 
 
+@pytest.mark.parametrize("text", ['[{"role": "user"}]\n[{"role": "user"}]\n', '[[{"role": "user"}]]'])
+def test_lists_of_messages_without_a_column_are_told_what_to_put_around_them(tmp_path, text):
+    (tmp_path / "a.jsonl").write_text(text)
+    with pytest.raises(RowError, match=r"\(\{\"messages\": \[\.\.\.\]\} around a list of messages\)"):
+        list(read_rows(tmp_path / "a.jsonl"))
+
+
 @pytest.mark.parametrize("mark", [";", "\t", "|"])
 def test_the_header_of_a_csv_says_what_divides_it(tmp_path, mark):
     path = tmp_path / "a.csv"
