@@ -11,6 +11,7 @@ the ranks are forks, too. tests/launch.py decides which commands are started so.
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
 import runpy
@@ -103,6 +104,7 @@ def serve() -> None:
     import sft.evaluate.run
     import sft.fsdp_sft_trainer  # noqa: F401
 
+    gc.freeze()  # else each fork, when it ends, looks through half a million objects, and copies the pages they lie in
     for line in iter(sys.stdin.readline, ""):
         order = json.loads(line)
         pid = os.fork()
@@ -142,6 +144,9 @@ def become(
 
     SubprocessHandler._popen = lambda self, command, environment: ForkedRank(module, arguments, environment)
     torchrun.main(["--standalone", f"--nproc_per_node={ranks}", *torchrun_flags, "-m", module, *arguments])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # Python would take the interpreter down piece by piece, for a second
 
 
 class ForkedRank:
