@@ -165,14 +165,16 @@ def in_the_way(path: Path, *, is_directory: bool = False, is_kept: bool = False)
     is_kept: what is there is written into, wherever a link leads; else something new takes its place.
     """
     try:
-        mode = (path.stat() if is_kept else path.lstat()).st_mode
+        there, around = (path.stat() if is_kept else path.lstat()), path.parent.stat()
     except FileNotFoundError:
         return f"is a link to {path.readlink()}, which does not exist" if path.is_symlink() else None
     except OSError as error:
         return f"cannot be looked at ({error.strerror})"
-    kind = stat.S_IFMT(mode)
+    kind = stat.S_IFMT(there.st_mode)
     if kind not in ({stat.S_IFDIR} if is_directory else {stat.S_IFREG, stat.S_IFLNK}):
         return f"is {IN_WORDS.get(kind, 'a device')}"
+    if around.st_mode & stat.S_ISVTX and os.geteuid() not in (0, around.st_uid, there.st_uid) and not is_kept:
+        return "belongs to another user, and in this directory nobody else can replace it (its sticky bit)"
     return "cannot be written by this user" if is_kept and not os.access(path, os.W_OK) else None
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 from sft.data.cache.arrow import lists_to_numpy, to_numpy
 from sft.data.cache.cache import SAMPLES_FILE, CachedRows
 from sft.errors import InputError
+from sft.files import is_of_the_machine
 from sft.types import Sample
 
 
@@ -113,6 +114,8 @@ def _open(file: CachedRows) -> list[pa.RecordBatch]:
         reader = pa.ipc.open_file(pa.memory_map(str(file.directory / SAMPLES_FILE)))
         return [reader.get_batch(index) for index in range(reader.num_record_batches)]
     except (OSError, pa.ArrowInvalid) as error:
+        if is_of_the_machine(error):
+            raise
         raise InputError(
             f"the token cache {file.directory} is damaged ({error}); delete it and start again."
         ) from error

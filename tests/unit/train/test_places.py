@@ -73,6 +73,16 @@ def test_other_kinds_are_named(refusal, tmp_path, monkeypatch):
     ]
 
 
+def test_what_another_user_left_under_a_sticky_bit_is_told(refusal, tmp_path, monkeypatch):
+    (tmp_path / "config.json").touch()
+    (tmp_path / "training.log").touch()  # is added to
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 4321)
+    assert refusal() == ""
+    tmp_path.chmod(0o1777)
+    assert "config.json belongs to another user, and in this directory nobody else" in refusal()
+    assert "training.log" not in refusal()
+
+
 def test_what_a_run_may_replace_is_not_refused(refusal, tmp_path):
     assert refusal() == ""
     for name in ("config.json", "config.yaml", "tokenizer.json", "metrics.jsonl", "notes of mine.txt"):

@@ -151,6 +151,17 @@ def test_who_does_not_build_waits_for_the_one_who_does(tmp_path, open_file):
     assert os.read(reader, 100).decode() == built.key
 
 
+def test_a_limit_on_open_files_is_no_damage(tmp_path, open_file, monkeypatch):
+    built = open_file(write_jsonl(tmp_path / "rows.jsonl", ROWS[:5]))
+
+    def no_more(_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("sft.data.cache.store.pa.memory_map", no_more)
+    with pytest.raises(OSError, match="Too many open files"):
+        SampleStore([built])
+
+
 @pytest.mark.parametrize("name", ["samples.arrow", "facts.json", "sha256.txt"])
 @pytest.mark.parametrize("spoil", [lambda file: file.write_bytes(b""), Path.unlink], ids=["empty", "missing"])
 def test_a_damaged_cache_is_built_again_with_one_warning(tmp_path, open_file, name, spoil):
