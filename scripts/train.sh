@@ -20,10 +20,17 @@
 # ranks themselves exit with 128 + its number, torchrun does not pass that on).
 set -euo pipefail
 
+# torch takes a second to import, and torchrun and each rank will do so: here it is imported only to count GPUs.
 facts=$(python -c "
-import torch
-from torch.distributed.run import get_args_parser
-print(torch.cuda.device_count(), '--shutdown-timeout' in get_args_parser().format_help())")
+import os
+from importlib.util import find_spec
+from pathlib import Path
+torchrun = Path(find_spec('torch').origin).with_name('distributed') / 'run.py'
+gpus = 0
+if not os.environ.get('NPROC_PER_NODE'):
+    import torch
+    gpus = torch.cuda.device_count()
+print(gpus, '--shutdown-timeout' in torchrun.read_text())")
 read -r gpus can_wait <<< "$facts"
 if [ "${NNODES:-1}" = 1 ]; then
     meet=(--standalone)

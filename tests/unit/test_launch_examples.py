@@ -105,6 +105,16 @@ def test_every_flag_of_train_sh_is_one_of_torchrun(tmp_path):
     assert options.training_script == "sft.fsdp_sft_trainer" and options.training_script_args == ["a=b"]
 
 
+def test_torch_is_not_imported_to_start_a_known_number_of_ranks(tmp_path):
+    told = f'if [ "$1" = -c ]; then exec {sys.executable} -X importtime "$@"; fi'
+    (tmp_path / "python").write_text(f"#!/bin/bash\n{told}\n")
+    (tmp_path / "python").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NPROC_PER_NODE": "2"}
+    script = REPOSITORY / "scripts" / "train.sh"
+    done = subprocess.run(["bash", script, "a=b"], env=environment, text=True, capture_output=True, check=True)
+    assert "| importlib.util" in done.stderr and not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
+
+
 def test_the_pods_have_the_name_that_they_meet_at():
     service, job = yaml.safe_load_all((EXAMPLES / "kubernetes.yaml").read_text())
     pods = job["spec"]["template"]["spec"]
