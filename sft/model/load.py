@@ -7,7 +7,7 @@ A missing, unexpected or mis-shaped weight is an error that names it; transforme
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -185,5 +185,30 @@ def refuse_misfits(model: PreTrainedModel, directory: Path, conversion: Conversi
             f"({'; '.join(conversion.problems)}); set data.chat_template=instruction_response, which needs none."
         )
     raise InputError(
-        f"the weights in {directory} do not fit {class_name(model)}:\n  " + "\n  ".join(conversion.problems)
+        f"the weights in {directory} do not fit {class_name(model)}:\n  "
+        + "\n  ".join([*conversion.problems, *_wrapped(stored_weights(directory).parts)])
     )
+
+
+WRAPPERS = {
+    "_orig_mod.": "torch.compile",
+    "_fsdp_wrapped_module.": "FSDP",
+    "_forward_module.": "Lightning",
+    "base_model.model.": "peft",
+    "module.": "DataParallel or DeepSpeed",
+}
+"""What programs put around a model leaves in the names of its weights."""
+
+
+def _wrapped(names: Iterable[str]) -> Iterator[str]:
+    """Yield the way out where the names of the weights say that something stood around the model as it was saved."""
+    names = list(names)
+    for wrapper, who in WRAPPERS.items():
+        if any(f".{wrapper}" in f".{name}" for name in names):
+            way_out = (
+                "merge the adapter (merge_and_unload) and save the model with save_pretrained()"
+                if any(".lora_" in name or ".base_layer." in name for name in names)
+                else f"save the model inside of it with save_pretrained(), or take {wrapper!r} out of the names"
+            )
+            yield f"the names hold {wrapper!r}, which {who} puts around a model; {way_out}."
+            return

@@ -96,6 +96,27 @@ def test_weights_that_do_not_fit_are_named(tmp_path, world_of_one, edit, message
         load_sharded(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("put_around", "way_out"),
+    [
+        (lambda name: f"module.{name}", r"hold 'module\.', which DataParallel or DeepSpeed puts .*save_pretrained"),
+        (lambda name: f"_orig_mod.{name}", r"hold '_orig_mod\.', which torch\.compile puts"),
+        (lambda name: name.replace("self_attn", "_orig_mod.self_attn"), r"hold '_orig_mod\.'"),
+        (lambda name: f"base_model.model.{name}", r"hold 'base_model\.model\.', which peft puts"),
+        (
+            lambda name: "base_model.model." + name.replace("q_proj.", "q_proj.base_layer."),
+            r"which peft puts around a model; merge the adapter \(merge_and_unload\)",
+        ),
+    ],
+)
+def test_what_a_program_put_around_the_model_is_named(tmp_path, world_of_one, put_around, way_out):
+    file = tiny_model_dir(tmp_path) / "model.safetensors"
+    weights = {put_around(name): tensor for name, tensor in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=way_out):
+        load_sharded(tmp_path)
+
+
 def test_files_beside_the_model_are_not_taken_for_its_weights(tmp_path, world_of_one):
     """Makers put the same weights there once more, under names of their own."""
     save_file({"layers.0.attention.wq.weight": torch.zeros(2)}, tiny_model_dir(tmp_path) / "consolidated.safetensors")
