@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import TextIO
 
 from sft.config.secrets import presentable
+from sft.files import is_of_the_machine
 
 NOBODY_READS = (errno.EPIPE, errno.EIO)
 """A pipe whose reader is gone; a terminal that is closed."""
@@ -59,7 +60,10 @@ def _begin_again_in_utf8() -> None:
 
 
 def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    print(presentable("".join(traceback.format_exception(kind, error, trace)).rstrip()), file=sys.stderr, flush=True)
+    told = "".join(traceback.format_exception(kind, error, trace)).rstrip()
+    if isinstance(error, OSError) and is_of_the_machine(error):
+        told = f"error: {error}. It is a disk, a mount or a limit: df, quota and ulimit -a show which."
+    print(presentable(told), file=sys.stderr, flush=True)
 
 
 def _steady(stream: TextIO | None, number: int, forgiven: tuple[int, ...]) -> TextIO:

@@ -111,6 +111,15 @@ def test_a_traceback_is_shown_and_not_obeyed(monkeypatch, capsys):
     assert shown.endswith("RuntimeError: row ␛]52;c;eA==␇ of ***\n")
 
 
+def test_what_is_the_machines_is_a_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    steady_streams()
+    error = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "/runs/a")
+    sys.excepthook(type(error), error, None)
+    told = capsys.readouterr().err
+    assert told == f"error: {error}. It is a disk, a mount or a limit: df, quota and ulimit -a show which.\n"
+
+
 def test_a_capture_stays_in_place(monkeypatch, capsys):
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     before = sys.stdout, sys.stderr
