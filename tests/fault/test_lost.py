@@ -5,7 +5,7 @@ import os
 import random
 import signal
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -32,9 +32,7 @@ def test_whoever_is_left_ends_in_time_and_says_who_is_lost(command, reference, t
     for number in range(FAULTS):
         with ExitStack() as stack:
             pairs = []
-            if (
-                not number
-            ):  # beside the first ones, a pair that nothing happens to: it makes known how many calls there are
+            if not number:  # beside the first ones, a pair that nothing happens to: how many calls there are
                 pairs.append(whole := Pair(stack, command, tmp_path / "whole", None, [0, 0]))
             for kind in KINDS:
                 lost = 0 if kind == LOST else dice.randrange(2)
@@ -48,13 +46,15 @@ def test_whoever_is_left_ends_in_time_and_says_who_is_lost(command, reference, t
                 row = rows[f"{pair.kind}, timeout_s={TIMEOUT_S}"]
                 row.injected += 1
                 pair.is_sound()
-                row.ended.append(max(pair.ends[rank][1] for rank in pair.left) - pair.hurt_at)
+                # Before it was hurt, where rank 0 had only its last files to write.
+                ended = max(pair.ends[rank][1] for rank in pair.left)
+                row.ended.append(max(0.0, ended - pair.hurt_at))
                 assert row.ended[-1] < BOUND_S, pair.text
                 row.survived += 1
 
 
 def together(pairs, home):
-    """Start the ranks of all pairs, hurt each at its moment, and wait until whoever is left of them has ended."""
+    """Start the ranks of all pairs, and see them through to their ends."""
     log, ended = home / "nodes.log", home / "ended"
     for path in (log, ended):
         path.write_bytes(b"")
@@ -67,6 +67,17 @@ def together(pairs, home):
         stdout=str(log),
         stderr=str(log),
     )
+    try:
+        watch(pairs, ended)
+    finally:  # the ranks that were stopped for ever, and all of them if the test fails
+        for pair in pairs:
+            pair.clear()
+        code = warm_process().exit_code()
+    assert code == 0, log.read_text()
+
+
+def watch(pairs, ended):
+    """Hurt each pair at its moment, and wait until whoever is left of them has ended."""
     deadline = time.monotonic() + PATIENCE_S
     while not all(pair.is_over for pair in pairs):
         time.sleep(0.01)
@@ -76,9 +87,6 @@ def together(pairs, home):
         for pair in pairs:
             pair.look()
         assert time.monotonic() < deadline, "\n".join(pair.text for pair in pairs if not pair.is_over)
-    for pair in pairs:
-        pair.clear()
-    assert warm_process().exit_code() == 0
 
 
 class Pair:
@@ -133,7 +141,7 @@ class Pair:
         if self.kind and not self.hurt_at and self._is_moment():
             self._hurt()
             self.hurt_at = time.monotonic()
-        assert self.hurt_at or not self.kind or not self.ends, f"it ended before it was hurt: {self.text}"
+        assert self.hurt_at or not self.kind or self._lost not in self.ends, f"it ended unhurt: {self.text}"
 
     def _pid(self, rank):
         """Return the process, which leads a group of its own; 0 if it has not begun."""
@@ -156,9 +164,11 @@ class Pair:
         os.killpg(self._pid(self._lost), after)
 
     def clear(self):
-        """End the rank that was stopped for ever."""
-        if self.kind == STOPPED:
-            os.killpg(self._pid(self._lost), signal.SIGKILL)
+        """Kill what is still there."""
+        for rank in {0, 1} - set(self.ends):
+            with suppress(ProcessLookupError):
+                if pid := self._pid(rank):
+                    os.killpg(pid, signal.SIGKILL)
 
     def is_sound(self):
         """Whoever could not finish said who is lost; what was saved is whole."""
