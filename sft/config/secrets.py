@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from sft.config.visible import visible
@@ -86,7 +87,12 @@ def redacted(text: str) -> str:
 
 def secret_values() -> list[str]:
     """Return the values of all environment variables whose names say that they are secrets, the longest first."""
-    values = {value.strip() for name, value in os.environ.items() if is_secret(name)}
+    return _secret_values(tuple(os.environ.items()))
+
+
+@lru_cache(maxsize=1)  # asked of every line that is shown, and of every value that is written
+def _secret_values(environment: tuple[tuple[str, str], ...]) -> list[str]:
+    values = {value.strip() for name, value in environment if is_secret(name)}
     long = (value for value in values if len(value) >= SHORTEST and value.lower() not in NO_SECRETS)
     return sorted(long, key=len, reverse=True)
 

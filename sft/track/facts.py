@@ -49,6 +49,7 @@ def masked_command(argv: list[str]) -> list[str]:
     return shown
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
