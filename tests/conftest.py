@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -23,6 +24,11 @@ settings.load_profile("tests")
 if not Path("/dev/nvidia0").exists():
     # Triton's kernels run in its interpreter then, on tensors of the CPU. It is to know before it is imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_collection_finish() -> None:
+    """Let collections, of which each run makes one at its end, pass over what was imported: half a million objects."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
