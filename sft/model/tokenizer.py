@@ -72,15 +72,23 @@ def template_of_processor(directory: Path) -> str | None:
     if (directory / "chat_template.jinja").is_file() or (directory / "additional_chat_templates").is_dir():
         return None
     of_tokenizer, *of_processor = (
-        _template_in(directory / name)
+        _said_in(directory / name, "chat_template")
         for name in ("tokenizer_config.json", "chat_template.json", "processor_config.json")
     )
     return None if of_tokenizer else next(filter(None, of_processor), None)
 
 
-def _template_in(file: Path) -> Any:
+def asks_for_bos(directory: Path) -> bool:
+    """Return True if tokenizer_config.json asks for bos before every text.
+
+    Since its version 5, transformers does so only where tokenizer.json says it, too, which DeepSeek's does not.
+    """
+    return _said_in(directory / "tokenizer_config.json", "add_bos_token") is True
+
+
+def _said_in(file: Path, key: str) -> Any:
     try:
-        return json.loads(file.read_text()).get("chat_template") if file.is_file() else None
+        return json.loads(file.read_text()).get(key) if file.is_file() else None
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{file} is no JSON object ({error}); download it again.") from error
 

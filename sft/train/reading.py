@@ -8,14 +8,14 @@ from typing import Any
 
 from sft.config import SftConfig
 from sft.data.chat.apply import chat_template
-from sft.data.chat.framing import beginning_and_end, check_bos_once, check_bos_written, with_bos
+from sft.data.chat.framing import adds_bos, beginning_and_end, check_bos_once, check_bos_written, with_bos
 from sft.data.chat.templates import NAMES, add_missing_tokens, check_default, find_template, named_templates
 from sft.data.chat.tokenizer import rust_tokenizer
 from sft.data.chat.variables import remarks
 from sft.data.dataset import Dataset, Wanted, open_dataset, tokenise_files
 from sft.data.types import Supervision
 from sft.errors import InputError
-from sft.model.tokenizer import load_tokenizer, template_of_processor
+from sft.model.tokenizer import asks_for_bos, load_tokenizer, template_of_processor
 from sft.parallel.world import World, log
 
 
@@ -31,6 +31,12 @@ def open_tokenizer(config: SftConfig, source: Path) -> tuple[Any, str | None, di
     for remark in remarks(tokenizer, options):
         log.warning("%s", remark)
     rust_tokenizer(tokenizer)
+    if tokenizer.bos_token and asks_for_bos(source) and not adds_bos(tokenizer):
+        log.warning(
+            "tokenizer_config.json says add_bos_token: true, and transformers does not follow it here: text rows begin "
+            "without %s, as texts do where the model is used. Write it into the rows if they shall begin with it.",
+            tokenizer.bos_token,
+        )
     check_bos_once(tokenizer, chat_template(tokenizer), options)
     log.info("%s", beginning_and_end(tokenizer, chat_template(tokenizer), options))
     return tokenizer, template, added

@@ -54,6 +54,19 @@ def test_a_template_of_the_processor_alone_is_used_and_saved_with_the_tokenizer(
     assert "that of the processor is used, and saved with the tokenizer" in caplog.text
 
 
+def test_a_bos_that_is_asked_for_and_not_added_is_said(model_with_bos, caplog):
+    opened(model_with_bos)
+    assert "add_bos_token" not in caplog.text
+    file = model_with_bos / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"add_bos_token": True}))
+    opened(model_with_bos)
+    assert "add_bos_token" not in caplog.text  # it is added
+    file = model_with_bos / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"post_processor": None}))
+    opened(model_with_bos)
+    assert "text rows begin without <s>" in caplog.text
+
+
 def test_a_template_of_the_users_that_leaves_bos_out_or_doubles_it_is_an_error(model_with_bos):
     file = model_with_bos / "own.jinja"
     file.write_text(CHATML)
