@@ -197,7 +197,6 @@ def test_a_warm_start_begins_where_the_adapter_ended(kind, trained):
     assert warm < cold - 0.3  # four steps of learning lie between them
 
 
-@pytest.mark.skipif("nf4" not in KINDS, reason="this torch cannot shard bytes")
 def test_an_adapter_is_scored_on_the_base_in_4_bits_and_merged(base, trained):
     adapter = [*LORA, *KINDS["nf4"], f"model.lora_adapter_path={trained['nf4'] / 'lora_adapter'}"]
     merged = [f"model.partial_pretrain={trained['nf4']}", *LORA, *KINDS["nf4"]]  # overrides of training may stay
