@@ -141,6 +141,8 @@ class Pair:
         if self.kind and not self.hurt_at and self._is_moment():
             self._hurt()
             self.hurt_at = time.monotonic()
+        if self.kind == NEVER_MET and self.hurt_at and "val.jsonl:" not in self._outs[0].read_text():
+            self.hurt_at = time.monotonic()  # rank 0 still reads its data; then it waits for the other
         assert self.hurt_at or not self.kind or self._lost not in self.ends, f"it ended unhurt: {self.text}"
 
     def _pid(self, rank):
