@@ -39,6 +39,8 @@ def refuse_what_is_in_the_way(config: SftConfig) -> None:
         name: in_the_way(run_dir / name, is_directory=name in directories, is_kept=name in KEPT)
         for name in sorted(KEPT | REPLACED | stale | {parts[0] for parts in side_files})
     }
+    if (run_dir / LEDGER).is_dir():
+        del complaints[LEDGER]  # it lists what is on the disk anyway: the run goes on without it, and says so
     if found := [f"{visible_line(name)} {complaint}" for name, complaint in complaints.items() if complaint]:
         raise InputError(
             f"trainer.default_local_dir={run_dir}: {'; '.join(found)}, where the run writes its own. Move that away, "

@@ -87,6 +87,7 @@ def test_what_a_run_may_replace_is_not_refused(refusal, tmp_path):
     assert refusal() == ""
     for name in ("config.json", "config.yaml", "tokenizer.json", "metrics.jsonl", "notes of mine.txt"):
         (tmp_path / name).touch(mode=0o400 if name == "config.yaml" else 0o600)
+    (tmp_path / "checkpoints.jsonl").mkdir()  # a run warns, and goes on without a ledger
     (tmp_path / "global_step_3").mkdir()
     (tmp_path / "best").symlink_to("global_step_2")
     (tmp_path / "README.md").symlink_to("/not/there")
