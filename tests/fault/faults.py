@@ -194,7 +194,7 @@ class Life:
         deadline = time.monotonic() + 10
         while self.ranks() and time.monotonic() < deadline:  # torchrun was killed; they are to follow by themselves
             time.sleep(0.05)
-        left = self._kill()
+        left = self._kill(grace_s=5)
         assert not left, f"processes left behind: {left}\n{self.text}"
         return code
 
@@ -203,9 +203,9 @@ class Life:
         self._kill()
         self.process.wait()
 
-    def _kill(self) -> list[str]:
+    def _kill(self, grace_s: float = 0) -> list[str]:
         if isinstance(self.process, Forked):
-            return kill_session(self.process.pid, grace_s=0)
+            return kill_session(self.process.pid, grace_s)
         return kill_marked(self._mark)
 
 

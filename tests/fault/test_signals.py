@@ -68,7 +68,7 @@ def stop_during_validation(life, number):
 
 
 def test_before_the_first_step_there_is_nothing_to_save_and_a_second_signal_waits_for_nothing(run, rows):
-    life = run.start()
+    life = run.start(may_fork=False)  # so that it imports for some seconds; a fork would be at step 13
     life.until(lambda: len(life.ranks()) == 2, "two ranks")
     time.sleep(1)
     life.process.terminate()
