@@ -8,7 +8,6 @@ A missing, unexpected or mis-shaped weight is an error that names it; transforme
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -61,7 +60,7 @@ def build_skeleton(
 def _build(config: PretrainedConfig, attention: Choice, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
     named = (config.architectures or [config.model_type])[0]
     try:
-        with _weights_without_memory():
+        with init_empty_weights(include_buffers=False):  # buffers hold what no file does, such as rotary frequencies
             return model_class(config).from_config(
                 config,
                 attn_implementation=attention_of_text(config, attention.implementation),
@@ -73,27 +72,6 @@ def _build(config: PretrainedConfig, attention: Choice, dtype: torch.dtype, trus
         if "Unrecognized configuration class" in reason:
             reason = "it is no language model that transformers can train on text"
         raise InputError(f"model.partial_pretrain: transformers cannot build {named} ({reason}).") from error
-
-
-@contextmanager
-def _weights_without_memory() -> Iterator[None]:
-    """Build parameters on the meta device; buffers are real, for they hold what no file does: rotary frequencies, say.
-
-    Parameters say that they have their values, else transformers would draw some for each, where there is no memory:
-    two thirds of the time that it takes to build a model.
-    """
-    with init_empty_weights(include_buffers=False):
-        register = torch.nn.Module.register_parameter
-
-        def register_as_filled(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
-            if parameter is not None:
-                vars(parameter).pop("_is_hf_initialized", None)  # of one that two modules share
-            register(module, name, parameter)
-            if parameter is not None:
-                vars(module._parameters[name])["_is_hf_initialized"] = True
-
-        torch.nn.Module.register_parameter = register_as_filled
-        yield  # init_empty_weights puts back what was there before it
 
 
 def decoder_layers(model: PreTrainedModel) -> list[torch.nn.Module]:

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, Gemma3TextConfig, initialization
+from transformers import AutoConfig, AutoModelForCausalLM, Gemma3TextConfig
 
 from sft.errors import InputError
 from sft.model.load import build_skeleton, decoder_layers, load_weights
@@ -50,18 +50,6 @@ def test_loading_draws_no_random_numbers(tmp_path, world_of_one):
     directory, before = model_of_family(tmp_path, "gemma3"), torch.get_rng_state()
     load_sharded(directory)
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_nothing_is_drawn_for_weights_without_memory(tmp_path, monkeypatch):
-    def draw(*given, **named):
-        raise AssertionError("a weight was drawn")
-
-    config = load_config(tiny_model_dir(tmp_path), trust_remote_code=False)
-    for name in initialization.TORCH_INIT_FUNCTIONS:
-        monkeypatch.setitem(initialization.TORCH_INIT_FUNCTIONS, name, draw)
-    build_skeleton(
-        config, attention=attention_on_cpu(config, packed=True), dtype=torch.float32, trust_remote_code=False
-    )
 
 
 def test_tied_weights_are_one_tensor(tmp_path, world_of_one):
