@@ -108,7 +108,7 @@ def config_to_yaml(config: SftConfig) -> str:
 
 
 def changed_keys(config: SftConfig) -> set[str]:
-    """Return the keys whose value is another than the default."""
+    """Return the dotted keys whose value differs from the default in conf/."""
     defaults = _defaults()
     values = flatten(asdict(config))
     return {key for key, value in values.items() if _listed(value) != _listed(defaults.get(key))}

@@ -104,6 +104,7 @@ def score_val(
         place(model, config, source, mesh, sharding_of(config.model.fsdp_config), world, grown=grown)
 
         def progress(batches, what, total):
+            """Show how far the batches are, where somebody looks at a terminal."""
             return track(batches, what, total=total, disable=not (world.is_main and sys.stdout.isatty()))
 
         scores = score(model, val, mesh, world.device, progress=progress)

@@ -56,7 +56,7 @@ def summarise(job: Job, start: Start, run_log: RunLog, *, ended: str, published_
 
 
 def result_of(job: Job, start: Start, ended: str, peak_gb: float, published_step: int | None) -> dict[str, Any]:
-    """Return what result.json holds."""
+    """Return the content of result.json: how the run ended, its losses, speed, peak memory, published step."""
     state, course = job.state, job.state.course
     seconds = time.perf_counter() - start.seconds
     first, last = losses(job)

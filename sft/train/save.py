@@ -102,7 +102,7 @@ def _save(job: Job, kind: Kind, *, wait: bool) -> Path | None:
 
 
 def model_of(job: Job, step: int) -> Path:
-    """Return where the checkpoint of `step` has its model."""
+    """Return the Hugging Face directory inside the checkpoint of `step`."""
     return RunDir(job.run_dir).checkpoint(step) / MODEL_DIR
 
 

@@ -78,15 +78,20 @@ def test_a_rank_has_its_share_of_the_cores_and_memory_that_grows(given, threads,
     assert f"--nproc-per-node={ranks}" in done.stdout
 
 
+def of_train_sh(tmp_path, python: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `scripts/train.sh a=b` with a shell script in place of Python, so that no run is started."""
+    (tmp_path / "python").write_text(f"#!/bin/bash\n{python}\n")
+    (tmp_path / "python").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", **environment}
+    script = REPOSITORY / "scripts" / "train.sh"
+    return subprocess.run(["bash", script, "a=b"], env=environment, text=True, capture_output=True, check=True)
+
+
 @pytest.mark.parametrize("can_wait", [True, False])
 def test_torchrun_is_told_how_long_to_wait_where_it_can_be(can_wait, tmp_path):
     """That of torch 2.11 ends with an error at a flag that it does not know."""
     told = f'if [ "$1" = -c ]; then echo 2 {can_wait}; else echo "$*"; fi'
-    (tmp_path / "python").write_text(f"#!/bin/bash\n{told}\n")
-    (tmp_path / "python").chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SHUTDOWN_S": "77"}
-    script = REPOSITORY / "scripts" / "train.sh"
-    done = subprocess.run(["bash", script, "a=b"], env=environment, text=True, capture_output=True, check=True)
+    done = of_train_sh(tmp_path, told, SHUTDOWN_S="77")
     assert ("--shutdown-timeout=77" in done.stdout) == can_wait
     assert ("kills a run 30 s after" in done.stderr) == (not can_wait)
 
@@ -94,11 +99,7 @@ def test_torchrun_is_told_how_long_to_wait_where_it_can_be(can_wait, tmp_path):
 def test_every_flag_of_train_sh_is_one_of_torchrun(tmp_path):
     """Of this torch, asked by the script itself; the run is not started."""
     told = f'if [ "$1" = -c ]; then exec {sys.executable} "$@"; else printf "%s\\n" "$@"; fi'
-    (tmp_path / "python").write_text(f"#!/bin/bash\n{told}\n")
-    (tmp_path / "python").chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    script = REPOSITORY / "scripts" / "train.sh"
-    done = subprocess.run(["bash", script, "a=b"], env=environment, text=True, capture_output=True, check=True)
+    done = of_train_sh(tmp_path, told)
     module, *flags = done.stdout.splitlines()[1:]
     assert module == "torch.distributed.run"
     options = get_args_parser().parse_args(flags)
@@ -107,11 +108,7 @@ def test_every_flag_of_train_sh_is_one_of_torchrun(tmp_path):
 
 def test_torch_is_not_imported_to_start_a_known_number_of_ranks(tmp_path):
     told = f'if [ "$1" = -c ]; then exec {sys.executable} -X importtime "$@"; fi'
-    (tmp_path / "python").write_text(f"#!/bin/bash\n{told}\n")
-    (tmp_path / "python").chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NPROC_PER_NODE": "2"}
-    script = REPOSITORY / "scripts" / "train.sh"
-    done = subprocess.run(["bash", script, "a=b"], env=environment, text=True, capture_output=True, check=True)
+    done = of_train_sh(tmp_path, told, NPROC_PER_NODE="2")
     assert "| importlib.util" in done.stderr and not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
 
 

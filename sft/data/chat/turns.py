@@ -171,7 +171,7 @@ class ChatInTemplate:
 
 
 def behind_prefill(turn: tuple[str, Span], k: int, prefill: str, where: str) -> tuple[str, Span]:
-    """Return the turn with its span behind the words that the prompt gave, if it is that of messages[k]."""
+    """Return the turn (text, span); for messages[k], the span begins only after `prefill`, which the prompt gave."""
     text, span = turn
     if span.turn != k:
         return turn
